@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests: where the real data lies, and a machine kept quiet and repeatable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared/` beside the checkout (or $LATHE_SHARED): real tokenizers, templates, texts and one real model.
+
+    It is not part of the repository. Without it the tests that need it skip; CI must have it.
+    """
+    folder = Path(os.environ.get("LATHE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+    if not (folder / "data").is_dir():
+        reason = f"real test data not found at {folder} (set LATHE_SHARED to the folder that holds data/)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
