@@ -1,4 +1,4 @@
-"""What a user can put right, as a small tree of exceptions: each says what was found, what was expected, what to type next.
+"""What a user can put right, as a small tree of exceptions: each says what was found, what was expected, what to do.
 
 LatheError                  anything below; the command line prints it as one paragraph and exits with 2
 ├── UsageError              an option, a recipe key or a combination of them

@@ -1,0 +1,1 @@
+"""Bytes: containers on disk become tensors not yet read, and tensors become containers; knows no model."""

@@ -1,0 +1,217 @@
+"""Names on disk become names in memory, and back: each law is stated once and run both ways; knows no model, no torch.
+
+A pattern is a name with numbered holes: `model.layers.{i}.mlp.up_proj.weight`. A rule whose disk side is absent does
+nothing: whether all the model wants is there is for `checkpoint` to judge, once, when every rule has run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lathe.weights.tensors import Ref
+
+Refs = dict[str, "Ref"]
+
+
+class Rule:
+    """One law between tensors on disk and tensors in memory; both directions change the mapping they are given."""
+
+    def into(self, tensors: Refs) -> None:
+        """Replace what the disk says by what memory says."""
+        raise NotImplementedError
+
+    def back(self, tensors: Refs) -> None:
+        """Replace what memory says by what the disk says."""
+        raise NotImplementedError
+
+
+def into(rules: Sequence[Rule], tensors: Refs) -> Refs:
+    """All rules, disk to memory, on a copy of `tensors`."""
+    out = dict(tensors)
+    for rule in rules:
+        rule.into(out)
+    return out
+
+
+def back(rules: Sequence[Rule], tensors: Refs) -> Refs:
+    """All rules, memory to disk, on a copy of `tensors`."""
+    out = dict(tensors)
+    for rule in reversed(rules):
+        rule.back(out)
+    return out
+
+
+@lru_cache(maxsize=4096)
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(pattern)) + r"\Z")
+
+
+def matches(pattern: str, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The names that fit `pattern`, each with the numbers in its holes."""
+    for name in list(names):
+        if found := _regex(pattern).match(name):
+            yield name, found.groupdict()
+
+
+@dataclass(frozen=True)
+class Rename(Rule):
+    """One tensor under another name."""
+
+    disk: str
+    memory: str
+
+    def into(self, tensors: Refs) -> None:
+        for name, holes in matches(self.disk, tensors):
+            tensors[self.memory.format(**holes)] = tensors.pop(name)
+
+    def back(self, tensors: Refs) -> None:
+        Rename(self.memory, self.disk).into(tensors)
+
+
+@dataclass(frozen=True)
+class Prefix(Rule):
+    """A prefix that all the names beginning with it exchange for another (`model.language_model.` for `model.`)."""
+
+    disk: str
+    memory: str
+
+    def into(self, tensors: Refs) -> None:
+        for name in [n for n in tensors if n.startswith(self.disk)]:
+            tensors[self.memory + name.removeprefix(self.disk)] = tensors.pop(name)
+
+    def back(self, tensors: Refs) -> None:
+        Prefix(self.memory, self.disk).into(tensors)
+
+
+@dataclass(frozen=True)
+class Split(Rule):
+    """One tensor on disk is several in memory, which lie in it one below the other: `rows[n]` rows for `memory[n]`."""
+
+    disk: str
+    memory: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    def into(self, tensors: Refs) -> None:
+        for name, holes in matches(self.disk, tensors):
+            whole, low = tensors[name], 0
+            if whole.shape[0] != sum(self.rows):
+                continue  # the wrong shape is reported, with its name, by whoever misses the parts
+            del tensors[name]
+            for part, rows in zip(self.memory, self.rows, strict=True):
+                tensors[part.format(**holes)] = whole[low : low + rows]
+                low += rows
+
+    def back(self, tensors: Refs) -> None:
+        for _, holes in matches(self.memory[0], tensors):
+            first, *rest = (tensors.pop(part.format(**holes)) for part in self.memory)
+            tensors[self.disk.format(**holes)] = first.cat(*rest)
+
+
+@dataclass(frozen=True)
+class Stack(Rule):
+    """`count` tensors on disk, numbered by the hole {e}, are one in memory along a new first dimension."""
+
+    disk: str
+    memory: str
+    count: int
+
+    def into(self, tensors: Refs) -> None:
+        for _, holes in matches(self.disk.replace("{e}", "0"), tensors):
+            names = [self.disk.format(**holes, e=e) for e in range(self.count)]
+            if all(name in tensors for name in names):
+                first, *rest = (tensors.pop(name) for name in names)
+                tensors[self.memory.format(**holes)] = first.stack(*rest)
+
+    def back(self, tensors: Refs) -> None:
+        for name, holes in matches(self.memory, tensors):
+            for e, part in enumerate(tensors.pop(name).unstack()):
+                tensors[self.disk.format(**holes, e=e)] = part
+
+
+@dataclass(frozen=True)
+class Transpose(Rule):
+    """A matrix stored with rows and columns exchanged, under the same name (GPT-2's Conv1D)."""
+
+    name: str
+
+    def into(self, tensors: Refs) -> None:
+        for name, _ in matches(self.name, tensors):
+            tensors[name] = tensors[name].transposed()
+
+    back = into
+
+
+@dataclass(frozen=True)
+class Reorder(Rule):
+    """Rows stored in another order: seen as a block of shape `view`, its axes are permuted to `axes`.
+
+    GPT-NeoX keeps q, k, v of one head together: rows (H, 3, C) with axes (1, 0, 2) are all q, then all k, then all v.
+    """
+
+    name: str
+    view: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def into(self, tensors: Refs) -> None:
+        self._apply(tensors, self.view, self.axes)
+
+    def back(self, tensors: Refs) -> None:
+        inverse = tuple(self.axes.index(n) for n in range(len(self.axes)))
+        self._apply(tensors, tuple(self.view[n] for n in self.axes), inverse)
+
+    def _apply(self, tensors: Refs, view: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        rows = 1
+        for n in view:
+            rows *= n
+        for name, _ in matches(self.name, tensors):
+            if tensors[name].shape[0] == rows:
+                tensors[name] = tensors[name].reordered(view, axes)
+
+
+@dataclass(frozen=True)
+class Shift(Rule):
+    """A tensor stored with `amount` added to every element (GGUF keeps Gemma's norm weights plus one)."""
+
+    name: str
+    amount: float
+
+    def into(self, tensors: Refs) -> None:
+        for name, _ in matches(self.name, tensors):
+            tensors[name] = tensors[name].plus(-self.amount)
+
+    def back(self, tensors: Refs) -> None:
+        for name, _ in matches(self.name, tensors):
+            tensors[name] = tensors[name].plus(self.amount)
+
+
+@dataclass(frozen=True)
+class Drop(Rule):
+    """A tensor that follows from the configuration (rotary frequencies, causal masks) and is not written back."""
+
+    disk: str
+
+    def into(self, tensors: Refs) -> None:
+        for name, _ in matches(self.disk, tensors):
+            del tensors[name]
+
+    def back(self, tensors: Refs) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Tie(Rule):
+    """Two names of one tensor: `copy` may be stored or not, and is never a tensor of its own in memory."""
+
+    name: str
+    copy: str
+
+    def into(self, tensors: Refs) -> None:
+        tensors.pop(self.copy, None)
+
+    def back(self, tensors: Refs) -> None:
+        return None

@@ -1,0 +1,132 @@
+"""A safetensors file becomes Refs into its mapped bytes, and Refs become a safetensors file, one tensor at a time.
+
+The format: eight bytes of header length (little endian), a JSON header, then the tensors' bytes.
+https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lathe.errors import CheckpointError
+from lathe.weights.tensors import Box, Ref
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100 << 20  # the format's own limit: a longer header is a damaged or hostile file
+
+
+def mapped(path: Path) -> Tensor:
+    """The bytes of a file, mapped privately: reading pages them in, writing never reaches the file."""
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+
+def view(data: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that begins at byte `start` of `data`: a view, or a copy where the file did not align it."""
+    raw = data[start : start + prod(shape) * dtype.itemsize]
+    if (data.data_ptr() + start) % dtype.itemsize:
+        raw = raw.clone()
+    return raw.view(dtype).view(shape) if raw.numel() else torch.empty(shape, dtype=dtype)
+
+
+def open(path: Path) -> dict[str, Ref]:
+    """The tensors of a file by name. Reads the header only.
+
+    Raises:
+        CheckpointError: the file is cut short, its header is not valid, or a tensor does not lie inside the file.
+    """
+    header, start = read_header(path)
+    size = path.stat().st_size - start
+    data: list[Tensor] = []  # mapped at the first read: opening a hundred shards to list their names maps nothing
+
+    def ref(name: str, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Ref:
+        def fetch(box: Box) -> Tensor:
+            if not data:
+                data.append(mapped(path))
+            return view(data[0], start + begin, dtype, shape)[box]
+
+        return Ref(shape, dtype, fetch, f'"{name}" in {path}')
+
+    refs = {}
+    for name, entry in header.items():
+        try:
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f'tensor "{name}" is described as {entry!r}') from error
+        if not sound or end - begin != prod(shape) * dtype.itemsize:
+            raise _damaged(path, f'tensor "{name}" of shape {list(shape)} is given bytes {begin} to {end}')
+        if end > size:
+            raise CheckpointError(
+                f'{path} is cut short: tensor "{name}" ends at byte {start + end}, the file at {start + size}.',
+                fix="Download or copy it again.",
+            )
+        refs[name] = ref(name, dtype, shape, begin)
+    return refs
+
+
+def read_header(path: Path) -> tuple[dict[str, dict], int]:
+    """The header's entries without its metadata, and the byte at which tensors begin."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise _damaged(path, f"its header claims {length} bytes and the file has {size}")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a whole safetensors file: {why}.",
+        fix="Download or copy it again, or check that it is the file you meant.",
+    )
+
+
+def write(path: Path, refs: Mapping[str, Ref]) -> None:
+    """Write tensors to a new file and sync it, holding one tensor in memory at a time."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    # Widest dtype first, as the reference writer does: every tensor is then aligned to its element.
+    names = sorted(refs, key=lambda name: (-refs[name].dtype.itemsize, name))
+    end = 0
+    for name in names:
+        ref = refs[name]
+        header[name] = {"dtype": NAMES[ref.dtype], "shape": list(ref.shape), "data_offsets": [end, end + ref.nbytes]}
+        end += ref.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            tensor = refs[name].read().detach().cpu().contiguous()
+            file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,126 @@
+"""A tensor on disk becomes a Ref: shape, dtype, and how to read any box of it; nothing is read before `read`.
+
+Slicing, joining or reordering a Ref gives another Ref, so names and layouts are settled on headers alone and only what
+a rank or a slot really wants is ever fetched. A read of a plain mapped file is a view of it, not a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+Box = tuple[slice, ...]  # one slice with step 1 and known ends per dimension
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """A tensor not yet read.
+
+    `fetch(box)` returns the part of the tensor inside `box`, of dtype `dtype`; it may be a view of a mapped file, which
+    is private to this process (writing to it never reaches the disk). `source` names where it came from, for errors.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fetch: Callable[[Box], Tensor]
+    source: str = ""
+
+    @staticmethod
+    def of(tensor: Tensor, source: str = "") -> Ref:
+        """A Ref to a tensor in memory."""
+        return Ref(tuple(tensor.shape), tensor.dtype, lambda box: tensor[box], source)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The whole tensor."""
+        return self.fetch(tuple(slice(0, n) for n in self.shape))
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Ref:
+        """A box of this tensor; reading it reads no more than the box."""
+        given = index if isinstance(index, tuple) else (index,)
+        offsets, shape = [0] * len(self.shape), list(self.shape)
+        for dim, part in enumerate(given):
+            start, stop, step = part.indices(self.shape[dim])
+            assert step == 1, "a Ref is sliced without steps"
+            offsets[dim], shape[dim] = start, max(stop - start, 0)
+
+        def fetch(box: Box) -> Tensor:
+            return self.fetch(tuple(slice(o + b.start, o + b.stop) for o, b in zip(offsets, box, strict=True)))
+
+        return Ref(tuple(shape), self.dtype, fetch, self.source)
+
+    def transposed(self) -> Ref:
+        """Rows and columns of a matrix exchanged."""
+        rows, columns = self.shape
+        return Ref((columns, rows), self.dtype, lambda box: self.fetch((box[1], box[0])).T, self.source)
+
+    def reordered(self, view: Sequence[int], axes: Sequence[int]) -> Ref:
+        """The rows seen as a block of shape `view`, its axes permuted, flattened again.
+
+        Reading some rows reads the span of rows they come from.
+        """
+        index = torch.arange(self.shape[0]).view(*view).permute(*axes).flatten()
+
+        def fetch(box: Box) -> Tensor:
+            rows = index[box[0]]
+            if not len(rows):
+                return self.fetch((slice(0, 0), *box[1:]))
+            low = int(rows.min())
+            return self.fetch((slice(low, int(rows.max()) + 1), *box[1:]))[rows - low]
+
+        return Ref(self.shape, self.dtype, fetch, self.source)
+
+    def cat(self, *others: Ref) -> Ref:
+        """This tensor and others one below the other, along rows."""
+        parts = (self, *others)
+        edges = [0]
+        for part in parts:
+            edges.append(edges[-1] + part.shape[0])
+
+        def fetch(box: Box) -> Tensor:
+            cut = [
+                part.fetch((slice(max(box[0].start, lo) - lo, min(box[0].stop, hi) - lo), *box[1:]))
+                for part, lo, hi in zip(parts, edges, edges[1:], strict=False)
+                if box[0].start < hi and lo < box[0].stop
+            ]
+            return torch.cat(cut) if len(cut) != 1 else cut[0]
+
+        return Ref((edges[-1], *self.shape[1:]), self.dtype, fetch, self.source)
+
+    def stack(self, *others: Ref) -> Ref:
+        """This tensor and others of the same shape as one, along a new first dimension."""
+        parts = (self, *others)
+
+        def fetch(box: Box) -> Tensor:
+            return torch.stack([part.fetch(box[1:]) for part in parts[box[0]]])
+
+        return Ref((len(parts), *self.shape), self.dtype, fetch, self.source)
+
+    def unstack(self) -> list[Ref]:
+        """The tensors along the first dimension, the inverse of `stack`."""
+
+        def one(n: int) -> Ref:
+            return Ref(self.shape[1:], self.dtype, lambda box: self.fetch((slice(n, n + 1), *box))[0], self.source)
+
+        return [one(n) for n in range(self.shape[0])]
+
+    def plus(self, amount: float) -> Ref:
+        """Every element with `amount` added (in float32, rounded once)."""
+
+        def fetch(box: Box) -> Tensor:
+            return (self.fetch(box).float() + amount).to(self.dtype)
+
+        return Ref(self.shape, self.dtype, fetch, self.source)
+
+    def to(self, dtype: torch.dtype) -> Ref:
+        """Every element converted to `dtype` when read."""
+        if dtype == self.dtype:
+            return self
+        return Ref(self.shape, dtype, lambda box: self.fetch(box).to(dtype), self.source)
