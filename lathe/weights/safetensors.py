@@ -127,6 +127,6 @@ def write(path: Path, refs: Mapping[str, Ref]) -> None:
         file.write(text)
         for name in names:
             tensor = refs[name].read().detach().cpu().contiguous()
-            file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())

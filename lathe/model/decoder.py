@@ -1,0 +1,131 @@
+"""A Spec becomes a Decoder, and a ribbon of tokens becomes hidden states; one decoder for every family.
+
+    tokens T ─ embed ─┬─────────────┬───────────┬─ ... ─ norm ─ hidden T D ─ logits(rows) N V
+                      └ norm, mixer ┴ norm, mlp ┘  per layer
+
+Dimensions, everywhere in Lathe: T tokens on the ribbon, S sequences, D width, H heads, K kv heads, C head channels,
+F MLP width, E experts, V vocabulary. Parameters have the names that the Llama lineage gives them on disk. There is no
+cache, mask, length or device on the model: they come with each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lathe.model import attention, layers
+from lathe.model.kernels import Cache
+from lathe.model.layout import Layout
+from lathe.model.spec import Layer, Order, Spec
+
+
+class Embedding(nn.Module):
+    """Rows of a table, by token or by position."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self.weight)
+
+
+class Block(nn.Module):
+    """One residual layer. Where its norms stand is a subclass, chosen by `Layer.order` when the decoder is built."""
+
+    norms: ClassVar[tuple[str, ...]] = ("input_layernorm", "post_attention_layernorm")
+
+    def __init__(self, part: Layer, width: int) -> None:
+        super().__init__()
+        self.self_attn = attention.mixer(part.mixer, width)
+        self.mlp = layers.mlp(part.mlp, width)
+        self.residual = part.residual
+        for name in self.norms:
+            self.add_module(name, layers.norm(part.norm, width))
+
+
+class PreNorm(Block):
+    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), layout, cache) * self.residual
+        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual
+
+
+class PostNorm(Block):
+    norms = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(x, layout, cache)) * self.residual
+        return x + self.post_feedforward_layernorm(self.mlp(x)) * self.residual
+
+
+class Sandwich(Block):
+    norms = (*Block.norms, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), layout, cache)) * self.residual
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))) * self.residual
+
+
+class Parallel(Block):
+    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        mixed = self.self_attn(self.input_layernorm(x), layout, cache)
+        return x + (mixed + self.mlp(self.post_attention_layernorm(x))) * self.residual
+
+
+BLOCKS: dict[Order, type[Block]] = {"pre": PreNorm, "post": PostNorm, "sandwich": Sandwich, "parallel": Parallel}
+
+
+class Trunk(nn.Module):
+    """Everything below the head: the part that checkpoints call `model`."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(spec.vocab, spec.width)
+        if spec.learned_positions is not None:
+            self.embed_positions = Embedding(spec.learned_positions, spec.width)
+        self.layers = nn.ModuleList(BLOCKS[part.order](part, spec.width) for part in spec.layers)
+        self.norm = layers.norm(spec.norm, spec.width)
+
+
+class Decoder(nn.Module):
+    """A language model built from a spec. Under `torch.device("meta")` building it costs no memory."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Trunk(spec)
+        self.lm_head = layers.Linear(spec.width, spec.vocab)
+        if spec.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens: Tensor, layout: Layout, cache: Sequence[Cache] | None = None) -> Tensor:
+        """Hidden states of a ribbon. tokens: (T,) int64. cache: keys and values of each layer, written in place.
+
+        Returns T D, after the last norm.
+        """
+        x = self.embed(tokens, layout)  # T D
+        for layer, kept in zip(self.model.layers, cache or repeat(None), strict=cache is not None):
+            x = layer(x, layout, kept)
+        return self.model.norm(x)
+
+    def embed(self, tokens: Tensor, layout: Layout) -> Tensor:
+        x = self.model.embed_tokens(tokens)
+        if self.spec.embed_scale != 1.0:
+            # Rounded to the model's dtype before it multiplies, as the checkpoints were trained (Gemma).
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype, device=x.device)
+        if self.spec.learned_positions is not None:
+            x = x + self.model.embed_positions(layout.positions)
+        return x
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Scores of every next token. rows: N D, the hidden states somebody wants. Returns N V."""
+        y = self.lm_head(rows)
+        if self.spec.logit_scale != 1.0:
+            y = y * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return y if cap is None else cap * torch.tanh(y / cap)

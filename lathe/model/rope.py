@@ -1,0 +1,86 @@
+"""Positions become angles, and angles turn queries and keys (rotary embedding, Su et al., arXiv:2104.09864)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lathe.model.layout import Layout
+from lathe.model.spec import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
+
+Angles = tuple[Tensor, Tensor]  # cos and sin, each (T, 1, channels / 2), float32
+
+
+def angles(rope: Rope, layout: Layout) -> Angles:
+    """cos and sin of every token's angles; made once per ribbon for all layers that turn alike."""
+    return layout.once(rope, lambda: _angles(rope, layout))
+
+
+def _angles(rope: Rope, layout: Layout) -> Angles:
+    device = layout.positions.device
+    if isinstance(rope.scaling, (Dynamic, LongRope)):
+        per_sequence = torch.stack([frequencies(rope, extent, device) for extent in layout.extents])
+        speed = per_sequence.repeat_interleave(torch.tensor(layout.lengths, device=device), dim=0)  # T C/2
+    else:
+        speed = frequencies(rope, 0, device)
+    turn = layout.positions[:, None].float() * speed
+    factor = rope.scaling.attention if isinstance(rope.scaling, (Yarn, LongRope)) else 1.0
+    return turn.cos()[:, None] * factor, turn.sin()[:, None] * factor
+
+
+def rotate(x: Tensor, angles: Angles, rope: Rope) -> Tensor:
+    """Turn the first `rope.channels` of every head. x: T H C. Computed in float32, rounded once to x's dtype."""
+    cos, sin = angles
+    turned, rest = x[..., : rope.channels], x[..., rope.channels :]
+    if rope.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        y = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, dim=-1)
+        y = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    y = y.type_as(x)
+    return torch.cat((y, rest), dim=-1) if rest.shape[-1] else y
+
+
+def frequencies(rope: Rope, extent: int, device: torch.device | str = "cpu") -> Tensor:
+    """Radians per position for each pair of channels, float32, of a sequence that may become `extent` tokens long."""
+    base, n, scaling = rope.base, rope.channels, rope.scaling
+    if isinstance(scaling, Dynamic):
+        length = max(extent, scaling.original)
+        base = base * (scaling.factor * length / scaling.original - (scaling.factor - 1)) ** (n / (n - 2))
+    plain = 1.0 / base ** (torch.arange(0, n, 2, device=device).float() / n)  # C/2
+    match scaling:
+        case None | Dynamic():
+            return plain
+        case Linear():
+            return plain / scaling.factor
+        case Llama3():
+            return _llama3(plain, scaling)
+        case Yarn():
+            return _yarn(plain, rope, scaling)
+        case LongRope():
+            divisor = scaling.long if extent > scaling.original else scaling.short
+            return plain / torch.tensor(divisor, device=device)
+
+
+def _llama3(plain: Tensor, s: Llama3) -> Tensor:
+    wavelength = 2 * math.pi / plain
+    # 0 where the wavelength is longer than original / low (interpolate), 1 where shorter than original / high (keep).
+    keep = ((s.original / wavelength - s.low) / (s.high - s.low)).clamp(0, 1)
+    return plain / s.factor * (1 - keep) + plain * keep
+
+
+def _yarn(plain: Tensor, rope: Rope, s: Yarn) -> Tensor:
+    def channel(turns: float) -> float:
+        """The pair that makes `turns` whole turns over the original context."""
+        return rope.channels * math.log(s.original / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
+
+    low, high = channel(s.fast), channel(s.slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.channels - 1)
+    ramp = (torch.arange(len(plain), device=plain.device).float() - low) / max(high - low, 0.001)
+    interpolate = ramp.clamp(0, 1)  # fast pairs (first) keep their speed, slow ones (last) are divided
+    return plain / s.factor * interpolate + plain * (1 - interpolate)
