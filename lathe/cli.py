@@ -1,0 +1,105 @@
+"""Turns the words after `lathe` into an action and its options, runs it, and turns errors into one paragraph.
+
+Knows the actions' names; imports only the module of the one that is run, and it last.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lathe import __version__
+from lathe.errors import LatheError, UsageError, did_you_mean
+
+ACTIONS = {
+    "generate": "Print the text that follows a prompt.",
+    "chat": "Talk with a model in the terminal.",
+    "pretrain": "Train a model on text, from random weights or from given ones.",
+    "inspect": "Show what a model is and check its files.",
+    "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",
+    "completion": "Print the script that completes lathe's words in your shell.",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command line (that of the process by default) and return its exit status.
+
+    0: done. 1: the action's own verdict, or a bug, shown with its traceback. 2: a LatheError, one paragraph on stderr.
+    130: interrupted.
+    """
+    try:
+        status = dispatch(sys.argv[1:] if words is None else words)
+        sys.stdout.flush()
+        return status
+    except LatheError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python flushes stdout once more when it ends: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("This is a bug in Lathe: please report it, with the lines above.", file=sys.stderr)
+        return 1
+
+
+def dispatch(words: Sequence[str]) -> int:
+    """Run the action that the first word names, with the options that follow. Raises LatheError."""
+    if words and words[0] == "--version":
+        print(f"lathe {__version__}")
+        return 0
+    known = available()
+    if words and words[0] not in (*known, "--help", "-h"):
+        fix = did_you_mean(words[0], known) or "See lathe --help."
+        raise UsageError(f'There is no action "{words[0]}".', "A command is: lathe ACTION MODEL [--options].", fix)
+    from lathe.command import command, read, root
+
+    if not words or words[0] not in known:
+        root({name: ACTIONS[name] for name in known}).help_print([])
+        return 0
+    options, run = load(words[0])
+    resolved = read(command(words[0], options, run.__doc__), options, words[1:])
+    return 0 if resolved is None else run(resolved) or 0
+
+
+def available() -> list[str]:
+    """The actions whose module is there; none is imported."""
+    return [name for name in ACTIONS if name == "completion" or importlib.util.find_spec(f"lathe.actions.{name}")]
+
+
+def load(name: str) -> tuple[type, Callable[[Any], int | None]]:
+    """The options dataclass and the function of an action."""
+    if name == "completion":
+        return Completion, complete
+    module = importlib.import_module(f"lathe.actions.{name}")
+    return module.Options, module.run
+
+
+@dataclass(frozen=True)
+class Completion:
+    shell: Literal["bash", "zsh", "fish"]
+    """The shell to complete in."""
+
+
+def complete(options: Completion) -> None:
+    """Print the script that completes lathe's words in your shell.
+
+    bash: lathe completion bash > ~/.local/share/bash-completion/completions/lathe
+    zsh: lathe completion zsh > a file named _lathe in a folder of $fpath
+    fish: lathe completion fish > ~/.config/fish/completions/lathe.fish
+    """
+    from lathe.command import command, root
+
+    loaded = {name: load(name) for name in available()}
+    commands = [command(name, cls, run.__doc__) for name, (cls, run) in loaded.items()]
+    print(root({name: ACTIONS[name] for name in loaded}, commands).generate_completion(shell=options.shell))
