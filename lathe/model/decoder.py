@@ -39,6 +39,10 @@ class Block(nn.Module):
     """One residual layer. Where its norms stand is a subclass, chosen by `Layer.order` when the decoder is built."""
 
     norms: ClassVar[tuple[str, ...]] = ("input_layernorm", "post_attention_layernorm")
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+    pre_feedforward_layernorm: nn.Module
+    post_feedforward_layernorm: nn.Module
 
     def __init__(self, part: Layer, width: int) -> None:
         super().__init__()

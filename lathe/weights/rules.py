@@ -1,7 +1,7 @@
 """Names on disk become names in memory, and back: each law is stated once and run both ways; knows no model, no torch.
 
-A pattern is a name with numbered holes: `model.layers.{i}.mlp.up_proj.weight`. A rule whose disk side is absent does
-nothing: whether all the model wants is there is for `checkpoint` to judge, once, when every rule has run.
+A pattern is a name with numbered holes: `model.layers.{i}.mlp.up_proj.weight`; `*` stands for any rest. A rule whose
+disk side is absent does nothing: whether all the model wants is there is for `checkpoint` to judge, once, at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def back(rules: Sequence[Rule], tensors: Refs) -> Refs:
 
 @lru_cache(maxsize=4096)
 def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(pattern)) + r"\Z")
+    exact = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(pattern))
+    return re.compile(exact.replace(r"\*", ".*") + r"\Z")
 
 
 def matches(pattern: str, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -198,6 +199,20 @@ class Drop(Rule):
     def into(self, tensors: Refs) -> None:
         for name, _ in matches(self.disk, tensors):
             del tensors[name]
+
+    def back(self, tensors: Refs) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Adopt(Rule):
+    """A prefix that some writers use or leave out: such names are read, but never written."""
+
+    disk: str
+    memory: str
+
+    def into(self, tensors: Refs) -> None:
+        Prefix(self.disk, self.memory).into(tensors)
 
     def back(self, tensors: Refs) -> None:
         return None

@@ -1,0 +1,92 @@
+"""How each lineage writes itself down: `config.json` becomes a Spec and rules for the tensors' names. Data, no torch.
+
+A family is a function from keys to a Spec and, where its names on disk are not the Llama lineage's, a function from the
+Spec to rules. A new Llama-shaped family is one function in one file and one row in the table below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lathe.errors import ConfigError, did_you_mean
+from lathe.families import deepseek, gemma, gpt, llama, olmo, phi, qwen
+from lathe.families.keys import Family, Keys
+from lathe.model.spec import Spec
+from lathe.weights.rules import Adopt, Drop, Rule, Tie
+
+__all__ = ["FAMILIES", "Family", "Keys", "find", "read", "rules"]
+
+# architecture (config.json's `architectures`) -> (model_type, family)
+FAMILIES: dict[str, Family] = {
+    family.architecture: family
+    for family in (
+        Family("LlamaForCausalLM", "llama", llama.llama),
+        Family("MistralForCausalLM", "mistral", llama.mistral),
+        Family("MixtralForCausalLM", "mixtral", llama.mixtral, llama.mixtral_rules),
+        Family("SmolLM3ForCausalLM", "smollm3", llama.smollm3),
+        Family("GraniteForCausalLM", "granite", llama.granite),
+        Family("Qwen2ForCausalLM", "qwen2", qwen.qwen2),
+        Family("Qwen3ForCausalLM", "qwen3", qwen.qwen3),
+        Family("Qwen3MoeForCausalLM", "qwen3_moe", qwen.qwen3_moe, qwen.expert_rules),
+        Family("GemmaForCausalLM", "gemma", gemma.gemma),
+        Family("Gemma2ForCausalLM", "gemma2", gemma.gemma2),
+        Family("Gemma3ForCausalLM", "gemma3_text", gemma.gemma3),
+        Family("Phi3ForCausalLM", "phi3", phi.phi3, phi.phi3_rules),
+        Family("Olmo2ForCausalLM", "olmo2", olmo.olmo2),
+        Family("GPTNeoXForCausalLM", "gpt_neox", gpt.neox, gpt.neox_rules),
+        Family("GPT2LMHeadModel", "gpt2", gpt.gpt2, gpt.gpt2_rules),
+        Family("DeepseekV3ForCausalLM", "deepseek_v3", deepseek.v3, deepseek.v3_rules),
+    )
+}
+
+
+def find(config: Mapping[str, Any]) -> Family:
+    """The family a configuration names: by `architectures`, or, where that is missing, by `model_type`.
+
+    Raises:
+        ConfigError: it names none, or one that is not known.
+    """
+    named = config.get("architectures") or []
+    by_type = {family.model_type: family for family in FAMILIES.values()}
+    for name in named:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    if not named and config.get("model_type") in by_type:
+        return by_type[config["model_type"]]
+    name = named[0] if named else config.get("model_type")
+    if name is None:
+        raise ConfigError(
+            "The configuration names no architecture.",
+            'config.json should have "architectures", as in ["LlamaForCausalLM"].',
+            "Check that the folder holds a language model.",
+        )
+    raise ConfigError(
+        f'The architecture "{name}" is not known to this version of Lathe.',
+        f"It knows {', '.join(FAMILIES)}.",
+        did_you_mean(str(name), [*FAMILIES, *by_type]),
+    )
+
+
+def read(config: Mapping[str, Any]) -> Spec:
+    """The Spec a configuration describes.
+
+    Raises:
+        ConfigError: a key is missing, has a value that makes no sense, or is not understood: a model never answers
+            wrongly because a switch was dropped.
+    """
+    keys = Keys(config)
+    spec = find(config).spec(keys)
+    keys.check()
+    return spec
+
+
+def rules(config: Mapping[str, Any], spec: Spec) -> list[Rule]:
+    """What the family's files call the tensors of `spec`, in the Hugging Face hand."""
+    common: list[Rule] = [
+        # Saved from the model without its head: the same names without the prefix.
+        *(Adopt(part, "model." + part) for part in ("layers.", "embed_tokens.", "norm.")),
+        Drop("model.layers.{i}.self_attn.rotary_emb.inv_freq"),
+    ]
+    tie: list[Rule] = [Tie("model.embed_tokens.weight", "lm_head.weight")] if spec.tied else []
+    return [*common, *find(config).rules(spec), *tie]

@@ -1,0 +1,63 @@
+"""DeepSeek V3: latent attention, experts chosen in groups by sigmoids, some dense layers first. arXiv:2412.19437"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lathe.families.keys import Keys, mscale
+from lathe.families.llama import context, depth, gated, model, norm
+from lathe.families.qwen import expert_rules
+from lathe.model.spec import Experts, Gated, LatentAttention, Layer, RMSNorm, Router, Spec, Yarn
+from lathe.weights.rules import Drop, Rule
+
+
+def v3(keys: Keys) -> Spec:
+    keys.expect("moe_layer_freq", 1)
+    keys.expect("topk_method", "noaux_tc")
+    keys.expect("scoring_func", "sigmoid")
+    # Tensors of the extra layers that predict further ahead are dropped below.
+    keys.ignore("num_nextn_predict_layers", "num_mtp_layers", "ep_size", "aux_loss_alpha", "seq_aux")
+    keys.ignore("num_key_value_heads", "head_dim", "qk_head_dim", "output_router_logits", "router_aux_loss_coef")
+    dense = gated(keys)
+    each = keys.size("moe_intermediate_size", 2048)
+    mixed = Experts(
+        each=Gated(each, dense.act),
+        router=Router(
+            count=keys.size("n_routed_experts", 256),
+            chosen=keys.size("num_experts_per_tok", 8),
+            score="sigmoid",
+            renormalise=keys.flag("norm_topk_prob", True),
+            groups=keys.size("n_group", 8),
+            top_groups=keys.size("topk_group", 4),
+            correction=True,
+            scale=keys.real("routed_scaling_factor", 2.5),
+        ),
+        shared=Gated(each * keys.size("n_shared_experts", 1), dense.act),
+    )
+    first = keys.take("first_k_dense_replace", 3)
+    mlps = [dense if i < first else mixed for i in range(depth(keys))]
+    return model(keys, [Layer(latent(keys), mlp, norm(keys)) for mlp in mlps], norm(keys))
+
+
+def latent(keys: Keys) -> LatentAttention:
+    plain, turned = keys.size("qk_nope_head_dim", 128), keys.size("qk_rope_head_dim", 64)
+    rope = keys.rope(turned, context(keys), interleaved=keys.flag("rope_interleave", True))
+    scale = (plain + turned) ** -0.5
+    if isinstance(rope.scaling, Yarn):
+        told = keys.config.get("rope_parameters") or keys.config.get("rope_scaling") or {}
+        scale *= mscale(rope.scaling.factor, told.get("mscale_all_dim") or 0.0) ** 2
+    return LatentAttention(
+        heads=keys.size("num_attention_heads"),
+        q_rank=keys.size_or_none("q_lora_rank", None if "q_lora_rank" in keys.config else 1536),
+        kv_rank=keys.size("kv_lora_rank", 512),
+        plain_channels=plain,
+        value_channels=keys.size("v_head_dim", 128),
+        scale=scale,
+        rope=rope,
+        norm=RMSNorm(1e-6),  # the latents' own norms do not follow rms_norm_eps
+        bias=keys.flag("attention_bias", False),
+    )
+
+
+def v3_rules(spec: Spec) -> Sequence[Rule]:
+    return [Drop(f"model.layers.{len(spec.layers)}.*"), *expert_rules(spec)]

@@ -1,0 +1,34 @@
+"""Phi-3 and its successors of the same shape: q, k, v in one tensor, gate and up in another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lathe.families.keys import Keys
+from lathe.families.llama import attention, depth, gated, model, norm
+from lathe.model.spec import Attention, Gated, Layer, Spec
+from lathe.weights.rules import Rule, Split
+
+
+def phi3(keys: Keys) -> Spec:
+    layer = Layer(attention(keys, window=keys.size_or_none("sliding_window")), gated(keys), norm(keys, 1e-5))
+    return model(keys, [layer] * depth(keys), norm(keys, 1e-5))
+
+
+def phi3_rules(spec: Spec) -> Sequence[Rule]:
+    mixer, mlp = spec.layers[0].mixer, spec.layers[0].mlp
+    assert isinstance(mixer, Attention) and isinstance(mlp, Gated)
+    layer = "model.layers.{i}."
+    queries, keys = mixer.heads * mixer.channels, mixer.kv_heads * mixer.channels
+    return [
+        Split(
+            layer + "self_attn.qkv_proj.weight",
+            tuple(layer + f"self_attn.{name}_proj.weight" for name in "qkv"),
+            (queries, keys, keys),
+        ),
+        Split(
+            layer + "mlp.gate_up_proj.weight",
+            (layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"),
+            (mlp.width, mlp.width),
+        ),
+    ]
