@@ -15,7 +15,7 @@ from lathe.families.keys import Family, Keys
 from lathe.model.spec import Spec
 from lathe.weights.rules import Adopt, Drop, Rule, Tie
 
-__all__ = ["FAMILIES", "Family", "Keys", "find", "read", "rules"]
+__all__ = ["FAMILIES", "Family", "Keys", "find", "read", "rules", "tie"]
 
 # architecture (config.json's `architectures`) -> (model_type, family)
 FAMILIES: dict[str, Family] = {
@@ -88,5 +88,9 @@ def rules(config: Mapping[str, Any], spec: Spec) -> list[Rule]:
         *(Adopt(part, "model." + part) for part in ("layers.", "embed_tokens.", "norm.")),
         Drop("model.layers.{i}.self_attn.rotary_emb.inv_freq"),
     ]
-    tie: list[Rule] = [Tie("model.embed_tokens.weight", "lm_head.weight")] if spec.tied else []
-    return [*common, *find(config).rules(spec), *tie]
+    return [*common, *find(config).rules(spec), *tie(spec)]
+
+
+def tie(spec: Spec) -> list[Rule]:
+    """A tied head is stored once or twice, and is one parameter in memory, whoever wrote the file."""
+    return [Tie("model.embed_tokens.weight", "lm_head.weight")] if spec.tied else []
