@@ -308,7 +308,9 @@ def save(
         raise UsageError(f"{folder} exists already.", "", "Choose another place, or remove it first.")
     if isinstance(model, Decoder):
         model = {name: Ref.of(tensor.detach()) for name, tensor in slots(model)}
-    spec = families.read(config)
+    family, spec = families.find(config), families.read(config)
+    # Both names of the family, of which a reader may want either.
+    config = {"architectures": [family.architecture], "model_type": family.model_type, **config}
     named = rules.back(families.rules(config, spec), dict(model))
     dtype = Counter({ref.dtype: ref.nbytes for ref in named.values()}).most_common(1)[0][0]
 

@@ -1,0 +1,39 @@
+# Two commands for people: `make demo` and `make test`. Each makes .venv and installs what it needs, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint unit oracles bench clean
+
+demo: $(VENV)/.demo  ## train a small model on the Python manual and let it speak: offline, about two minutes
+	$(BIN)/lathe demo
+
+test: lint unit  ## everything that must hold: style, types, floors, tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+# torch goes in first and alone: its version is pinned to one whose build for the CPU is small.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Lathe needs Python 3.10 or newer") if sys.version_info < (3, 10) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install --constraint constraints.txt --editable '.[plot]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) install --constraint constraints.txt --editable '.[plot,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-* build dist out
