@@ -100,7 +100,7 @@ class Split(Rule):
     def into(self, tensors: Refs) -> None:
         for name, holes in matches(self.disk, tensors):
             whole, low = tensors[name], 0
-            if whole.shape[0] != sum(self.rows):
+            if whole.shape[:1] != (sum(self.rows),):
                 continue  # the wrong shape is reported, with its name, by whoever misses the parts
             del tensors[name]
             for part, rows in zip(self.memory, self.rows, strict=True):
@@ -142,7 +142,8 @@ class Transpose(Rule):
 
     def into(self, tensors: Refs) -> None:
         for name, _ in matches(self.name, tensors):
-            tensors[name] = tensors[name].transposed()
+            if len(tensors[name].shape) == 2:
+                tensors[name] = tensors[name].transposed()
 
     back = into
 
@@ -170,7 +171,7 @@ class Reorder(Rule):
         for n in view:
             rows *= n
         for name, _ in matches(self.name, tensors):
-            if tensors[name].shape[0] == rows:
+            if tensors[name].shape[:1] == (rows,):
                 tensors[name] = tensors[name].reordered(view, axes)
 
 

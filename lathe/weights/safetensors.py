@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
-from lathe.weights.tensors import Box, Ref
+from lathe.weights.tensors import Ref, possible
 
 DTYPES = {
     "F64": torch.float64,
@@ -24,11 +26,18 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -53,37 +62,42 @@ def open(path: Path) -> dict[str, Ref]:
     """The tensors of a file by name. Reads the header only.
 
     Raises:
-        CheckpointError: the file is cut short, its header is not valid, or a tensor does not lie inside the file.
+        CheckpointError: the file is cut short, its header is not valid, or its tensors are not laid end to end in it.
     """
     header, start = read_header(path)
-    size = path.stat().st_size - start
-    data: list[Tensor] = []  # mapped at the first read: opening a hundred shards to list their names maps nothing
-
-    def ref(name: str, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Ref:
-        def fetch(box: Box) -> Tensor:
-            if not data:
-                data.append(mapped(path))
-            return view(data[0], start + begin, dtype, shape)[box]
-
-        return Ref(shape, dtype, fetch, f'"{name}" in {path}')
-
-    refs = {}
+    size = path.stat().st_size
+    whole = cache(partial(mapped, path))  # at the first read: opening a hundred shards to list their names maps nothing
+    refs, spans = {}, []
     for name, entry in header.items():
-        try:
-            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, f'tensor "{name}" is described as {entry!r}') from error
-        if not sound or end - begin != prod(shape) * dtype.itemsize:
-            raise _damaged(path, f'tensor "{name}" of shape {list(shape)} is given bytes {begin} to {end}')
-        if end > size:
-            raise CheckpointError(
-                f'{path} is cut short: tensor "{name}" ends at byte {start + end}, the file at {start + size}.',
-                fix="Download or copy it again.",
-            )
-        refs[name] = ref(name, dtype, shape, begin)
+        refs[name], begin = _ref(path, name, entry, start, whole)
+        spans.append((begin, begin + refs[name].nbytes, name))
+    last = start
+    for begin, end, name in sorted(spans):
+        if begin != last:
+            raise _damaged(path, f'tensor "{name}" begins at byte {begin}, and the one before it ends at {last}')
+        last = end
+    if last > size:
+        raise CheckpointError(
+            f"{path} is cut short: its tensors end at byte {last}, the file at {size}.",
+            fix="Download or copy it again.",
+        )
+    if last < size:
+        raise _damaged(path, f"its tensors end at byte {last}, the file at {size}")
     return refs
+
+
+def _ref(path: Path, name: str, entry: Any, start: int, whole: Callable[[], Tensor]) -> tuple[Ref, int]:
+    """A tensor as the header describes it, and the byte of the file at which it begins."""
+    match entry:
+        case {"dtype": str(kind), "shape": list(sizes), "data_offsets": [int(low), int(high)]} if possible(sizes):
+            if kind not in DTYPES:
+                raise CheckpointError(f'{path} cannot be read: tensor "{name}" is of the unknown type {kind!r:.40}.')
+            dtype, shape, begin = DTYPES[kind], tuple(sizes), start + low
+            ref = Ref(shape, dtype, lambda box: view(whole(), begin, dtype, shape)[box], f'"{name}" in {path}')
+            if not 0 <= low <= high < 1 << 62 or high - low != ref.nbytes:
+                raise _damaged(path, f'tensor "{name}" of shape {list(shape)} is given bytes {low} to {high}')
+            return ref, begin
+    raise _damaged(path, f'tensor "{name}" has no proper dtype, shape and data_offsets')
 
 
 def read_header(path: Path) -> tuple[dict[str, dict], int]:
@@ -127,6 +141,7 @@ def write(path: Path, refs: Mapping[str, Ref]) -> None:
         file.write(text)
         for name in names:
             tensor = refs[name].read().detach().cpu().contiguous()
+            assert (tensor.shape, tensor.dtype) == (refs[name].shape, refs[name].dtype), refs[name].source
             file.write(tensor.flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())

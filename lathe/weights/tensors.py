@@ -9,11 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lathe.errors import CheckpointError
+
 Box = tuple[slice, ...]  # one slice with step 1 and known ends per dimension
+
+
+def possible(shape: Sequence[Any]) -> bool:
+    """Whether what a file gives as a shape is one: sizes, not too many, whose product 64 bits can count in bytes."""
+    return (
+        len(shape) <= 64
+        and all(type(n) is int and 0 <= n < 1 << 59 for n in shape)
+        and prod(n for n in shape if n) < 1 << 59
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +90,12 @@ class Ref:
         return Ref(self.shape, self.dtype, fetch, self.source)
 
     def cat(self, *others: Ref) -> Ref:
-        """This tensor and others one below the other, along rows."""
-        parts = (self, *others)
+        """This tensor and others one below the other, along rows; of different dtypes, in one that holds them all.
+
+        Raises:
+            CheckpointError: their rows have different shapes.
+        """
+        parts = _alike((self, *others), 1)
         edges = [0]
         for part in parts:
             edges.append(edges[-1] + part.shape[0])
@@ -90,18 +106,26 @@ class Ref:
                 for part, lo, hi in zip(parts, edges, edges[1:], strict=False)
                 if box[0].start < hi and lo < box[0].stop
             ]
+            if not cut:
+                return parts[0].fetch((slice(0, 0), *box[1:]))
             return torch.cat(cut) if len(cut) != 1 else cut[0]
 
-        return Ref((edges[-1], *self.shape[1:]), self.dtype, fetch, self.source)
+        return Ref((edges[-1], *self.shape[1:]), parts[0].dtype, fetch, self.source)
 
     def stack(self, *others: Ref) -> Ref:
-        """This tensor and others of the same shape as one, along a new first dimension."""
-        parts = (self, *others)
+        """This tensor and others of the same shape as one, along a new first dimension; dtypes as in `cat`.
+
+        Raises:
+            CheckpointError: they have different shapes.
+        """
+        parts = _alike((self, *others), 0)
 
         def fetch(box: Box) -> Tensor:
+            if box[0].start == box[0].stop:
+                return parts[0].fetch(box[1:])[None][:0]
             return torch.stack([part.fetch(box[1:]) for part in parts[box[0]]])
 
-        return Ref((len(parts), *self.shape), self.dtype, fetch, self.source)
+        return Ref((len(parts), *self.shape), parts[0].dtype, fetch, self.source)
 
     def unstack(self) -> list[Ref]:
         """The tensors along the first dimension, the inverse of `stack`."""
@@ -124,3 +148,19 @@ class Ref:
         if dtype == self.dtype:
             return self
         return Ref(self.shape, dtype, lambda box: self.fetch(box).to(dtype), self.source)
+
+
+def _alike(parts: Sequence[Ref], dim: int) -> Sequence[Ref]:
+    """The parts of one tensor, checked to have the same shape from dimension `dim` on, all in one dtype."""
+    first = parts[0]
+    for part in parts:
+        if not dim <= len(part.shape) == len(first.shape) or part.shape[dim:] != first.shape[dim:]:
+            raise CheckpointError(
+                f"{first.source} has shape {list(first.shape)} and {part.source} has {list(part.shape)}.",
+                "They are parts of one tensor, whose shapes should agree.",
+            )
+    dtypes = {part.dtype for part in parts}
+    if len(dtypes) == 1:
+        return parts
+    # every narrower floating-point number is one of these too; torch itself promotes no 8-bit ones
+    return [part.to(torch.float64 if torch.float64 in dtypes else torch.float32) for part in parts]
