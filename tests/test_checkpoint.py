@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lathe import checkpoint, families
+from lathe.checkpoint import saving
 from lathe.errors import CheckpointError, ConfigError, LatheError, MissingError, UsageError
 from lathe.model.layout import Layout
 
@@ -119,7 +120,7 @@ def test_dtype_is_as_stored_or_as_asked(folder):
 
 def test_the_folder_is_whole_or_not_there(folder, tmp_path, monkeypatch):
     found = checkpoint.open(folder)
-    monkeypatch.setattr(checkpoint, "_write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(saving, "_write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(tmp_path / "out", found.tensors, found.config)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]

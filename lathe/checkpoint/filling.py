@@ -1,0 +1,116 @@
+"""A checkpoint whose headers are read becomes a decoder: every tensor is read once, to where it stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lathe.errors import CheckpointError
+from lathe.model.decoder import Decoder
+from lathe.model.spec import Spec
+from lathe.weights.tensors import Ref
+
+if TYPE_CHECKING:
+    from lathe.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, its headers read and none of its tensors.
+
+    form: what it was recognised as, in words.
+    config, generation: as config.json and generation_config.json say it, also where another hand wrote the files.
+    tensors: by their names in memory.
+    """
+
+    path: Path
+    form: str
+    config: dict[str, Any]
+    spec: Spec
+    tensors: dict[str, Ref]
+    generation: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict, repr=False)  # a GGUF file's own
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type that most of the bytes are stored in."""
+        sizes: Counter[torch.dtype] = Counter()
+        for ref in self.tensors.values():
+            if ref.dtype.is_floating_point:
+                sizes[ref.dtype] += ref.nbytes
+        return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
+        """A decoder filled from the files, without gradients. `dtype` None: as stored.
+
+        On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
+
+        Raises:
+            CheckpointError: tensors are missing, left over, or of another shape than the configuration says.
+        """
+        decoder = blank(self.spec)
+        fit(decoder, self.tensors, self.path)
+        state: dict[str, torch.Tensor] = {}
+        for name, slot in slots(decoder):
+            learned = isinstance(slot, nn.Parameter)
+            # Buffers are float32 facts beside the weights and keep their precision.
+            tensor = self.tensors[name].to(dtype or self.dtype if learned else torch.float32).read().to(device)
+            state[name] = nn.Parameter(tensor, requires_grad=False) if learned else tensor
+        if self.spec.tied:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]  # one parameter under two names
+        decoder.load_state_dict(state, assign=True)
+        return decoder.eval()
+
+    def tokenizer(self) -> Tokenizer:
+        from lathe.tokenizer import Tokenizer
+
+        return Tokenizer.from_gguf(self.metadata) if self.metadata else Tokenizer.open(self.folder)
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def blank(spec: Spec) -> Decoder:
+    """A decoder on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        return Decoder(spec)
+
+
+def slots(decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
+    """Everything a checkpoint must fill, once each: a tied head is its embedding."""
+    yield from decoder.named_parameters()
+    yield from decoder.named_buffers()
+
+
+def fit(decoder: Decoder, tensors: Mapping[str, Ref], path: Path) -> None:
+    """Every slot has a tensor of its shape and every tensor a slot, or an error names those that do not."""
+    wanted = {name: tuple(slot.shape) for name, slot in slots(decoder)}
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        lacks = f"lacks {some(missing)}" if missing else ""
+        has = f"holds {some(extra)}, which the model has no place for" if extra else ""
+        raise CheckpointError(
+            f"{path} {' and '.join(filter(None, (lacks, has)))}.",
+            "The tensors do not belong to the model that the configuration describes.",
+            "Check that all files of the checkpoint are there and of one model.",
+        )
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{name} has shape {list(tensors[name].shape)} ({tensors[name].source}).",
+                f"The configuration asks for {list(shape)}.",
+                "Check that config and weights are of one model.",
+            )
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
+    rest = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest

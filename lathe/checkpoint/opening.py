@@ -1,0 +1,171 @@
+"""A folder or a weight file is recognised and its headers read; no tensor is.
+
+Two questions are kept apart: the container (safetensors, pickle, GGUF), seen from a file's first bytes, and the hand
+that named the tensors (Hugging Face, LitGPT, ggml), seen from which configuration lies beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lathe import families
+from lathe.checkpoint.filling import Checkpoint, some
+from lathe.errors import CheckpointError, ConfigError, MissingError, UsageError
+from lathe.families import ggml, litgpt
+from lathe.weights import gguf, pickled, rules, safetensors
+from lathe.weights.tensors import Ref
+
+
+def open(path: Path | str) -> Checkpoint:
+    """Recognise what lies at `path`, a folder or a weight file, and read its headers.
+
+    Raises:
+        MissingError: nothing is there, or nothing that holds a model.
+        CheckpointError, ConfigError: it is damaged, or not understood.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise MissingError(f"{path} does not exist.", "A model is a folder or a weight file.")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        return _open_gguf(path)
+    read = pickled.open if magic[:2] == b"PK" else safetensors.open
+    if (path.parent / "model_config.yaml").is_file() and not (path.parent / "model.safetensors").is_file():
+        return _open_litgpt(path.parent, path)
+    return _open_hugging_face(path.parent, [path], read, path)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    def present(pattern: str) -> list[Path]:
+        return sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
+
+    for index, single, pattern, read in (
+        ("model.safetensors.index.json", "model.safetensors", "*.safetensors", safetensors.open),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", pickled.open),
+    ):
+        if (folder / index).is_file():
+            return _open_hugging_face(folder, _shards(folder, index), read)
+        files = present(single) or [p for p in present(pattern) if not p.name.startswith("adapter_")]
+        if files:
+            return _open_hugging_face(folder, files, read)
+    if (folder / "lit_model.pth").is_file():
+        return _open_litgpt(folder, folder / "lit_model.pth")
+    packed = present("*.gguf")
+    if len(packed) == 1:
+        return _open_gguf(packed[0])
+    if packed:
+        names = ", ".join(p.name for p in packed)
+        raise UsageError(f"{folder} holds several GGUF files: {names}.", "", f"Name one of them, as in {packed[0]}.")
+    inside = [p.parent for p in sorted(folder.glob("*/config.json"))]
+    raise MissingError(
+        f"{folder} holds no weights.",
+        "A model's folder has model.safetensors (or shards with an index), lit_model.pth, or a .gguf file.",
+        f"Did you mean {inside[-1]}?" if inside else "",
+    )
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    """The files that an index of shards names, each once."""
+    names = read_json(folder / index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+        raise CheckpointError(f'{folder / index} has no "weight_map" from tensors to files of its folder.')
+    files = [folder / name for name in sorted(set(names.values()))]
+    gone = [file.name for file in files if not file.is_file()]
+    if gone:
+        raise MissingError(
+            f"{folder} lacks {', '.join(gone[:3])}, {len(gone)} of {len(files)} files of weights.",
+            fix="Finish the download or copy.",
+        )
+    return files
+
+
+def _open_hugging_face(
+    folder: Path, files: list[Path], read: Callable[[Path], Any], path: Path | None = None
+) -> Checkpoint:
+    config = read_json(folder / "config.json")
+    spec = families.read(config)
+    tensors: dict[str, Ref] = {}
+    for file in files:
+        found = _named(read(file), file)
+        twice = tensors.keys() & found.keys()
+        if twice:
+            raise CheckpointError(f"{some(sorted(twice))} in {file} also stands in another file of {folder}.")
+        tensors |= found
+    generation = folder / "generation_config.json"
+    return Checkpoint(
+        path=path or folder,
+        form=f"Hugging Face, {'safetensors' if read is safetensors.open else 'pickle'}",
+        config=config,
+        spec=spec,
+        tensors=rules.into(families.rules(config, spec), tensors),
+        generation=read_json(generation) if generation.is_file() else {},
+    )
+
+
+def _open_litgpt(folder: Path, file: Path) -> Checkpoint:
+    told = read_yaml(folder / "model_config.yaml")
+    config = litgpt.config(told)
+    spec = families.read(config)
+    tree = pickled.open(file)
+    # finetune and pretrain wrap the tensors; convert_to_litgpt does not
+    tensors = _named(tree["model"] if isinstance(tree, dict) and isinstance(tree.get("model"), dict) else tree, file)
+    generation = folder / "generation_config.json"
+    return Checkpoint(
+        path=folder,
+        form="LitGPT",
+        config=config,
+        spec=spec,
+        tensors=rules.into([*litgpt.rules(spec), *families.tie(spec)], tensors),
+        generation=read_json(generation) if generation.is_file() else {},
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = gguf.open(path)
+    config = ggml.config(file.metadata, {name: ref.shape for name, ref in file.tensors.items()})
+    spec = families.read(config)
+    return Checkpoint(
+        path=path,
+        form="GGUF",
+        config=config,
+        spec=spec,
+        tensors=rules.into([*ggml.rules(config, spec), *families.tie(spec)], file.tensors),
+        metadata=file.metadata,
+    )
+
+
+def _named(tree: Any, file: Path) -> dict[str, Ref]:
+    """A mapping of names to tensors, or an error that says what stands there instead."""
+    if isinstance(tree, dict) and all(isinstance(k, str) and isinstance(v, Ref) for k, v in tree.items()):
+        return dict(tree)
+    raise CheckpointError(f"{file} holds something else than tensors by name.", "It should be a model's weights.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, with errors that name it."""
+    return _read_object(path, json.loads, "JSON")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file, with errors that name it."""
+    return _read_object(path, yaml.safe_load, "YAML")
+
+
+def _read_object(path: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any]:
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"{path} does not exist.", "It says what model the weights beside it are.") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path} is not {kind}: {' '.join(str(error).split())}.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no {kind} object.")
+    return value
