@@ -1,0 +1,130 @@
+"""Requests go in and tokens come out, step by step, any number of them on one ribbon; knows no text and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from lathe.engine.pages import Pages
+from lathe.engine.runner import Runner
+from lathe.engine.sampling import Chooser, Sampling, Token, choose
+from lathe.engine.scheduler import Scheduler, Sequence
+from lathe.errors import PromptError
+from lathe.model.decoder import Decoder
+from lathe.model.layout import Layout
+
+
+class Engine:
+    """Runs a decoder for many requests at once (continuous batching), on the decoder's device and in its dtype.
+
+    Args:
+        tokens: slots in the pool of keys and values, for all sequences together; None for a pool that grows.
+        chunk: tokens in one pass. A longer prompt is read in several, while others go on generating.
+        seats: sequences that run at once; others wait.
+
+    One thread at a time may use it. Requests: `submit`, then `step` until all have their answer, or `stream` one.
+    """
+
+    def __init__(self, decoder: Decoder, *, tokens: int | None = None, chunk: int = 512, seats: int = 64) -> None:
+        spec, weight = decoder.spec, next(decoder.parameters())
+        self.decoder, self.device, self.chunk = decoder, weight.device, chunk
+        self.longest = min(spec.context, spec.learned_positions or spec.context)
+        self.context = min(self.longest, tokens or self.longest)
+        shapes = [layer.mixer.cache for layer in spec.layers]
+        self.pages = Pages(shapes, tokens, device=weight.device, dtype=weight.dtype)
+        self.scheduler = Scheduler(self.pages, chunk, seats)
+        self.runner = Runner(decoder, self.pages)
+
+    def submit(self, prompt: Iterable[int], sampling: Sampling | None = None, stops: Iterable[int] = ()) -> Sequence:
+        """A new request; it runs when `step` is called. stops: tokens that end the answer.
+
+        An answer for which the context has no room ends there. Raises PromptError where there is room for none.
+        """
+        tokens, sampling = list(prompt), sampling or Sampling()
+        self._check(tokens)
+        if len(tokens) >= self.context:
+            found = f"The prompt is {len(tokens)} tokens long."
+            fix = "Shorten the prompt."
+            raise PromptError(found, f"The context holds {self.context} tokens, the answer included.", fix)
+        room = self.context - len(tokens)
+        extent = len(tokens) + min(sampling.max_new_tokens or room, room)
+        chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device)
+        sequence = Sequence(tokens, extent, frozenset(stops), chooser)
+        self.scheduler.waiting.append(sequence)
+        return sequence
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits or runs."""
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Sequence, Token]]:
+        """One pass of the decoder over a part of every sequence that runs. Returns the tokens that came of it."""
+        parts = self.scheduler.pick()
+        if not parts:
+            return []
+        hidden = self.runner.run(parts)  # T D
+        due = [part.sequence for part in parts if part.ends]
+        tokens = choose(self.runner.scores(hidden, parts), [sequence.chooser for sequence in due]) if due else []
+        for sequence, length in parts:  # only now, so that a step that was interrupted can be taken again
+            sequence.cached += length
+        for sequence, token in zip(due, tokens, strict=True):
+            sequence.append(token)
+            if sequence.finish:
+                self.scheduler.remove(sequence)
+        return list(zip(due, tokens, strict=True))
+
+    def stream(self, sequence: Sequence) -> Iterator[Token]:
+        """Tokens of one request as they come; the others go on meanwhile. Closing the iterator cancels the request."""
+        given = 0
+        try:
+            while given < len(sequence.made) or not sequence.finish:
+                if given == len(sequence.made):
+                    self.step()
+                else:
+                    yield sequence.made[given]
+                    given += 1
+        finally:
+            self.cancel(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a request, waiting or running, and take its pages back. A finished one stays as it is."""
+        if not sequence.finish:
+            sequence.finish = "cancelled"
+            self.scheduler.remove(sequence)
+
+    @torch.no_grad()  # not inference_mode: the caller may want to go on computing with what is returned
+    def logits(self, tokens: Iterable[int]) -> Tensor:
+        """Scores of every next token of one sequence, without a cache. Returns T V, float32. Raises PromptError."""
+        return self.decoder.logits(self._hidden(tokens)).float()
+
+    @torch.inference_mode()
+    def score(self, tokens: Iterable[int]) -> list[float]:
+        """Natural log-probability of each token after the first, given those before it. Raises PromptError."""
+        tokens = list(tokens)
+        hidden = self._hidden(tokens)[:-1]
+        targets = torch.tensor(tokens[1:], device=self.device, dtype=torch.int64)
+        scores: list[float] = []
+        for rows, target in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):  # never T V at once
+            logprobs = self.decoder.logits(rows).float().log_softmax(-1)
+            scores += logprobs.gather(-1, target[:, None])[:, 0].tolist()
+        return scores
+
+    def _hidden(self, tokens: Iterable[int]) -> Tensor:
+        tokens = list(tokens)
+        self._check(tokens)
+        if len(tokens) > self.longest:
+            found = f"The text is {len(tokens)} tokens long."
+            raise PromptError(found, f"The context holds {self.longest} tokens.", "Shorten it, or take it in pieces.")
+        return self.decoder(torch.tensor(tokens, device=self.device), Layout.of([len(tokens)], self.device))
+
+    def _check(self, tokens: list[int]) -> None:
+        vocab = self.decoder.spec.vocab
+        if not tokens:
+            raise PromptError("The prompt is empty.", "It must hold at least one token.")
+        for token in (min(tokens), max(tokens)):
+            if not 0 <= token < vocab:
+                raise PromptError(f"Token {token} is not in the vocabulary.", f"Ids run from 0 to {vocab - 1}.")

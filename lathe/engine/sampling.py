@@ -1,0 +1,261 @@
+"""Scores of the next token become one token: a request's wishes are a list of rules, and choosing folds that list.
+
+A further rule is a field of `Sampling`, a small class, and a line in `Sampling.rules`. What a request draws depends on
+its own seed and scores alone, whoever else is chosen for in the same call.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lathe.errors import UsageError
+
+GREEDY_BELOW = 1e-5  # a temperature that float32 could not tell from 0
+HEAD = 1024  # candidates among which top-p is looked for before the whole vocabulary is sorted
+
+
+class Token(NamedTuple):
+    """One generated token. `logprob`: the model's own, before any rule. `top`: the likeliest tokens with theirs."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request wants its tokens chosen. As it stands: from the model's own distribution.
+
+    temperature: divides the scores; 0 takes the best token, the one with the lowest id among equals.
+    top_k: only the k best tokens; 0 for all.
+    top_p: only the best tokens that together have at least this probability. arXiv:1904.09751
+    min_p: only tokens at least this fraction as probable as the best. arXiv:2407.01082
+    repetition_penalty: scores of tokens that the prompt or the answer holds are divided by it, negative ones
+        multiplied. arXiv:1909.05858
+    presence_penalty, frequency_penalty: taken off the scores of tokens that the answer holds, once, and once for each
+        time (as in OpenAI's API).
+    seed: the same seed, prompt and wishes give the same tokens; None for another answer each time.
+    max_new_tokens: the longest answer; None for as long as the context allows.
+    logprobs: report each token's log-probability, and those of so many of the likeliest; None for neither.
+
+    Raises UsageError for a number out of range. Rules apply in this order: penalties, temperature, top_k, top_p, min_p.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self, "temperature", self.temperature >= 0, "0 (always the best token) or more")
+        _require(self, "top_k", self.top_k >= 0, "0 (all tokens) or more")
+        _require(self, "top_p", 0 <= self.top_p <= 1, "from 0 to 1")
+        _require(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
+        _require(self, "repetition_penalty", self.repetition_penalty > 0, "more than 0")
+        _require(self, "presence_penalty", True, "a number")
+        _require(self, "frequency_penalty", True, "a number")
+        _require(self, "max_new_tokens", self.max_new_tokens is None or self.max_new_tokens > 0, "1 or more")
+        _require(self, "logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """What was asked for, in order, and nothing else."""
+        rules: list[Rule] = []
+        if self.repetition_penalty != 1.0:
+            rules.append(Repetition(self.repetition_penalty))
+        if self.presence_penalty or self.frequency_penalty:
+            rules.append(Repeats(self.presence_penalty, self.frequency_penalty))
+        if self.greedy:
+            return tuple(rules)  # the others never change which token is the best
+        if self.temperature != 1.0:
+            rules.append(Temperature(self.temperature))
+        if self.top_k:
+            rules.append(TopK(self.top_k))
+        if self.top_p < 1.0:
+            rules.append(TopP(self.top_p))
+        if self.min_p:
+            rules.append(MinP(self.min_p))
+        return tuple(rules)
+
+
+def _require(sampling: Sampling, name: str, holds: bool, what: str) -> None:
+    value = getattr(sampling, name)
+    if not holds or (value is not None and not math.isfinite(value)):
+        raise UsageError(f"{name} is {value}.", f"It must be {what}.")
+
+
+class Chooser:
+    """One request's side of the choice: its wishes, its dice, and which tokens were said before."""
+
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], vocab: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.sampling = sampling
+        # The standard library promises the same numbers from a seed on every machine and in every version.
+        self.dice = random.Random(sampling.seed)
+        self.said: Tensor | None = None  # V, how often the answer holds each token
+        self.seen: Tensor | None = None  # V, whether prompt or answer holds it
+        if any(isinstance(rule, (Repetition, Repeats)) for rule in sampling.rules):
+            self.said = torch.zeros(vocab, device=device)
+            self.seen = torch.zeros(vocab, device=device, dtype=torch.bool)
+            self.seen[list(prompt)] = True
+
+    def say(self, token: int) -> None:
+        """Remember what was chosen."""
+        if self.said is not None and self.seen is not None:
+            self.said[token] += 1
+            self.seen[token] = True
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What may still be chosen, for N requests. logits: N K, float32; -inf is ruled out.
+
+    ids: N K, the tokens that the columns stand for, the best first; None while every token has its own column.
+    """
+
+    logits: Tensor
+    ids: Tensor | None = None
+
+    def keep(self, kept: Tensor) -> Candidates:
+        return Candidates(self.logits.masked_fill(~kept, float("-inf")), self.ids)
+
+
+class Rule(Protocol):
+    """Equal rules apply to many requests at once: a rule is a value, and hashable."""
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates: ...
+
+
+@dataclass(frozen=True)
+class Repetition:
+    penalty: float
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        x = candidates.logits
+        seen = torch.stack([chooser.seen for chooser in choosers if chooser.seen is not None])  # N V
+        return Candidates(torch.where(seen, torch.where(x < 0, x * self.penalty, x / self.penalty), x))
+
+
+@dataclass(frozen=True)
+class Repeats:
+    presence: float
+    frequency: float
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        said = torch.stack([chooser.said for chooser in choosers if chooser.said is not None])  # N V
+        return Candidates(candidates.logits - self.frequency * said - self.presence * (said > 0))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    temperature: float
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        x = candidates.logits
+        return Candidates((x - x.amax(-1, keepdim=True)) / self.temperature, candidates.ids)  # the best stays finite
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Exactly k, also where the next has the same score."""
+
+    k: int
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        logits, ids = candidates.logits.topk(min(self.k, candidates.logits.shape[-1]))
+        return Candidates(logits, ids)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """A token stays while those before it have less than p together; so the best always stays."""
+
+    p: float
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        total = candidates.logits.logsumexp(-1, keepdim=True)
+        if candidates.ids is None:
+            candidates = self._ranked(candidates.logits, total)
+        mass = (candidates.logits - total).exp()
+        kept = mass.cumsum(-1) - mass < self.p
+        kept[:, 0] = True
+        return candidates.keep(kept)
+
+    def _ranked(self, logits: Tensor, total: Tensor) -> Candidates:
+        # Sorting 128,000 scores takes 20 times as long as finding the best thousand, which nearly always suffice.
+        best, ids = logits.topk(min(HEAD, logits.shape[-1]))
+        if (best - total).exp().sum(-1).min() < self.p:
+            best, ids = logits.sort(-1, descending=True)
+        return Candidates(best, ids)
+
+
+@dataclass(frozen=True)
+class MinP:
+    p: float
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        x = candidates.logits
+        return candidates.keep(x >= x.amax(-1, keepdim=True) + math.log(self.p))
+
+
+def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[Token]:
+    """One token for each row of scores. logits: N V, float32, a row for each chooser."""
+    groups: dict[tuple[bool, tuple[Rule, ...]], list[int]] = {}
+    for row, chooser in enumerate(choosers):
+        groups.setdefault((chooser.sampling.greedy, chooser.sampling.rules), []).append(row)
+    chosen = [0] * len(choosers)
+    for (greedy, rules), rows in groups.items():
+        alike = [choosers[row] for row in rows]
+        candidates = Candidates(logits if len(groups) == 1 else logits[rows])
+        for rule in rules:
+            candidates = rule(candidates, alike)
+        ids = candidates.logits.argmax(-1) if greedy else _draw(candidates, [chooser.dice for chooser in alike])
+        for row, id in zip(rows, ids.tolist(), strict=True):
+            chosen[row] = id
+            choosers[row].say(id)
+    return _reported(logits, chosen, [chooser.sampling.logprobs for chooser in choosers])
+
+
+def _draw(candidates: Candidates, dice: Iterable[random.Random]) -> Tensor:
+    """The token at which the running sum of probabilities reaches a random share of the whole. N."""
+    sums = candidates.logits.softmax(-1).cumsum(-1)  # N K
+    # In (0, 1], so that the column found has added something to the sum: what is ruled out is never drawn.
+    shares = torch.tensor([[1.0 - die.random()] for die in dice], device=sums.device, dtype=sums.dtype)
+    columns = torch.searchsorted(sums, shares * sums[:, -1:])  # N 1
+    return (columns if candidates.ids is None else candidates.ids.gather(-1, columns))[:, 0]
+
+
+def _reported(logits: Tensor, chosen: list[int], wanted: list[int | None]) -> list[Token]:
+    """The chosen tokens, with log-probabilities for those who want them."""
+    tokens = [Token(id) for id in chosen]
+    rows = [row for row, n in enumerate(wanted) if n is not None]
+    if not rows:
+        return tokens
+    logprobs = logits[rows].log_softmax(-1)
+    own = logprobs.gather(-1, torch.tensor([[chosen[row]] for row in rows], device=logits.device))[:, 0].tolist()
+    most = min(max(wanted[row] or 0 for row in rows), logits.shape[-1])
+    values, ids = logprobs.topk(most)
+    for i, row in enumerate(rows):
+        n = wanted[row] or 0
+        top = zip(ids[i, :n].tolist(), values[i, :n].tolist(), strict=True)
+        tokens[row] = Token(chosen[row], own[i], tuple(top))
+    return tokens

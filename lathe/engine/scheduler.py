@@ -1,0 +1,112 @@
+"""Requests become the parts of the next pass: who runs, with how many tokens, in whose room; knows no model.
+
+Those who run stand in the order of their arrival. When the pool is out of pages, the last of them gives its own up and
+waits to be computed again from its tokens: nothing is lost but time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from lathe.engine.pages import Lease, Pages
+from lathe.engine.sampling import Chooser, Token
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request and how far it has come.
+
+    tokens: the prompt's and what was generated since. prompt: how many are the prompt's.
+    extent: how long it may become. stops: tokens that end it.
+    made: what was generated, with its log-probabilities; a token that stopped it is the last.
+    cached: how many of the tokens have their keys and values in the pool, in the slots of `lease`.
+    finish: why it ended; None while it has not.
+    started, first, ended: seconds on `time.perf_counter`'s clock, of its submission, its first and its last token.
+    """
+
+    tokens: list[int]
+    extent: int
+    stops: frozenset[int]
+    chooser: Chooser
+    prompt: int = field(init=False)
+    made: list[Token] = field(default_factory=list)
+    cached: int = 0
+    lease: Lease = field(default_factory=Lease)
+    finish: Finish | None = None
+    started: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+    ended: float | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.tokens)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that must pass through the model before it says the next."""
+        return len(self.tokens) - self.cached
+
+    def append(self, token: Token) -> None:
+        self.tokens.append(token.id)
+        self.made.append(token)
+        self.ended = time.perf_counter()
+        self.first = self.first or self.ended
+        if token.id in self.stops:
+            self.finish = "stop"
+        elif len(self.tokens) >= self.extent:
+            self.finish = "length"
+
+
+class Part(NamedTuple):
+    """A pass takes `length` tokens of a sequence, from the first that is not cached."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def ends(self) -> bool:
+        """Whether it reaches the sequence's last token, so that the next is due."""
+        return self.length == self.sequence.pending
+
+
+class Scheduler:
+    """At most `seats` sequences run at once, and a pass has at most `chunk` tokens of all of them."""
+
+    def __init__(self, pages: Pages, chunk: int, seats: int) -> None:
+        self.pages, self.chunk, self.seats = pages, chunk, seats
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def pick(self) -> list[Part]:
+        """The parts of the next pass, those that generate before those still reading their prompt."""
+        for sequence in list(self.running):
+            while sequence in self.running and not self._room(sequence):
+                self._preempt(self.running[-1])
+        while self.waiting and len(self.running) < self.seats and self._room(self.waiting[0]):
+            self.running.append(self.waiting.popleft())
+        parts, left = [], self.chunk
+        for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
+            if length := min(sequence.pending, left):
+                parts.append(Part(sequence, length))
+                left -= length
+        return parts
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it stands, and its pages back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self.pages.give_back(sequence.lease)
+        sequence.cached = 0
+
+    def _room(self, sequence: Sequence) -> bool:
+        return self.pages.reserve(sequence.lease, len(sequence.tokens), sequence.extent)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.remove(sequence)
+        self.waiting.appendleft(sequence)
