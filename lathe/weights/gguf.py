@@ -141,7 +141,7 @@ def _ref(path: Path, name: str, entry: _Entry, begin: int, whole: Callable[[], T
     if not possible(shape):
         raise _damaged(path, f'tensor "{name}" has no possible shape')
     if dtype := PLAIN.get(entry.kind):
-        ref = Ref(shape, dtype, lambda box: view(whole(), begin, dtype, shape)[box], source)
+        ref = Ref(shape, dtype, lambda box: view(whole(), begin, dtype, shape, box), source)
         return ref, ref.nbytes
     packing = PACKINGS.get(entry.kind)
     if packing is None:

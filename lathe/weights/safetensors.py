@@ -7,7 +7,9 @@ https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from math import prod
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
-from lathe.weights.tensors import Ref, possible
+from lathe.weights.tensors import Box, Ref, possible
 
 DTYPES = {
     "F64": torch.float64,
@@ -45,17 +47,33 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100 << 20  # the format's own limit: a longer header is a damaged or hostile file
 
 
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python 3.13 has the name
+
+
 def mapped(path: Path) -> Tensor:
-    """The bytes of a file, mapped privately: reading pages them in, writing never reaches the file."""
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    """The bytes of a file that is not empty, mapped privately: reading pages them in, writing never reaches the file.
+
+    torch.from_file would have the kernel promise memory for all of it, and fails for a file larger than the machine's.
+    """
+    with path.open("rb") as file:
+        if sys.platform == "win32":
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        else:
+            private, writable = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            data = mmap.mmap(file.fileno(), 0, flags=private, prot=writable)
+    return torch.frombuffer(data, dtype=torch.uint8)
 
 
-def view(data: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The tensor that begins at byte `start` of `data`: a view, or a copy where the file did not align it."""
-    raw = data[start : start + prod(shape) * dtype.itemsize]
-    if (data.data_ptr() + start) % dtype.itemsize:
-        raw = raw.clone()
-    return raw.view(dtype).view(shape) if raw.numel() else torch.empty(shape, dtype=dtype)
+def view(data: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...], box: Box = ()) -> Tensor:
+    """What lies in `box` of the tensor that begins at byte `start` of `data`.
+
+    A view of `data`, or where the tensor is not aligned to its elements there, a copy of no more than the box.
+    """
+    size = dtype.itemsize
+    raw = data[start : start + prod(shape) * size].view(*shape, size)[box]
+    if raw.data_ptr() % size or raw.storage_offset() % size:
+        raw = raw.clone(memory_format=torch.contiguous_format)
+    return raw.view(dtype).squeeze(-1)
 
 
 def open(path: Path) -> dict[str, Ref]:
@@ -93,7 +111,7 @@ def _ref(path: Path, name: str, entry: Any, start: int, whole: Callable[[], Tens
             if kind not in DTYPES:
                 raise CheckpointError(f'{path} cannot be read: tensor "{name}" is of the unknown type {kind!r:.40}.')
             dtype, shape, begin = DTYPES[kind], tuple(sizes), start + low
-            ref = Ref(shape, dtype, lambda box: view(whole(), begin, dtype, shape)[box], f'"{name}" in {path}')
+            ref = Ref(shape, dtype, lambda box: view(whole(), begin, dtype, shape, box), f'"{name}" in {path}')
             if not 0 <= low <= high < 1 << 62 or high - low != ref.nbytes:
                 raise _damaged(path, f'tensor "{name}" of shape {list(shape)} is given bytes {low} to {high}')
             return ref, begin
