@@ -94,9 +94,11 @@ class Completion:
 def complete(options: Completion) -> None:
     """Print the script that completes lathe's words in your shell.
 
-    bash: lathe completion bash > ~/.local/share/bash-completion/completions/lathe
-    zsh: lathe completion zsh > a file named _lathe in a folder of $fpath
-    fish: lathe completion fish > ~/.config/fish/completions/lathe.fish
+    Save it where the shell looks for it:
+
+      lathe completion bash > ~/.local/share/bash-completion/completions/lathe
+      lathe completion fish > ~/.config/fish/completions/lathe.fish
+      lathe completion zsh > FOLDER/_lathe  (a folder in $fpath)
     """
     from lathe.command import command, root
 

@@ -6,6 +6,7 @@ Everything that cyclopts is asked is asked here; knows no action by name.
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
@@ -17,18 +18,19 @@ import cyclopts
 from cyclopts import App, Group, Parameter
 
 from lathe.errors import UsageError, did_you_mean
-from lathe.options import Name, Option, build, convert, documentation, options, read_recipe, read_values, to_yaml
+from lathe.options import Name, Option, build, documentation, options, read_recipe, read_values, to_yaml
+from lathe.values import convert
 
 T = TypeVar("T")
 ABOUT = "The workshop for open language models."
-ACTIONS, EVERYWHERE = Group("Actions", sort_key=1), Group("Everywhere", sort_key=9)
+ACTIONS, GENERAL = Group("Actions", sort_key=1), Group("General", sort_key=9)
 MOVED = ("--repo-id", "--checkpoint-dir")  # LitGPT's older spellings of MODEL
 
 
 def root(summaries: Mapping[str, str], commands: Iterable[App] = ()) -> App:
     """`lathe` itself, for its help and its completion: the commands given, and for all other names only a summary."""
     app = App(name="lathe", help=ABOUT, help_format="plaintext", usage="Usage: lathe ACTION MODEL [--options]")
-    app["--help"].group = app["--version"].group = (EVERYWHERE,)
+    app["--help"].group = app["--version"].group = (GENERAL,)
     app.help_epilogue = "lathe ACTION --help shows what an action takes."
     loaded = {command.name[0]: command for command in commands}
     for name, summary in summaries.items():
@@ -43,23 +45,28 @@ def command(name: str, cls: type, text: str | None) -> App:
     parameters, places = [], ""
     for option in options(cls):
         if option.is_section:
-            groups[option.name] = Group(option.key, help=docs.get(option.name, ""), sort_key=3)
+            groups[option.name] = Group(option.key, help=_unwrap(docs.get(option.name, "")), sort_key=3)
         else:
-            parameters.append(_parameter(option, docs.get(option.name, ""), groups[option.name[:-1]]))
+            parameters.append(_parameter(option, _unwrap(docs.get(option.name, "")), groups[option.name[:-1]]))
             places += f"{option.spelling} " if option.positional else ""
 
     def collect(**given: Any) -> None:
         """Only its signature is used: `read` takes what was bound."""
 
-    collect.__signature__ = inspect.Signature([*parameters, *_everywhere()])  # type: ignore[attr-defined]
-    app = App(name=name, help=text, help_format="plaintext", version_flags=[], group=ACTIONS)
+    collect.__signature__ = inspect.Signature([*parameters, *_general()])  # type: ignore[attr-defined]
+    app = App(name=name, help=_unwrap(text or ""), help_format="plaintext", version_flags=[], group=ACTIONS)
     app.usage = f"Usage: lathe {name} {places}[--options]"
     app.group_arguments = Group("Arguments", sort_key=1)
     app.end_of_options_delimiter = ""
     app.default_parameter = Parameter(negative_iterable=(), json_dict=False, json_list=False)
-    app["--help"].group = (EVERYWHERE,)
+    app["--help"].group = (GENERAL,)
     app.default(collect)
     return app
+
+
+def _unwrap(text: str) -> str:
+    """A docstring's paragraphs on one line each, for the terminal to wrap; indented lines stay as they are."""
+    return re.sub(r"(?<!\n)\n(?=\S)", " ", inspect.cleandoc(text))
 
 
 def _parameter(option: Option, text: str, group: Group) -> inspect.Parameter:
@@ -87,11 +94,11 @@ def _words(hint: Any, tokens: Sequence[cyclopts.Token]) -> str | list[str]:
     return words if get_origin(hint) is tuple else words[0]
 
 
-def _everywhere() -> list[inspect.Parameter]:
+def _general() -> list[inspect.Parameter]:
     about_config = "Take options from a YAML recipe, a file or an http(s) address. The command line wins."
     about_print = "Print the options as they would be used, as a recipe, and stop."
-    config = Parameter(name="--config", group=EVERYWHERE, help=about_config, converter=_words, show_default=False)
-    show = Parameter(name="--print-config", group=EVERYWHERE, help=about_print, negative=(), show_default=False)
+    config = Parameter(name="--config", group=GENERAL, help=about_config, converter=_words, show_default=False)
+    show = Parameter(name="--print-config", group=GENERAL, help=about_print, negative=(), show_default=False)
     kind = inspect.Parameter.KEYWORD_ONLY
     return [
         inspect.Parameter("__config", kind, default=None, annotation=Annotated[Path, config]),
@@ -143,8 +150,8 @@ def _explain(error: cyclopts.CycloptsError, app: App, cls: type, words: Sequence
                 fix = f"Type: {_by_position(name, words, (*MOVED, *places))}"
                 found = f"{word} is not an option here: {places[0][2:].upper()} is given by position."
                 return UsageError(found, fix=fix)
-            known = [known for argument in app.assemble_argument_collection() for known in argument.names]
-            return UsageError(f"{name} has no option {word}.", fix=did_you_mean(spelt, known) or fix)
+            names = [name for argument in app.assemble_argument_collection() for name in argument.names]
+            return UsageError(f"{name} has no option {word}.", fix=did_you_mean(spelt, names) or fix)
         case cyclopts.UnusedCliTokensError():
             extra = shlex.join(error.unused_tokens or ())
             return UsageError(f"There is more than {name} takes: {extra}.", "All options have names.", fix)

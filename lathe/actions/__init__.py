@@ -50,17 +50,20 @@ An action's module is imported when its name is typed, for help too, so at its t
 
 What becomes what:
 
-- Fields before `_: KW_ONLY` are given by position (`lathe generate MODEL`), all others by name: `max_steps` is `--max-steps`
-  and `--max_steps`. A field without a default must be given, on the command line or in the recipe.
-- The string under a field is its help; the docstring of `run` is the action's. Bases of `Options` count too (their fields come
-  first), so actions may share options by inheriting from a `@dataclass(frozen=True, kw_only=True)`.
-- A field that is itself a dataclass is a section: `--train.max-steps`, in a recipe `train:` and below it `max_steps:`. It needs a
-  default_factory.
-- Types: str, int, float, bool, Path, Literal[...], `T | None` (spelt `none` on the command line, `null` in a recipe),
-  `tuple[T, ...]` (the option is repeated), `dict[str, T]` (`--env.KEY VALUE`). A bool `x` is `--x` and `--no-x`.
-- `--config`, `--print-config` and `--help` are added to every action by `lathe.cli`.
-- Errors of the user are raised as `lathe.errors.LatheError` from `__post_init__` or `run`. Results go to stdout, all else to stderr.
-- A run writes its options beside its result with `lathe.options.to_yaml(options)`; the file is read back by `--config`.
+- Fields before `_: KW_ONLY` are given by position (`lathe generate MODEL`), all others by name: `max_steps` is
+  `--max-steps` and `--max_steps`. A field without a default must be given, on the command line or in the recipe.
+- The string under a field is its help; the docstring of `run` is the action's (paragraphs are wrapped anew, indented
+  lines stay). Bases of `Options` count too, their fields after its own: actions share options by inheriting from a
+  `@dataclass(frozen=True, kw_only=True)`.
+- A field that is itself a dataclass is a section: `--train.max-steps`, in a recipe `train:` and below it `max_steps:`.
+  It needs a default_factory; its own fields are always given by name.
+- Types: str, int (also 1e9), float, bool, Path, Literal[...], `T | None` (spelt `none` on the command line, `null` in a
+  recipe), `int | Literal["auto"]`, `tuple[T, ...]` (the option is repeated). A bool `x` is `--x` and `--no-x`.
+- `--config`, `--print-config` and `--help` are added to every action by `lathe.command`.
+- Errors of the user are raised as `lathe.errors.LatheError` from `__post_init__` or `run`. Results go to stdout, all
+  else to stderr. `run` returns None, or the exit status where the result is a verdict (1: something is wrong).
+- A run writes its options beside its result with `lathe.options.to_yaml(options)`; the file is read back by `--config`,
+  and by `lathe.options.merge(Options, lathe.options.read_recipe(path))`.
 
 An action appears in `lathe --help` once it stands in the table `lathe.cli.ACTIONS` and its module exists.
 '''
