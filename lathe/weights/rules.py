@@ -1,7 +1,8 @@
 """Names on disk become names in memory, and back: each law is stated once and run both ways; knows no model, no torch.
 
 A pattern is a name with numbered holes: `model.layers.{i}.mlp.up_proj.weight`; `*` stands for any rest. A rule whose
-disk side is absent does nothing: whether all the model wants is there is for `checkpoint` to judge, once, at the end.
+tensors are absent, or of a shape it cannot work on, does nothing: whether all the model wants is there is for
+`checkpoint` to judge, once, at the end.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ def matches(pattern: str, names: Iterable[str]) -> Iterator[tuple[str, dict[str,
             yield name, found.groupdict()
 
 
+def _alike(tensors: Refs, names: Sequence[str], first: int = 0) -> bool:
+    """Whether all these tensors are there, and of one shape from dimension `first` on, so that they can be joined."""
+    if not all(name in tensors for name in names):
+        return False
+    shapes = [tensors[name].shape for name in names]
+    return len({shape[first:] for shape in shapes}) == 1 and min(map(len, shapes)) >= first
+
+
 @dataclass(frozen=True)
 class Rename(Rule):
     """One tensor under another name."""
@@ -109,8 +118,10 @@ class Split(Rule):
 
     def back(self, tensors: Refs) -> None:
         for _, holes in matches(self.memory[0], tensors):
-            first, *rest = (tensors.pop(part.format(**holes)) for part in self.memory)
-            tensors[self.disk.format(**holes)] = first.cat(*rest)
+            names = [part.format(**holes) for part in self.memory]
+            if _alike(tensors, names, first=1):
+                first, *rest = (tensors.pop(name) for name in names)
+                tensors[self.disk.format(**holes)] = first.cat(*rest)
 
 
 @dataclass(frozen=True)
@@ -124,14 +135,28 @@ class Stack(Rule):
     def into(self, tensors: Refs) -> None:
         for _, holes in matches(self.disk.replace("{e}", "0"), tensors):
             names = [self.disk.format(**holes, e=e) for e in range(self.count)]
-            if all(name in tensors for name in names):
+            if _alike(tensors, names):
                 first, *rest = (tensors.pop(name) for name in names)
                 tensors[self.memory.format(**holes)] = first.stack(*rest)
 
     def back(self, tensors: Refs) -> None:
         for name, holes in matches(self.memory, tensors):
-            for e, part in enumerate(tensors.pop(name).unstack()):
-                tensors[self.disk.format(**holes, e=e)] = part
+            if tensors[name].shape[:1] == (self.count,):
+                for e, part in enumerate(tensors.pop(name).unstack()):
+                    tensors[self.disk.format(**holes, e=e)] = part
+
+
+@dataclass(frozen=True)
+class Inverse(Rule):
+    """A rule the other way round, its `disk` names standing for memory: `Inverse(Stack(...))` takes a stack apart."""
+
+    rule: Rule
+
+    def into(self, tensors: Refs) -> None:
+        self.rule.back(tensors)
+
+    def back(self, tensors: Refs) -> None:
+        self.rule.into(tensors)
 
 
 @dataclass(frozen=True)
