@@ -119,7 +119,8 @@ def read(app: App, cls: type[T], words: Sequence[str]) -> T | None:
         call(*bound.args, **bound.kwargs)
         return None
     values: dict[Name, Any] = {}
-    if recipe := bound.arguments.get("__config"):
+    if "__config" in bound.arguments:
+        recipe = bound.arguments["__config"]
         values |= read_values(cls, read_recipe(recipe), f"the recipe {recipe}")
     for option in options(cls):
         if _identifier(option) in bound.arguments:

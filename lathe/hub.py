@@ -5,6 +5,7 @@ Knows names of files and the Hugging Face Hub; knows nothing of what the files h
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -24,7 +25,7 @@ def find(model: str, checkpoints: Path = Path("checkpoints"), weights: bool = Tr
     only the configuration and the tokenizer are wanted, and are downloaded into the cache. Raises MissingError.
     """
     for path in (Path(model).expanduser(), checkpoints / model):
-        if path.exists():
+        if model and os.path.exists(path):  # noqa: PTH110  Path.exists raises for a name too long, as a stray prompt is
             return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         found = f'There is no folder or file "{model}", here or below {checkpoints}.'
@@ -57,7 +58,7 @@ def has_weights(names: Iterable[str]) -> bool:
 def _neighbours(model: str, checkpoints: Path) -> Iterator[str]:
     """What the user may have meant: files and folders beside that path, and the models below `checkpoints`."""
     beside = Path(model).expanduser().parent
-    if beside.is_dir():
+    if os.path.isdir(beside):  # noqa: PTH112  as in find
         yield from (str(path) for path in beside.iterdir())
     for pattern in ("*", "*/*"):
         yield from (path.relative_to(checkpoints).as_posix() for path in checkpoints.glob(pattern) if path.is_dir())

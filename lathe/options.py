@@ -179,11 +179,11 @@ def _fetch(source: str) -> bytes:
             return Path(source).read_bytes()
         except OSError as error:
             raise MissingError(f"Cannot read the recipe {source}: {error.strerror}.") from None
-    from urllib.error import URLError
+    from http.client import HTTPException
     from urllib.request import urlopen
 
     try:
         with urlopen(source, timeout=30) as response:
             return response.read()
-    except (URLError, OSError) as error:
+    except (OSError, HTTPException) as error:
         raise MissingError(f"Cannot fetch the recipe {source}: {error}.") from None

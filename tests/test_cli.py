@@ -240,6 +240,8 @@ def test_the_printed_recipe_is_read_back(recipe: str, plane: Path, capsys: pytes
         ("plane m n o", ["more than lathe plane takes: n o"]),
         ("plane m --max-new-tokens 0", ["It must be at least 1."]),
         ("plane m --config absent.yaml", ["Cannot read the recipe absent.yaml"]),
+        ("plane m --config ''", ["Cannot read the recipe"]),
+        ("plane m --config 'http://a b'", ["Cannot fetch the recipe http://a b"]),
         ("plane m --config misspelt.yaml", ['"train.max_step" in the recipe misspelt.yaml', 'mean "train.max_steps"?']),
         ("plane --repo_id a/b --quiet", ["--repo_id is not an option", "Type: lathe plane a/b --quiet"]),
         ("plane --quiet --checkpoint_dir=a/b", ["--checkpoint_dir is not an option", "Type: lathe plane a/b --quiet"]),

@@ -200,6 +200,12 @@ def test_finds_paths_first_then_checkpoints(tmp_path: Path, monkeypatch: pytest.
     assert find("org/name", Path("elsewhere")) == Path("org/name")
 
 
+@pytest.mark.parametrize("typed", ["", "no such model", "once upon a time " * 100, "a/" * 5000 + "b"])
+def test_what_is_neither_path_nor_repo_is_missing(typed: str) -> None:
+    with pytest.raises(MissingError, match="There is no folder or file"):
+        find(typed)
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"), [("nmae", "name"), ("stroy.gguf", "story.gguf"), ("./runs/a/stp-10", "runs/a/step-10")]
 )
