@@ -30,7 +30,8 @@ MAX_PROGRAM = 32 << 20  # bytes, some 250,000 tensors: it bounds the time and me
 MAX_DEFLATE = 1032  # no deflated byte stands for more bytes than this: an entry that claims more is lying
 OLD_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of the older layout
 
-UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+# All that zipfile raises when it meets damage: OSError where a directory sends it before the file's beginning.
+UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 def open(path: Path) -> Any:

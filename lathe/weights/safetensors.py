@@ -160,6 +160,7 @@ def write(path: Path, refs: Mapping[str, Ref]) -> None:
         for name in names:
             tensor = refs[name].read().detach().cpu().contiguous()
             assert (tensor.shape, tensor.dtype) == (refs[name].shape, refs[name].dtype), refs[name].source
-            file.write(tensor.flatten().view(torch.uint8).numpy().data)
+            row = tensor.as_strided((tensor.numel(),), (1,))  # flatten() leaves a lone element the stride it had
+            file.write(row.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
