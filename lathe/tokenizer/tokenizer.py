@@ -1,0 +1,239 @@
+"""One checkpoint's tokenizer: text <-> ids, ids -> text as they arrive, messages -> text.
+
+Does what the checkpoint's files say about the ends of a text; knows no file's form, no model and no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lathe.errors import TokenizerError
+from lathe.tokenizer import bytelevel, files, vocab
+from lathe.tokenizer.stream import Spelling, TextStream
+from lathe.tokenizer.vocab import Vocab
+
+if TYPE_CHECKING:  # jinja2 is imported when a conversation is first rendered
+    from lathe.tokenizer.template import Rendered, Template
+
+
+class Tokenizer:
+    """Text <-> ids, and messages -> text.
+
+    Args:
+        words: the vocabulary, and what its files say about special tokens and the ends of a text.
+        templates: chat templates by name; "default" is the usual one, "tool_use" the one with tools.
+        ends: ids that end a turn, besides those of `words`.
+        source: the folder it was read from, if it was.
+
+    Attributes:
+        bos, bos_id: the token that begins a text, by name and id, if the files name one (whether or not it is used).
+        eos_ids: every id that ends a turn.
+        vocab_size: how many tokens there are, added ones included; a model often has a few more rows.
+    """
+
+    def __init__(
+        self,
+        words: Vocab,
+        templates: Mapping[str, str] | None = None,
+        ends: Iterable[int] = (),
+        source: Path | None = None,
+    ) -> None:
+        self._words, self._pipeline = words, words.pipeline
+        # Files may carry the truncation and padding of somebody's training run.
+        self._pipeline.no_truncation()
+        self._pipeline.no_padding()
+        self._templates = dict(templates or {})
+        self._compiled: dict[str, Template] = {}
+        self._source = source
+        self._spell = Spelling(self._pipeline)
+        added = self._pipeline.get_added_tokens_decoder()
+        self._special = frozenset(number for number, token in added.items() if token.special)
+        self._added = tuple(token.content for token in added.values())
+
+        self.bos, self.bos_id = self._named("bos_token")
+        _, eos_id = self._named("eos_token")
+        self.eos_ids = tuple(dict.fromkeys([*ends, *words.ends, *([] if eos_id is None else [eos_id])]))
+        self.vocab_size: int = self._pipeline.get_vocab_size()
+        self._before, self._after = self._both_ends(eos_id)
+
+    def _named(self, name: str) -> tuple[str | None, int | None]:
+        token = self._words.names.get(name)
+        number = None if token is None else self.id(token)
+        return (None if number is None else token), number
+
+    def _both_ends(self, eos_id: int | None) -> tuple[list[int], list[int]]:
+        """The ids put before and after a text: the post-processor's of the pipeline, then those `words` asks for."""
+        probe = self._pipeline.encode("a")
+        text = [at for at, added in enumerate(probe.special_tokens_mask) if not added] or [len(probe.ids)]
+        before, after = probe.ids[: text[0]], probe.ids[text[-1] + 1 :]
+        if self._words.add_bos and self.bos_id is not None and self.bos_id not in before:
+            before = [self.bos_id, *before]
+        if self._words.add_eos and eos_id is not None and eos_id not in after:
+            after = [*after, eos_id]
+        return before, after
+
+    @classmethod
+    def open(cls, folder: Path) -> Tokenizer:
+        """The tokenizer in a Hugging Face folder, or in LitGPT's, which keeps the same files.
+
+        The vocabulary is that of tokenizer.json, else of tokenizer.model (SentencePiece, or Llama 3's tiktoken
+        ranks), else of vocab.json with merges.txt. A text begins with BOS if tokenizer.json's post-processor adds one
+        or tokenizer_config.json says `"add_bos_token": true`; for a SentencePiece file, unless it says false.
+
+        Raises:
+            MissingError: there is no vocabulary in the folder.
+            TokenizerError: a file cannot be read, or two contradict each other.
+        """
+        config = files.read_json(folder / "tokenizer_config.json")
+        return cls(files.words(folder, config), files.templates(folder, config), files.ends_of_turn(folder), folder)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer in a GGUF file's metadata: `tokenizer.ggml.*` and `tokenizer.chat_template*`, as plain values.
+
+        Raises:
+            TokenizerError: a tokenizer of a kind that is not known, or one that does not fit together.
+        """
+        key = "tokenizer.chat_template"
+        named = {name[len(key) + 1 :]: text for name, text in metadata.items() if name.startswith(key + ".")}
+        return cls(vocab.gguf(metadata), named | ({"default": metadata[key]} if key in metadata else {}))
+
+    # ------------------------------------------------------------ text and ids
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Text -> ids. Special tokens written in the text become their ids.
+
+        Args:
+            text: any string of whole characters.
+            special: put what the files say at either end (BOS, EOS); BOS not twice, if the text begins with it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"The text holds half a character (a lone surrogate) at position {error.start}.",
+                fix="Read it as UTF-8.",
+            ) from None
+        if self._words.leading_space and text and not text.startswith(self._added):
+            text = " " + text
+        ids: list[int] = self._pipeline.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if not special:
+            return ids
+        begun = ids[: len(self._before)] == self._before
+        return [*([] if begun else self._before), *ids, *self._after]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Ids -> text; U+FFFD for bytes that are no characters, nothing for ids that no token has."""
+        stream = self.stream(skip_special=skip_special)
+        return "".join([stream.push(number) for number in ids]) + stream.flush()
+
+    def stream(self, after: Iterable[int] = (), *, skip_special: bool = True) -> TextStream:
+        """Ids -> text one at a time: the pieces end to end are what `decode` gives.
+
+        Args:
+            after: the ids that the text continues, if their text is already shown. Then `decode` of these and the
+                pieces make `decode` of all, where the pieces alone would lose the space before a first word.
+            skip_special: special tokens show nothing.
+        """
+        return TextStream(self._spell, self._special if skip_special else (), after)
+
+    def token(self, number: int) -> str:
+        """The token of an id, as the vocabulary writes it (with Ġ or ▁ for a space).
+
+        Raises:
+            TokenizerError: no token has this id.
+        """
+        token: str | None = self._pipeline.id_to_token(number) if number >= 0 else None
+        if token is None:
+            raise TokenizerError(f"No token has the id {number}.", f"The tokenizer has {self.vocab_size:,} tokens.")
+        return token
+
+    def id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it, or None."""
+        number: int | None = self._pipeline.token_to_id(token)
+        return number
+
+    # ------------------------------------------------------------ messages
+
+    @property
+    def has_template(self) -> bool:
+        return bool(self._templates)
+
+    @property
+    def template(self) -> str | None:
+        """The source of the usual chat template, if there is one."""
+        return self._templates.get("default")
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        now: datetime | None = None,
+        **variables: Any,
+    ) -> str:
+        """Messages -> the text the model was trained on, by the checkpoint's chat template.
+
+        The text holds every special token it needs: encode it with `special=False`.
+
+        Args:
+            messages: {"role": ..., "content": ...} and what else the template knows.
+            tools: JSON schemas of the functions on offer.
+            add_generation_prompt: end with the words that begin the assistant's turn.
+            now: what the template's clock shows; the time of the call by default.
+            variables: further names the template may use, as enable_thinking.
+
+        Raises:
+            TokenizerError: there is no template, or it refuses the messages.
+        """
+        variables.update(tools=tools, add_generation_prompt=add_generation_prompt, now=now)
+        return self.render_marked(messages, **variables).text
+
+    def render_marked(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Rendered:
+        """As `render`, together with the parts that the template marks as the assistant's own, for training."""
+        name = "tool_use" if variables.get("tools") is not None and "tool_use" in self._templates else "default"
+        tokens = {name: token for name, token in self._words.names.items() if self.id(token) is not None}
+        return self._template(name).render(messages, **{**tokens, **variables})
+
+    def _template(self, name: str) -> Template:
+        from lathe.tokenizer.template import Template
+
+        if name not in self._templates:
+            others = f" of that name, only {', '.join(sorted(self._templates))}" if self._templates else ""
+            raise TokenizerError(
+                f'The conversation needs a chat template, "{name}", and the checkpoint has none{others}.',
+                fix="Generate from plain text instead, or put a chat_template.jinja into the model's folder.",
+            )
+        if name not in self._compiled:
+            self._compiled[name] = Template(self._templates[name])
+        return self._compiled[name]
+
+    # ------------------------------------------------------------ writing
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files into `folder`, in Hugging Face's form.
+
+        One that came from such files is copied, byte for byte. The ids that end a turn are generation_config.json's
+        and are not written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._source:
+            files.copy(self._source, folder)
+        else:
+            before, after = ([self.token(number) for number in ids] for ids in (self._before, self._after))
+            files.write(folder, self._words, before, after, self._templates)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ("<|endoftext|>",)) -> Tokenizer:
+    """A new byte-level BPE tokenizer: any text round-trips exactly; EOS is the first special; there is no BOS.
+
+    The same texts give the same tokenizer.
+
+    Raises:
+        TokenizerError: `vocab_size` has no room for the 256 bytes and the specials.
+    """
+    return Tokenizer(Vocab(bytelevel.learn(texts, vocab_size, specials), {"eos_token": specials[0]}))
