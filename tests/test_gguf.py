@@ -1,0 +1,328 @@
+"""The GGUF reader against the `gguf` package: metadata, tensors, every quantized type bit for bit; hostile headers."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import gguf as reference
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import damaged, draw_box, same_bits
+
+from lathe.errors import CheckpointError
+from lathe.weights import gguf
+from lathe.weights.blocks import PACKINGS
+
+# ---- against the reference ------------------------------------------------------------------------------------------
+
+
+def check(file: Path) -> gguf.Gguf:
+    """Open a file, and hold its metadata and tensors against what the reference reader says."""
+    ours, theirs = gguf.open(file), reference.GGUFReader(file)
+    fields = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
+    assert repr(ours.metadata) == repr(fields)
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        ref = ours.tensors[tensor.name]
+        packed = tensor.data.dtype == np.uint8
+        expected = reference.dequantize(tensor.data, tensor.tensor_type) if packed else tensor.data
+        assert ref.shape == tuple(reversed(tensor.shape.tolist()))
+        value = ref.read().float() if ref.dtype == torch.bfloat16 else ref.read()  # numpy has no bfloat16
+        assert same_bits(value, torch.from_numpy(expected.copy()))
+    return ours
+
+
+REAL = [
+    "models/stories260K-gguf/stories260K-f32.gguf",
+    "models/stories260K-gguf/stories260K-q8_0.gguf",
+    "formats/gguf-vocab/ggml-vocab-deepseek-coder.gguf",
+    "formats/gguf-vocab/ggml-vocab-gpt-2.gguf",
+    "formats/gguf-vocab/ggml-vocab-llama-spm.gguf",
+]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(shared: Path, name: str) -> None:
+    file = check(shared / "data" / name)
+    assert file.metadata["tokenizer.ggml.tokens"]
+
+
+def written(file: Path, alignment: int | None = None) -> Path:
+    """A file with metadata of every kind and tensors of several types."""
+    writer = GGUFWriter(file, "llama")
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    writer.add_uint8("k.uint8", 250)
+    writer.add_int8("k.int8", -5)
+    writer.add_uint16("k.uint16", 65_000)
+    writer.add_int16("k.int16", -300)
+    writer.add_uint32("k.uint32", 1 << 31)
+    writer.add_int32("k.int32", -7)
+    writer.add_uint64("k.uint64", 1 << 63)
+    writer.add_int64("k.int64", -(1 << 62))
+    writer.add_float32("k.float32", 0.1)
+    writer.add_float64("k.float64", 0.1)
+    writer.add_bool("k.bool", True)
+    writer.add_string("k.string", "a text, ü and 🙂")
+    writer.add_string("k.empty", "")
+    writer.add_array("k.strings", ["", "a", "▁the", "🙂"])
+    writer.add_array("k.integers", [1, -2, 3])
+    writer.add_array("k.floats", [0.5, -1e30])
+    writer.add_array("k.bools", [True, False])
+    rng = np.random.default_rng(0)
+    writer.add_tensor("vector", rng.standard_normal(5, dtype=np.float32))
+    writer.add_tensor("matrix", rng.standard_normal((3, 7), dtype=np.float32).astype(np.float16))
+    writer.add_tensor("cube", rng.standard_normal((2, 3, 4), dtype=np.float32))
+    writer.add_tensor("integers", np.arange(6, dtype=np.int32).reshape(2, 3))
+    short = reference.quantize(rng.standard_normal((4, 6), dtype=np.float32), GGMLQuantizationType.BF16)
+    writer.add_tensor("short", short, raw_dtype=GGMLQuantizationType.BF16)
+    packed = reference.quantize(rng.standard_normal((2, 3, 96), dtype=np.float32), GGMLQuantizationType.Q8_0)
+    writer.add_tensor("packed", packed, raw_dtype=GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize("alignment", [None, 8, 256])
+def test_every_kind_of_metadata_and_tensor(tmp_path: Path, alignment: int | None) -> None:
+    file = check(written(tmp_path / "a", alignment))
+    assert file.metadata["k.float32"] == struct.unpack("<f", struct.pack("<f", 0.1))[0]
+    assert file.metadata["k.bools"] == [True, False]
+    assert type(file.metadata["k.bool"]) is bool
+    kinds = {name: ref.dtype for name, ref in file.tensors.items()}
+    assert kinds["matrix"] == torch.float16
+    assert kinds["short"] == torch.bfloat16
+    assert kinds["packed"] == torch.float32
+
+
+def test_version_two_is_read_alike(tmp_path: Path) -> None:
+    file = written(tmp_path / "a")
+    content = bytearray(file.read_bytes())
+    content[4] = 2
+    file.write_bytes(content)
+    check(file)
+
+
+def raw_blocks(kind: int, rows: tuple[int, ...], blocks: int, seed: int) -> np.ndarray:
+    """Rows of random blocks of a quantized type, whose scales are random too, but finite."""
+    size = PACKINGS[kind].nbytes
+    raw = np.random.default_rng(seed).integers(0, 256, (*rows, blocks, size), dtype=np.uint8)
+    for at in SCALES[PACKINGS[kind].name]:
+        raw[..., at + 1] &= 0xBB  # without one bit of its exponent a half is finite
+    return raw.reshape(*rows, -1)
+
+
+# Where each type keeps half-precision numbers in a block.
+SCALES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "MXFP4": (),
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("kind", PACKINGS, ids=lambda kind: PACKINGS[kind].name)
+def test_a_quantized_type_is_the_reference_s_bit_for_bit(kind: int) -> None:
+    packing, theirs = PACKINGS[kind], GGMLQuantizationType(kind)
+    assert (packing.name, packing.values, packing.nbytes) == (theirs.name, *reference.GGML_QUANT_SIZES[theirs])
+    raw = raw_blocks(kind, (500,), 1, 0)
+    expected = torch.from_numpy(reference.dequantize(raw, theirs))
+    assert not expected.isnan().any()
+    assert same_bits(packing.expand(torch.from_numpy(raw)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("kind", PACKINGS, ids=lambda kind: PACKINGS[kind].name)
+@given(data=st.data())
+@settings(deadline=None, max_examples=20)
+def test_a_box_of_a_quantized_tensor(kind: int, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    raw = raw_blocks(kind, (2, 3), 2, 1)
+    file = tmp_path_factory.mktemp("box") / "a"
+    one_tensor(file, raw.tobytes(), (2, 3, 2 * PACKINGS[kind].values), kind)
+    ref = gguf.open(file).tensors["x"]
+    box = draw_box(data, ref.shape)
+    whole = torch.from_numpy(reference.dequantize(raw, GGMLQuantizationType(kind)))
+    assert same_bits(ref.fetch(box), whole[box])
+
+
+def test_a_read_is_a_view_of_the_mapped_file_and_private(tmp_path: Path) -> None:
+    file = written(tmp_path / "a")
+    before = file.read_bytes()
+    ref = gguf.open(file).tensors["cube"]
+    whole, rows = ref.read(), ref[1:].read()
+    assert rows.data_ptr() == whole.data_ptr() + 12 * 4
+    whole.zero_()
+    assert rows.sum() == 0
+    assert file.read_bytes() == before
+
+
+def test_opening_maps_no_tensor(tmp_path: Path) -> None:
+    ref = gguf.open(written(tmp_path / "a")).tensors["cube"]
+    (tmp_path / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        ref.read()
+
+
+@pytest.mark.parametrize("kind", [0, 8])
+def test_a_slice_of_a_tensor_larger_than_memory(tmp_path: Path, kind: int) -> None:
+    shape = (1 << 22, 1 << 14)
+    one_tensor(tmp_path / "a", b"", shape, kind)
+    nbytes = (1 << 38) if kind == 0 else (1 << 31) * 34
+    os.truncate(tmp_path / "a", (tmp_path / "a").stat().st_size + nbytes)
+    part = gguf.open(tmp_path / "a").tensors["x"][shape[0] - 2 :, 100:103].read()
+    assert torch.equal(part, torch.zeros(2, 3))
+
+
+def test_a_large_vocabulary(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "a", "llama")
+    writer.add_token_list([f"token {n} ▁" for n in range(150_000)])
+    writer.add_token_scores([n / 7 for n in range(150_000)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = gguf.open(tmp_path / "a").metadata
+    assert metadata["tokenizer.ggml.tokens"][149_999] == "token 149999 ▁"
+    assert metadata["tokenizer.ggml.scores"][7] == 1
+
+
+# ---- hostile files --------------------------------------------------------------------------------------------------
+
+
+def text(value: str | bytes, length: int | None = None) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(data) if length is None else length) + data
+
+
+def pair(key: str, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def array(kind: int, count: int, values: bytes = b"") -> bytes:
+    return struct.pack("<IQ", kind, count) + values
+
+
+def tensor(name: str, shape: tuple[int, ...], kind: int, offset: int, dims: int | None = None) -> bytes:
+    count = len(shape) if dims is None else dims
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", count, *reversed(shape), kind, offset)
+
+
+def header(
+    pairs: Sequence[bytes] = (),
+    tensors: Sequence[bytes] = (),
+    version: int = 3,
+    count: int | None = None,
+    keys: int | None = None,
+) -> bytes:
+    counts = len(tensors) if count is None else count, len(pairs) if keys is None else keys
+    return struct.pack("<4sIQQ", b"GGUF", version, *counts) + b"".join(pairs) + b"".join(tensors)
+
+
+def padded(head: bytes, alignment: int = 32) -> bytes:
+    return head + bytes(-len(head) % alignment)
+
+
+def one_tensor(file: Path, data: bytes, shape: tuple[int, ...], kind: int) -> None:
+    file.write_bytes(padded(header(tensors=[tensor("x", shape, kind, 0)])) + data)
+
+
+DATA = bytes(64)
+X = tensor("x", (4,), 0, 0)
+HOSTILE: dict[str, bytes] = {
+    "nothing": b"",
+    "the beginning of a header": b"GGUF\3\0\0\0",
+    "another magic number": b"GGML" + header()[4:] + DATA,
+    "version 1": header(version=1) + DATA,
+    "version 4": header(version=4) + DATA,
+    "a big-endian file": struct.pack(">4sIQQ", b"GGUF", 3, 0, 0) + DATA,
+    "2^63 pairs": header(keys=1 << 63) + DATA,
+    "2^63 tensors": header(count=1 << 63) + DATA,
+    "a key of 2^63 bytes": header([text("k", 1 << 63)]) + DATA,
+    "a key that is not UTF-8": header([pair("k", 0, b"\1").replace(b"k", b"\xff")]) + DATA,
+    "a key twice": header([pair("k", 0, b"\1"), pair("k", 0, b"\1")]) + DATA,
+    "a value of an unknown kind": header([pair("k", 13, b"\1")]) + DATA,
+    "a value cut off": header([pair("k", 12, b"\1")]),
+    "a text of 2^63 bytes": header([pair("k", 8, text("v", 1 << 63))]) + DATA,
+    "an array of 2^63 bytes": header([pair("k", 9, array(0, 1 << 63))]) + DATA,
+    "an array of 2^40 texts": header([pair("k", 9, array(8, 1 << 40))]) + DATA,
+    "an array of 2^40 arrays": header([pair("k", 9, array(9, 1 << 40))]) + DATA,
+    "an array of doubles, longer than the file": header([pair("k", 9, array(12, 60))]) + DATA,
+    "an array of an unknown kind": header([pair("k", 9, array(13, 1))]) + DATA,
+    "arrays in arrays without end": header([pair("k", 9, array(9, 1) * 100_000)]) + DATA,
+    "an alignment of 0": header([pair("general.alignment", 4, bytes(4))]) + DATA,
+    "an alignment of 33": header([pair("general.alignment", 4, b"\x21\0\0\0")]) + DATA,
+    "an alignment that is text": header([pair("general.alignment", 8, text("32"))]) + DATA,
+    "five dimensions": padded(header(tensors=[tensor("x", (1,) * 5, 0, 0)])) + DATA,
+    "2^32 dimensions": padded(header(tensors=[tensor("x", (), 0, 0, (1 << 32) - 1)])) + DATA,
+    "a tensor twice": padded(header(tensors=[X, tensor("x", (4,), 0, 32)])) + DATA,
+    "two tensors in one place": padded(header(tensors=[X, tensor("y", (4,), 0, 0)])) + DATA,
+    "two tensors that overlap": padded(header(tensors=[tensor("y", (4,), 0, 8), X])) + DATA,
+    "a tensor behind the file": padded(header(tensors=[tensor("x", (4,), 0, 1 << 40)])) + DATA,
+    "an offset of 2^64": padded(header(tensors=[tensor("x", (4,), 0, (1 << 64) - 32)])) + DATA,
+    "a tensor longer than the file": padded(header(tensors=[tensor("x", (17,), 0, 0)])) + DATA,
+    "a product past 2^64": padded(header(tensors=[tensor("x", (1 << 40, 1 << 40), 0, 0)])) + DATA,
+    "a product of 2^64": padded(header(tensors=[tensor("x", (1 << 32, 1 << 32), 0, 0)])) + DATA,
+    "a product past 2^64, times zero": padded(header(tensors=[tensor("x", (0, 1 << 40, 1 << 40), 0, 0)])) + DATA,
+    "an unknown type": padded(header(tensors=[tensor("x", (4,), 99, 0)])) + DATA,
+    "a type that is gone": padded(header(tensors=[tensor("x", (32,), 4, 0)])) + DATA,
+    "rows that are no whole blocks": padded(header(tensors=[tensor("x", (2, 48), 8, 0)])) + bytes(1000),
+    "a quantized scalar": padded(header(tensors=[tensor("x", (), 8, 0)])) + DATA,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.gguf").write_bytes(HOSTILE[name])
+    with pytest.raises(CheckpointError, match=r"a\.gguf"):
+        gguf.open(tmp_path / "a.gguf")
+
+
+def test_a_type_that_is_not_read_is_named_with_its_tensor(tmp_path: Path) -> None:
+    one_tensor(tmp_path / "a", bytes(66), (256,), GGMLQuantizationType.IQ2_XXS)
+    with pytest.raises(CheckpointError, match='tensor "x" is IQ2_XXS'):
+        gguf.open(tmp_path / "a")
+
+
+def test_tensors_without_elements_and_without_dimensions(tmp_path: Path) -> None:
+    head = header(tensors=[tensor("none", (0, 3), 0, 0), tensor("one", (), 0, 0), tensor("packed", (0, 32), 8, 32)])
+    (tmp_path / "a").write_bytes(padded(head) + struct.pack("<f", 2.5) + bytes(28))
+    tensors = gguf.open(tmp_path / "a").tensors
+    assert tensors["none"].read().shape == (0, 3)
+    assert tensors["packed"].read().shape == (0, 32)
+    assert tensors["one"].read().item() == 2.5
+
+
+def test_arrays_of_arrays(tmp_path: Path) -> None:
+    nested = array(9, 2, array(5, 2, struct.pack("<2i", 1, -1)) + array(8, 1, text("a")))
+    (tmp_path / "a").write_bytes(header([pair("k", 9, nested)]))
+    assert gguf.open(tmp_path / "a").metadata == {"k": [[1, -1], ["a"]]}
+
+
+def test_no_damage_makes_anything_but_an_error_of_ours(tmp_path: Path) -> None:
+    file = written(tmp_path / "a")
+    good = file.read_bytes()
+    refused = 0
+    for bad in damaged(good, 1000, 2):
+        file.write_bytes(bad)
+        try:
+            for ref in gguf.open(file).tensors.values():
+                assert ref.read().shape == ref.shape
+        except CheckpointError:
+            refused += 1
+    assert refused > 500
