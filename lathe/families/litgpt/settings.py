@@ -1,0 +1,107 @@
+"""LitGPT's `model_config.yaml` becomes the Hugging Face configuration of the same model; knows no tensor.
+
+The architecture is found by structure alone: norms, MLP, experts. LitGPT decides one thing by a model's name, whether
+RMSNorm adds one to its weights; a file whose name and structure disagree on that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lathe.errors import ConfigError
+from lathe.families.keys import Keys
+from lathe.families.litgpt.shapes import SHAPES, Config
+
+# What a key that the file leaves out means to LitGPT, where that is not null.
+DEFAULTS: Config = {
+    "name": "",
+    "hf_config": {},
+    "block_size": 4096,
+    "n_layer": 16,
+    "n_embd": 4096,
+    "vocab_size": 50254,
+    "padding_multiple": 512,
+    "norm_class_name": "LayerNorm",
+    "norm_eps": 1e-5,
+    "norm_1": True,
+    "norm_2": True,
+    "parallel_residual": True,
+    "n_head": 32,
+    "rope_base": 10_000,
+    "rotary_percentage": 0.25,
+    "bias": True,
+    "mlp_class_name": "GptNeoxMLP",
+}
+
+# Keys that change the model, with the value that says "not here". A shape that has no use for one insists on that.
+OFF: Config = {
+    "norm_1": True,
+    "norm_2": True,
+    "norm_qk": False,
+    "post_attention_norm": False,
+    "post_mlp_norm": False,
+    "parallel_residual": False,
+    "shared_attention_norm": False,
+    "bias": False,
+    "attn_bias": False,
+    "lm_head_bias": False,
+    "scale_embeddings": False,
+    "rotary_percentage": 1.0,
+    "rope_interleave": False,
+    "rope_condense_ratio": 1,
+    "rope_local_base_freq": None,
+    "sliding_window_size": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "latent_attention": None,
+    "n_expert": 0,
+    "n_shared_expert": 0,
+    "n_expert_groups": None,
+    "first_k_dense_replace": 0,
+    "routed_scaling_factor": 1.0,
+}
+# Keys that mean nothing by themselves: another, in OFF or in the shape, must first be on.
+IDLE = """
+    vocab_size padding_multiple norm_qk_type sliding_window_indices rope_indices gelu_approximate moe_intermediate_size
+    n_expert_per_token n_topk_groups n_topk_scores_per_group norm_topk_prob
+""".split()
+
+
+def config(model_config: Mapping[str, Any]) -> Config:
+    """The `config.json` of the model that a parsed `model_config.yaml` describes.
+
+    LitGPT has no tied embeddings, so neither has the result: both tensors are in the file.
+
+    Raises:
+        ConfigError: a key is missing, unknown, or has a value that no known architecture has in this combination.
+    """
+    keys = Keys({**DEFAULTS, **model_config}, file="model_config.yaml", noise=())
+    shape = (str(keys.take("norm_class_name")), str(keys.take("mlp_class_name")))
+    read = SHAPES.get(shape)
+    if read is None:
+        raise ConfigError(
+            f"model_config.yaml describes blocks of {' and '.join(shape)}.",
+            f"This version of Lathe knows {'; '.join(' and '.join(known) for known in SHAPES)}.",
+        )
+    _check_name(keys, *shape)
+    found = read(keys)
+    for name, off in OFF.items():
+        value = None if name in keys.taken else keys.take(name, None)
+        if value is not None and value != off:
+            raise keys.wrong(name, value, f"{off!r} in {found['architectures'][0]}, which the rest describes")
+    keys.ignore(*IDLE)
+    keys.check()
+    return found
+
+
+def _check_name(keys: Keys, norm: str, mlp: str) -> None:
+    """LitGPT's RMSNorm adds one to its weights exactly where the model's name contains "Gemma"."""
+    name = str(keys.take("name", "") or keys.part("hf_config").config.get("name", ""))
+    keys.part("hf_config").ignore("org", "name")
+    if norm == "RMSNorm" and ("Gemma" in name) != (mlp == "GemmaMLP"):
+        raise ConfigError(
+            f'model_config.yaml describes blocks of {norm} and {mlp} with the name "{name}".',
+            'LitGPT adds one to the norms\' weights only where the name contains "Gemma", and only Gemma needs it.',
+        )
