@@ -46,13 +46,7 @@ class Header:
 
     def factors(self, name: str, channels: int) -> tuple[float, ...]:
         """The values of one of SETTINGS, one for each pair of the `channels` that turn."""
-        values = self.metadata.get(name)
-        assert values is not None, f"whoever opens the file reads {name} into its metadata"
-        if channels < 2 or len(values) != channels // 2:
-            raise ConfigError(
-                f'The tensor "{name}" has {len(values)} values.', f"It should have {channels // 2}, one for each pair."
-            )
-        return tuple(values)
+        return Keys(self.metadata, file="The GGUF file").numbers(name, (), count=max(channels // 2, 1))
 
 
 def shortest(value: float) -> float:
