@@ -113,10 +113,13 @@ def _open_hugging_face(
 def _open_litgpt(folder: Path, file: Path) -> Checkpoint:
     told = read_yaml(folder / "model_config.yaml")
     config = litgpt.config(told)
-    spec = families.read(config)
     tree = pickled.open(file)
     # finetune and pretrain wrap the tensors; convert_to_litgpt does not
     tensors = _named(tree["model"] if isinstance(tree, dict) and isinstance(tree.get("model"), dict) else tree, file)
+    # LitGPT has no word for a tied head, but what it converts from one is one tensor under two names.
+    ends = [tensors[name].fetch for name in ("transformer.wte.weight", "lm_head.weight") if name in tensors]
+    config["tie_word_embeddings"] = len(ends) == 2 and ends[0] is ends[1]
+    spec = families.read(config)
     generation = folder / "generation_config.json"
     return Checkpoint(
         path=folder,
@@ -130,7 +133,11 @@ def _open_litgpt(folder: Path, file: Path) -> Checkpoint:
 
 def _open_gguf(path: Path) -> Checkpoint:
     file = gguf.open(path)
-    config = ggml.config(file.metadata, {name: ref.shape for name, ref in file.tensors.items()})
+    small = {name: file.tensors[name] for name in ggml.SETTINGS if name in file.tensors}
+    settings = {
+        name: ref.read().tolist() for name, ref in small.items() if len(ref.shape) == 1 and ref.nbytes < 1 << 20
+    }
+    config = ggml.config({**file.metadata, **settings}, {name: ref.shape for name, ref in file.tensors.items()})
     spec = families.read(config)
     return Checkpoint(
         path=path,
