@@ -158,7 +158,10 @@ def _piece(message: Any) -> Piece:
 
 
 def sentencepiece(data: bytes, every_part: bool = True) -> Vocab:
-    """A SentencePiece `tokenizer.model` of the BPE kind.
+    """A SentencePiece `tokenizer.model` of the BPE kind: the same ids as the sentencepiece library.
+
+    Two things are only nearly so: Unicode normalization (which no model since Llama has) of a letter with several
+    marks, and user-defined pieces within a text, after which a space is put as after special tokens.
 
     Args:
         data: the file: a protobuf ModelProto, https://github.com/google/sentencepiece.
