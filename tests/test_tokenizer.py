@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lathe.errors import MissingError, TokenizerError, UsageError
 from lathe.tokenizer import StopStrings, Tokenizer, train_bpe
+from lathe.tokenizer.bytelevel import CUTS, letters
 
 WHOLE = ["gpt2", "minimind", "phi-3-mini", "pythia-gpt-neox-20b", "qwen3"]  # folders with a tokenizer.json
 SENTENCEPIECE = ["llama-2", "mistral-7b-v0.1"]
@@ -103,6 +105,7 @@ def test_ids_and_text_are_those_of_transformers(shared: Path, long: list[str], n
     ours, theirs = Tokenizer.open(folder), PreTrainedTokenizerFast.from_pretrained(folder)
     assert ours.vocab_size == len(theirs)
     assert (ours.bos, ours.bos_id) == (theirs.bos_token, theirs.bos_token_id)
+    assert (ours.eos, ours.eos_id) == (theirs.eos_token, theirs.eos_token_id)
     assert ours.eos_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
     for text in [*PLAIN, *long, *with_specials(theirs.added_tokens_encoder)]:
         ids = theirs.encode(text, add_special_tokens=False)
@@ -262,6 +265,15 @@ def test_gguf_saved_is_read_the_same_by_lathe_and_transformers(
             assert again.encode(text, special=False) == ids == theirs.encode(text, add_special_tokens=False)
             if not text.startswith(tokenizer.bos or "\0"):
                 assert again.encode(text) == tokenizer.encode(text) == theirs.encode(text)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_no_cut_loses_a_character(cut: str) -> None:
+    metadata = {"model": "gpt2", "pre": cut, "tokens": [*letters(), "ab"], "merges": ["a b"]}
+    tokenizer = Tokenizer.from_gguf({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    for text in PLAIN:
+        whole = unicodedata.normalize("NFC", text) if CUTS[cut].nfc else text
+        assert tokenizer.decode(tokenizer.encode(text)) == whole
 
 
 def test_gguf_special_ids_and_templates() -> None:
@@ -557,6 +569,10 @@ def test_files_that_cannot_be_used_are_named(shared: Path, tmp_path: Path) -> No
     refuses(TokenizerError, "tokenizer.json cannot be read", tokenizer__json="{")
     refuses(TokenizerError, "tokenizer_config.json is not JSON", tokenizer__json=good, tokenizer_config__json="{,")
     refuses(TokenizerError, "is not made as", tokenizer__json=good, tokenizer_config__json="[]")
+    refuses(TokenizerError, "is not made as", tokenizer__json=good, added_tokens__json='{"a": "2"}')
+    refuses(TokenizerError, "is not made as", tokenizer__json=good, chat_template__jinja=b"\xff")
+    listed = '{"added_tokens_decoder": {"2": {"text": "a"}}}'
+    refuses(TokenizerError, "is not made as", tokenizer__json=good, tokenizer_config__json=listed)
     refuses(TokenizerError, "contradict each other", tokenizer__json=good, added_tokens__json='{"a": 7}')
     lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 499723\n"
     refuses(TokenizerError, "Git LFS", tokenizer__model=lfs)

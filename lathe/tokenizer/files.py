@@ -39,7 +39,7 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file} is not JSON: {error}.", fix="Download it again.") from error
     if not isinstance(value, dict):
         raise _unlike(file)
@@ -48,6 +48,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _unlike(file: Path) -> TokenizerError:
     return TokenizerError(f"{file} is not made as such files are.", fix="Download it again.")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise _unlike(file) from None
 
 
 def words(folder: Path, config: Mapping[str, Any]) -> Vocab:
@@ -96,11 +103,13 @@ def _vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocab:
 
 def _add(pipeline: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
     """Adds the tokens that tokenizer_config.json or added_tokens.json lists and the vocabulary's file lacks."""
-    listed = [
-        (number, AddedToken(text, normalized=False)) for text, number in read_json(folder / "added_tokens.json").items()
-    ]
+    listed = []
+    for content, number in read_json(folder / "added_tokens.json").items():
+        if not isinstance(number, int):
+            raise _unlike(folder / "added_tokens.json")
+        listed.append((number, AddedToken(content, normalized=False)))
     for number, entry in (config.get("added_tokens_decoder") or {}).items():
-        if not isinstance(entry, dict) or "content" not in entry or not number.isdigit():
+        if not number.isdigit() or not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise _unlike(folder / "tokenizer_config.json")
         flags = {flag: bool(entry.get(flag)) for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         listed.append((int(number), AddedToken(entry["content"], **flags)))
@@ -152,9 +161,9 @@ def templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(older := read_json(folder / "chat_template.json").get("chat_template"), str):
         found["default"] = older
     for name in _TEMPLATES:
-        found |= {file.stem: file.read_text(encoding="utf-8") for file in sorted((folder / name).glob("*.jinja"))}
+        found |= {file.stem: _text(file) for file in sorted((folder / name).glob("*.jinja"))}
     if (file := folder / "chat_template.jinja").is_file():
-        found["default"] = file.read_text(encoding="utf-8")
+        found["default"] = _text(file)
     return found
 
 

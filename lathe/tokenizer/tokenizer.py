@@ -30,6 +30,7 @@ class Tokenizer:
 
     Attributes:
         bos, bos_id: the token that begins a text, by name and id, if the files name one (whether or not it is used).
+        eos, eos_id: the token that ends a document, by name and id, if the files name one.
         eos_ids: every id that ends a turn.
         vocab_size: how many tokens there are, added ones included; a model often has a few more rows.
     """
@@ -54,25 +55,25 @@ class Tokenizer:
         self._added = tuple(token.content for token in added.values())
 
         self.bos, self.bos_id = self._named("bos_token")
-        _, eos_id = self._named("eos_token")
-        self.eos_ids = tuple(dict.fromkeys([*ends, *words.ends, *([] if eos_id is None else [eos_id])]))
+        self.eos, self.eos_id = self._named("eos_token")
+        self.eos_ids = tuple(dict.fromkeys([*ends, *words.ends, *([] if self.eos_id is None else [self.eos_id])]))
         self.vocab_size: int = self._pipeline.get_vocab_size()
-        self._before, self._after = self._both_ends(eos_id)
+        self._before, self._after = self._both_ends()
 
     def _named(self, name: str) -> tuple[str | None, int | None]:
         token = self._words.names.get(name)
         number = None if token is None else self.id(token)
         return (None if number is None else token), number
 
-    def _both_ends(self, eos_id: int | None) -> tuple[list[int], list[int]]:
+    def _both_ends(self) -> tuple[list[int], list[int]]:
         """The ids put before and after a text: the post-processor's of the pipeline, then those `words` asks for."""
         probe = self._pipeline.encode("a")
         text = [at for at, added in enumerate(probe.special_tokens_mask) if not added] or [len(probe.ids)]
         before, after = probe.ids[: text[0]], probe.ids[text[-1] + 1 :]
         if self._words.add_bos and self.bos_id is not None and self.bos_id not in before:
             before = [self.bos_id, *before]
-        if self._words.add_eos and eos_id is not None and eos_id not in after:
-            after = [*after, eos_id]
+        if self._words.add_eos and self.eos_id is not None and self.eos_id not in after:
+            after = [*after, self.eos_id]
         return before, after
 
     @classmethod
@@ -229,11 +230,12 @@ class Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ("<|endoftext|>",)) -> Tokenizer:
-    """A new byte-level BPE tokenizer: any text round-trips exactly; EOS is the first special; there is no BOS.
+    """A new byte-level BPE tokenizer: any text round-trips exactly; EOS is the first special, if any; there is no BOS.
 
     The same texts give the same tokenizer.
 
     Raises:
         TokenizerError: `vocab_size` has no room for the 256 bytes and the specials.
     """
-    return Tokenizer(Vocab(bytelevel.learn(texts, vocab_size, specials), {"eos_token": specials[0]}))
+    names = {"eos_token": specials[0]} if specials else {}
+    return Tokenizer(Vocab(bytelevel.learn(texts, vocab_size, specials), names))
