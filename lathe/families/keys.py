@@ -6,7 +6,7 @@ Both dialects are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dty
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ NOISE = frozenset(
     forced_eos_token_id tokenizer_class initializer_range initializer_factor attention_dropout hidden_dropout
     classifier_dropout resid_pdrop embd_pdrop attn_pdrop embedding_dropout residual_dropout gradient_checkpointing
     pretraining_tp cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset
-    _flash_attn_2_enabled use_bfloat16 torchscript tf_legacy_loss unsloth_version unsloth_fixed
+    _flash_attn_2_enabled use_bfloat16 torchscript tf_legacy_loss unsloth_version unsloth_fixed transformers.js_config
     output_attentions output_hidden_states output_scores return_dict return_dict_in_generate pruned_heads
     chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size
     tie_encoder_decoder finetuning_task id2label label2id num_labels task_specific_params problem_type prefix
@@ -59,12 +59,22 @@ class Family:
 
 
 class Keys:
-    """A configuration read key by key. It remembers which keys were taken; `check` complains of the others."""
+    """A configuration read key by key. It remembers which keys were taken; `check` complains of the others.
 
-    def __init__(self, config: Mapping[str, Any], inside: str = "") -> None:
-        self.config, self.inside = config, inside
+    inside: what stands before each key's name, in messages; file: where the keys come from, in messages; noise: keys
+    that are known not to matter.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        inside: str = "",
+        file: str = "config.json",
+        noise: Collection[str] = NOISE,
+    ) -> None:
+        self.config, self.inside, self.file, self.noise = config, inside, file, noise
         self.taken: set[str] = set()
-        self.parts: list[Keys] = []
+        self.parts: dict[str, Keys] = {}
 
     def take(self, name: str, default: Any = MISSING) -> Any:
         """The value of a key, or `default` where it is missing or null."""
@@ -72,15 +82,15 @@ class Keys:
         value = self.config.get(name)
         if value is None:
             if default is MISSING:
-                raise ConfigError(f'config.json has no "{self.inside}{name}".', "The model cannot be built without it.")
+                raise ConfigError(f'{self.file} has no "{self.inside}{name}".', "The model cannot be built without it.")
             return default
         return value
 
-    def size(self, name: str, default: Any = MISSING) -> int:
-        """A whole number of at least 1."""
+    def size(self, name: str, default: Any = MISSING, least: int = 1) -> int:
+        """A whole number of at least `least`."""
         value = self.take(name, default)
-        if type(value) is not int or value < 1:
-            raise self.wrong(name, value, "a whole number of at least 1")
+        if type(value) is not int or value < least:
+            raise self.wrong(name, value, f"a whole number of at least {least}")
         return value
 
     def size_or_none(self, name: str, default: int | None = None) -> int | None:
@@ -103,13 +113,12 @@ class Keys:
             raise self.wrong(name, value, "true or false")
         return value
 
-    def numbers(self, name: str, default: Any = MISSING) -> tuple[float, ...]:
-        """A list of numbers."""
+    def numbers(self, name: str, default: Any = MISSING, count: int | None = None) -> tuple[float, ...]:
+        """A list of numbers, `count` of them where it is given."""
         value = self.take(name, default)
-        if not isinstance(value, (list, tuple)) or any(
-            isinstance(v, bool) or not isinstance(v, (int, float)) for v in value
-        ):
-            raise self.wrong(name, value, "a list of numbers")
+        sound = isinstance(value, (list, tuple)) and all(type(v) in (int, float) for v in value)
+        if not sound or count not in (None, len(value)):
+            raise self.wrong(name, value, "a list of numbers" if count is None else f"a list of {count} numbers")
         return tuple(value)
 
     def choices(self, name: str, allowed: Sequence[str], count: int, default: Sequence[str]) -> tuple[str, ...]:
@@ -121,7 +130,7 @@ class Keys:
 
     def activation(self, name: str, default: str) -> Activation:
         value = self.take(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.wrong(name, value, f"one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
@@ -129,36 +138,38 @@ class Keys:
         """A switch of which only these values are understood; missing or null is fine."""
         value = self.take(name, None)
         if value is not None and value not in allowed:
-            raise self.wrong(name, value, "or ".join(f"{v!r} " for v in allowed).strip())
+            raise self.wrong(name, value, " or ".join(map(repr, allowed)))
 
     def ignore(self, *names: str) -> None:
         """Keys that do not change what the model computes, in this family."""
         self.taken.update(names)
 
     def part(self, name: str) -> Keys:
-        """A nested object, its keys accounted for with the rest."""
-        value = self.take(name, {})
-        if not isinstance(value, Mapping):
-            raise self.wrong(name, value, "an object")
-        part = Keys(value, f"{self.inside}{name}.")
-        self.parts.append(part)
-        return part
+        """A nested object, its keys accounted for with the rest; the same one each time."""
+        if name not in self.parts:
+            value = self.take(name, {})
+            if not isinstance(value, Mapping):
+                raise self.wrong(name, value, "an object")
+            self.parts[name] = Keys(value, f"{self.inside}{name}.", self.file, ())
+        return self.parts[name]
 
     def wrong(self, name: str, value: Any, expected: str) -> ConfigError:
         shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        return ConfigError(f'config.json has "{self.inside}{name}": {shown}.', f"It should be {expected}.")
+        return ConfigError(f'{self.file} has "{self.inside}{name}": {shown}.', f"It should be {expected}.")
 
     def check(self) -> None:
         """Every key must have been taken, or be known not to matter."""
-        for part in self.parts:
+        for part in self.parts.values():
             part.check()
-        left = sorted(k for k in self.config if k not in self.taken and k not in NOISE and self.config[k] is not None)
+        known = {*self.taken, *self.noise}
+        left = sorted(str(key) for key, value in self.config.items() if key not in known and value is not None)
         if left:
             names = ", ".join(f'"{self.inside}{name}"' for name in left)
             raise ConfigError(
-                f"config.json has keys that this version does not understand: {names}.",
+                f"{self.file} has keys that this version does not understand: {names}.",
                 "Loading anyway could give wrong answers.",
-                did_you_mean(left[0], self.taken) or "If it does not matter for the model, remove it from config.json.",
+                did_you_mean(left[0], self.taken)
+                or f"If it does not matter for the model, remove it from {self.file}.",
             )
 
     def rope(
@@ -173,19 +184,25 @@ class Keys:
 
     def turned(self, part: Keys, channels: int, context: int, base: float, interleaved: bool = False) -> Rope:
         """A Rope from the object that holds its scaling."""
-        self.ignore("original_max_position_embeddings")
-        original = part.config.get("original_max_position_embeddings") or self.config.get(
-            "original_max_position_embeddings"
-        )
-        return Rope(base, channels, scaling(part, context, original or context), interleaved)
+        if channels < 2 or channels % 2:
+            raise ConfigError(
+                f"config.json makes {channels} channels of each head turn with the position.",
+                "It should be an even number of at least 2.",
+                'Check "head_dim" and "partial_rotary_factor".',
+            )
+        # Phi-3 keeps it beside the object; where both are given, the outer one counts, as in transformers.
+        outer = self.size_or_none("original_max_position_embeddings")
+        inner = part.size_or_none("original_max_position_embeddings")
+        return Rope(base, channels, scaling(part, channels, context, outer or inner or context), interleaved)
 
 
-def scaling(part: Keys, context: int, original: int) -> Scaling | None:
+def scaling(part: Keys, channels: int, context: int, original: int) -> Scaling | None:
     """The scaling that `rope_scaling` or `rope_parameters` describes, or None.
 
-    context: the longest sequence after scaling; original: the longest of the first training.
+    channels: how many of a head's turn; context: the longest sequence after scaling; original: the longest of the
+    first training.
     """
-    part.ignore("type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    part.ignore("type", "rope_type", "rope_theta", "partial_rotary_factor")
     kind = part.config.get("rope_type") or part.config.get("type") or "default"
     if kind == "default":
         return None
@@ -201,10 +218,15 @@ def scaling(part: Keys, context: int, original: int) -> Scaling | None:
         fast, slow = part.real("beta_fast", 32.0), part.real("beta_slow", 1.0)
         return Yarn(factor, original, fast, slow, attention, part.flag("truncate", True))
     if kind in ("longrope", "su"):  # "su" is what the first Phi-3 files called it
-        grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
         attention = part.real("attention_factor", grown)
-        return LongRope(part.numbers("short_factor"), part.numbers("long_factor"), original, attention)
-    raise part.wrong("rope_type", kind, "default, linear, dynamic, llama3, yarn or longrope")
+        short, long = (part.numbers(name, count=channels // 2) for name in ("short_factor", "long_factor"))
+        return LongRope(short, long, original, attention)
+    raise part.wrong(
+        "rope_type" if "rope_type" in part.config else "type",
+        kind,
+        "default, linear, dynamic, llama3, yarn or longrope",
+    )
 
 
 def mscale(factor: float, weight: float = 1.0) -> float:
