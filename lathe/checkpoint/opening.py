@@ -117,8 +117,8 @@ def _open_litgpt(folder: Path, file: Path) -> Checkpoint:
     # finetune and pretrain wrap the tensors; convert_to_litgpt does not
     tensors = _named(tree["model"] if isinstance(tree, dict) and isinstance(tree.get("model"), dict) else tree, file)
     # LitGPT has no word for a tied head, but what it converts from one is one tensor under two names.
-    ends = [tensors[name].fetch for name in ("transformer.wte.weight", "lm_head.weight") if name in tensors]
-    config["tie_word_embeddings"] = len(ends) == 2 and ends[0] is ends[1]
+    ends = [tensors[name] for name in ("transformer.wte.weight", "lm_head.weight") if name in tensors]
+    config["tie_word_embeddings"] = len(ends) == 2 and _one(*ends)
     spec = families.read(config)
     generation = folder / "generation_config.json"
     return Checkpoint(
@@ -129,6 +129,12 @@ def _open_litgpt(folder: Path, file: Path) -> Checkpoint:
         tensors=rules.into([*litgpt.rules(spec), *families.tie(spec)], tensors),
         generation=read_json(generation) if generation.is_file() else {},
     )
+
+
+def _one(a: Ref, b: Ref) -> bool:
+    """Whether two tensors lie in the same bytes of a mapped file."""
+    first_rows = [ref[0:1].read() for ref in (a, b) if ref.shape and ref.shape[0]]
+    return a.shape == b.shape and len({row.data_ptr() for row in first_rows}) == 1
 
 
 def _open_gguf(path: Path) -> Checkpoint:
