@@ -10,6 +10,7 @@ from lathe.families.keys import Keys
 
 Config = dict[str, Any]
 
+MOST_LAYERS = 10_000
 GELU = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
 
 
@@ -22,13 +23,21 @@ def _sizes(keys: Keys, architecture: str) -> Config:
         "vocab_size": keys.size("padded_vocab_size", vocab + -vocab % keys.size("padding_multiple")),
         "hidden_size": width,
         "intermediate_size": keys.size("intermediate_size", 4 * width),
-        "num_hidden_layers": keys.size("n_layer"),
+        "num_hidden_layers": _layers(keys),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.size("n_query_groups", heads),
         "head_dim": head,
         "max_position_embeddings": keys.size("block_size"),
         "tie_word_embeddings": False,
     }
+
+
+def _layers(keys: Keys) -> int:
+    """How many, below what would only fill the memory with lists."""
+    layers = keys.size("n_layer")
+    if layers > MOST_LAYERS:
+        raise keys.wrong("n_layer", layers, f"at most {MOST_LAYERS}")
+    return layers
 
 
 def _rms(keys: Keys, architecture: str, **rest: Any) -> Config:
@@ -58,7 +67,7 @@ def _rope(keys: Keys) -> Config:
 
 def _windows(keys: Keys) -> tuple[int | None, list[bool]]:
     """How many tokens a window spans, and which layers look through it."""
-    layers, window = keys.size("n_layer"), keys.size_or_none("sliding_window_size")
+    layers, window = _layers(keys), keys.size_or_none("sliding_window_size")
     return window, [window is not None and mark == 1 for mark in _marks(keys, "sliding_window_indices", layers)]
 
 
@@ -84,7 +93,7 @@ def _kinds(slides: list[bool]) -> list[str]:
 
 def _gelu(keys: Keys) -> str:
     approximate = keys.take("gelu_approximate", "none")
-    if approximate not in GELU:
+    if not isinstance(approximate, str) or approximate not in GELU:
         raise keys.wrong("gelu_approximate", approximate, " or ".join(GELU))
     return GELU[approximate]
 
@@ -127,7 +136,7 @@ def _gemma3(keys: Keys) -> Config:
         if found["rope_scaling"]:
             raise keys.wrong("rope_local_base_freq", local, "a number beside rope_adjustments, which local layers lack")
         local = found["rope_theta"]
-    elif list(_marks(keys, "rope_indices", keys.size("n_layer"))) != _windows(keys)[1]:
+    elif list(_marks(keys, "rope_indices", _layers(keys))) != _windows(keys)[1]:
         raise keys.wrong("rope_indices", keys.config.get("rope_indices"), "1 in the layers with a window, 0 elsewhere")
     return {**found, "rope_local_base_freq": local}
 
@@ -150,7 +159,8 @@ def _llama(keys: Keys) -> Config:
         return _rms(keys, "LlamaForCausalLM", attention_bias=True, mlp_bias=True)
     _must(keys, bias=False)
     if share != 1.0:
-        return _rms(keys, "Phi3ForCausalLM", partial_rotary_factor=share, sliding_window=window)
+        # Where a Phi-3 names no token for padding, transformers takes number 32000, be there so many or not.
+        return _rms(keys, "Phi3ForCausalLM", partial_rotary_factor=share, sliding_window=window, pad_token_id=None)
     if window is not None:
         return _rms(keys, "MistralForCausalLM", sliding_window=window)
     return _rms(keys, "LlamaForCausalLM")
@@ -181,7 +191,7 @@ def _mixed(keys: Keys) -> Config:
         "num_experts_per_tok": chosen,
         "moe_intermediate_size": found["intermediate_size"] if each is None else each,
         "norm_topk_prob": True,
-        "mlp_only_layers": list(range(keys.size("first_k_dense_replace", 0, least=0))),
+        "mlp_only_layers": list(range(min(keys.size("first_k_dense_replace", 0, least=0), _layers(keys)))),
         "decoder_sparse_step": 1,
     }
 
