@@ -446,6 +446,7 @@ LYING: dict[str, tuple[object, object, object, object]] = {
     "a storage outside": (("storage", torch.FloatStorage, "../byteorder", "cpu", 100), 0, (1,), (1,)),
     "a storage of no class": (("storage", "FloatStorage", "0", "cpu", 100), 0, (1,), (1,)),
     "a part of a storage": ((*FLOATS, ("0", 0, 10)), 0, (1,), (1,)),
+    "a storage with more to it": ((*FLOATS, *[None] * 1000), 0, (1,), (1,)),
     "a module": (("module", torch.FloatStorage, "0", "cpu", 100), 0, (1,), (1,)),
 }
 

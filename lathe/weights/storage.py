@@ -65,15 +65,15 @@ Locate = Callable[[str, int], Callable[[], Tensor]]  # a storage's key and how m
 def storage(pid: Any, locate: Locate) -> Storage:
     """The storage that a persistent id of torch.save means; its device is not asked for.
 
-    The older layout ends the id with None: a storage that is no part of another. LitGPT's keys are numbers.
+    LitGPT's converter wrote numbers for keys.
 
     Raises:
         ValueError: the id is not one of a whole storage.
     """
+    if type(pid) is tuple and len(pid) == 6 and pid[5] is None:
+        pid = pid[:5]  # in the older layout: not a part of another storage
     match pid:
-        case ("storage", Kind(dtype), str() | int() as key, str(), count, *view_of) if _whole(count) and not any(
-            view_of
-        ):
+        case ("storage", Kind(dtype), str() | int() as key, str(), count) if _whole(count):
             nbytes = count * dtype.itemsize
             return Storage(dtype, nbytes, locate(str(key), nbytes))
     raise ValueError("a persistent id that is not a storage's")
@@ -118,7 +118,7 @@ def _tensor_v3(args: tuple) -> Ref:
 
 def _parameter(args: tuple) -> Ref:
     match args:
-        case (Ref() as data, bool(), dict(), *attributes) if len(attributes) <= 1:
+        case (Ref() as data, bool(), dict()) | (Ref() as data, bool(), dict(), _):  # the last: Python attributes
             return data
     raise ValueError("a parameter not described as torch.save does")
 
