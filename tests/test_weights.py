@@ -89,6 +89,13 @@ def test_making_refs_reads_nothing() -> None:
     assert asked == []
 
 
+def test_a_large_tensor_is_converted_piece_by_piece() -> None:
+    tensor = torch.arange(3.0)[:, None].expand(3, 1 << 23)
+    ref, asked = counted(tensor)
+    assert torch.equal(ref.to(torch.float16).read(), tensor.half())
+    assert max(asked) == 1 << 24
+
+
 def test_parts_of_different_dtypes_are_joined_without_loss() -> None:
     small = torch.tensor([[1.5, 1e-7]], dtype=torch.float16)
     large = torch.tensor([[3e38, 1.0]], dtype=torch.bfloat16)

@@ -17,6 +17,7 @@ from torch import Tensor
 from lathe.errors import CheckpointError
 
 Box = tuple[slice, ...]  # one slice with step 1 and known ends per dimension
+PIECE = 1 << 24  # elements converted at once
 
 
 def possible(shape: Sequence[Any]) -> bool:
@@ -144,10 +145,22 @@ class Ref:
         return Ref(self.shape, self.dtype, fetch, self.source)
 
     def to(self, dtype: torch.dtype) -> Ref:
-        """Every element converted to `dtype` when read."""
+        """Every element converted to `dtype` when read, some rows at a time: what it was is never whole in memory."""
         if dtype == self.dtype:
             return self
-        return Ref(self.shape, dtype, lambda box: self.fetch(box).to(dtype), self.source)
+
+        def fetch(box: Box) -> Tensor:
+            lengths = [part.stop - part.start for part in box]
+            if prod(lengths) <= PIECE:
+                return self.fetch(box).to(dtype)
+            rows, step = box[0], max(PIECE // prod(lengths[1:]), 1)
+            starts = range(rows.start, rows.stop, step)
+            out = self.fetch((slice(rows.start, rows.start), *box[1:])).new_empty(lengths, dtype=dtype)
+            for start, part in zip(starts, out.split(step), strict=True):
+                part.copy_(self.fetch((slice(start, start + len(part)), *box[1:])))
+            return out
+
+        return Ref(self.shape, dtype, fetch, self.source)
 
 
 def _alike(parts: Sequence[Ref], dim: int) -> Sequence[Ref]:
