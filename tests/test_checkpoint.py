@@ -169,7 +169,7 @@ WRONG = {
         'mean "LlamaForCausalLM"',
     ),
     "unknown key": (lambda f: reconfigure(f, use_flux=True), ConfigError, '"use_flux"'),
-    "wrong type": (lambda f: reconfigure(f, hidden_size="32"), ConfigError, "\"hidden_size\": '32'"),
+    "wrong type": (lambda f: reconfigure(f, hidden_size="32"), ConfigError, '"hidden_size": "32"'),
     "rope type": (lambda f: reconfigure(f, rope_scaling={"rope_type": "spiral"}), ConfigError, "spiral"),
     "rope key": (lambda f: reconfigure(f, rope_scaling={"type": "linear", "factr": 2}), ConfigError, "factor"),
     "missing tensor": (lambda f: rewrite(f, lambda t: t.pop(NORM)), CheckpointError, f"lacks {NORM}"),

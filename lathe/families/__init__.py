@@ -48,13 +48,17 @@ def find(config: Mapping[str, Any]) -> Family:
         ConfigError: it names none, or one that is not known.
     """
     named = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(
+            f'config.json has "architectures": {named!r}.', 'It should be a list of names, as in ["LlamaForCausalLM"].'
+        )
     by_type = {family.model_type: family for family in FAMILIES.values()}
     for name in named:
         if name in FAMILIES:
             return FAMILIES[name]
-    if not named and config.get("model_type") in by_type:
-        return by_type[config["model_type"]]
     name = named[0] if named else config.get("model_type")
+    if isinstance(name, str) and not named and name in by_type:
+        return by_type[name]
     if name is None:
         raise ConfigError(
             "The configuration names no architecture.",

@@ -34,7 +34,7 @@ def v3(keys: Keys) -> Spec:
         ),
         shared=Gated(each * keys.size("n_shared_experts", 1), dense.act),
     )
-    first = keys.take("first_k_dense_replace", 3)
+    first = keys.size("first_k_dense_replace", 3, least=0)
     mlps = [dense if i < first else mixed for i in range(depth(keys))]
     return model(keys, [Layer(latent(keys), mlp, norm(keys)) for mlp in mlps], norm(keys))
 
@@ -44,11 +44,11 @@ def latent(keys: Keys) -> LatentAttention:
     rope = keys.rope(turned, context(keys), interleaved=keys.flag("rope_interleave", True))
     scale = (plain + turned) ** -0.5
     if isinstance(rope.scaling, Yarn):
-        told = keys.config.get("rope_parameters") or keys.config.get("rope_scaling") or {}
-        scale *= mscale(rope.scaling.factor, told.get("mscale_all_dim") or 0.0) ** 2
+        weight = sum(keys.part(name).real("mscale_all_dim", 0.0) for name in ("rope_parameters", "rope_scaling"))
+        scale *= mscale(rope.scaling.factor, weight) ** 2
     return LatentAttention(
         heads=keys.size("num_attention_heads"),
-        q_rank=keys.size_or_none("q_lora_rank", None if "q_lora_rank" in keys.config else 1536),
+        q_rank=keys.size_or_none("q_lora_rank", 1536),
         kv_rank=keys.size("kv_lora_rank", 512),
         plain_channels=plain,
         value_channels=keys.size("v_head_dim", 128),

@@ -19,28 +19,28 @@ def gemma(keys: Keys) -> Spec:
 
 def gemma2(keys: Keys) -> Spec:
     keys.ignore("sliding_window_size", "hidden_act")
-    part = attention(keys, head_dim=256, scale=_scale(keys), softcap=_cap(keys, "attn_logit_softcapping", 50.0))
-    window = keys.size_or_none("sliding_window", 4096)
+    part = attention(keys, head_dim=256, scale=_scale(keys), softcap=keys.real_or_none("attn_logit_softcapping", 50.0))
+    window = keys.size("sliding_window", 4096)
     seen = windows(keys, [i % 2 == 0 for i in range(depth(keys))], window)
-    cap = _cap(keys, "final_logit_softcapping", 30.0)
+    cap = keys.real_or_none("final_logit_softcapping", 30.0)
     return _model(keys, [_sandwich(keys, replace(part, window=w)) for w in seen], logit_softcap=cap)
 
 
 def gemma3(keys: Keys) -> Spec:
     """Five local layers to one global, which turn at different speeds."""
     keys.ignore("_sliding_window_pattern")
+    keys.expect("attn_logit_softcapping", None)  # always null, and transformers would not apply it
     every = keys.size("sliding_window_pattern", 6)
-    seen = windows(keys, [(i + 1) % every != 0 for i in range(depth(keys))], keys.size_or_none("sliding_window", 4096))
+    seen = windows(keys, [(i + 1) % every != 0 for i in range(depth(keys))], keys.size("sliding_window", 4096))
     far, near = _ropes(keys)
     part = attention(
         keys,
         head_dim=256,
         scale=_scale(keys),
-        softcap=_cap(keys, "attn_logit_softcapping", None),
         qk_norm=QKNorm(norm(keys, offset=1.0)),
     )
     layers = [_sandwich(keys, replace(part, window=w, rope=near if w else far)) for w in seen]
-    return _model(keys, layers, logit_softcap=_cap(keys, "final_logit_softcapping", None))
+    return _model(keys, layers, logit_softcap=keys.real_or_none("final_logit_softcapping"))
 
 
 def _ropes(keys: Keys) -> tuple[Rope, Rope]:
@@ -67,11 +67,6 @@ def _sandwich(keys: Keys, part: Attention) -> Layer:
 
 def _scale(keys: Keys) -> float:
     return keys.real("query_pre_attn_scalar", 256) ** -0.5
-
-
-def _cap(keys: Keys, name: str, default: float | None) -> float | None:
-    """A null in the file means no cap; a missing key means the family's own."""
-    return keys.real_or_none(name) if name in keys.config else default
 
 
 def _model(keys: Keys, layers: list[Layer], **rest: float | None) -> Spec:

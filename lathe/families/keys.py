@@ -5,6 +5,7 @@ Both dialects are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dty
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ class Keys:
             return default
         return value
 
+    def _says(self, name: str, default: Any) -> bool:
+        """Whether a key that may be null has a value, the file's or the default."""
+        self.taken.add(name)
+        return self.config.get(name, default) is not None
+
     def size(self, name: str, default: Any = MISSING, least: int = 1) -> int:
         """A whole number of at least `least`."""
         value = self.take(name, default)
@@ -94,8 +100,8 @@ class Keys:
         return value
 
     def size_or_none(self, name: str, default: int | None = None) -> int | None:
-        """A whole number of at least 1, or None where the key is missing or null."""
-        return default if self.take(name, None) is None else self.size(name)
+        """A whole number of at least 1; None where the file says null, `default` where it says nothing."""
+        return self.size(name, default) if self._says(name, default) else None
 
     def real(self, name: str, default: Any = MISSING) -> float:
         """A finite number."""
@@ -104,8 +110,9 @@ class Keys:
             raise self.wrong(name, value, "a number")
         return float(value)
 
-    def real_or_none(self, name: str) -> float | None:
-        return None if self.take(name, None) is None else self.real(name)
+    def real_or_none(self, name: str, default: float | None = None) -> float | None:
+        """A finite number; None where the file says null, `default` where it says nothing."""
+        return self.real(name, default) if self._says(name, default) else None
 
     def flag(self, name: str, default: Any = MISSING) -> bool:
         value = self.take(name, default)
@@ -138,7 +145,7 @@ class Keys:
         """A switch of which only these values are understood; missing or null is fine."""
         value = self.take(name, None)
         if value is not None and value not in allowed:
-            raise self.wrong(name, value, " or ".join(map(repr, allowed)))
+            raise self.wrong(name, value, " or ".join(map(json.dumps, allowed)))
 
     def ignore(self, *names: str) -> None:
         """Keys that do not change what the model computes, in this family."""
@@ -154,7 +161,8 @@ class Keys:
         return self.parts[name]
 
     def wrong(self, name: str, value: Any, expected: str) -> ConfigError:
-        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+        shown = json.dumps(value, default=str)
+        shown = shown if len(shown) < 80 else shown[:77] + "..."
         return ConfigError(f'{self.file} has "{self.inside}{name}": {shown}.', f"It should be {expected}.")
 
     def check(self) -> None:
@@ -186,7 +194,7 @@ class Keys:
         """A Rope from the object that holds its scaling."""
         if channels < 2 or channels % 2:
             raise ConfigError(
-                f"config.json makes {channels} channels of each head turn with the position.",
+                f"{self.file} makes {channels} channels of each head turn with the position.",
                 "It should be an even number of at least 2.",
                 'Check "head_dim" and "partial_rotary_factor".',
             )
@@ -222,11 +230,8 @@ def scaling(part: Keys, channels: int, context: int, original: int) -> Scaling |
         attention = part.real("attention_factor", grown)
         short, long = (part.numbers(name, count=channels // 2) for name in ("short_factor", "long_factor"))
         return LongRope(short, long, original, attention)
-    raise part.wrong(
-        "rope_type" if "rope_type" in part.config else "type",
-        kind,
-        "default, linear, dynamic, llama3, yarn or longrope",
-    )
+    word = "rope_type" if "rope_type" in part.config else "type"
+    raise part.wrong(word, kind, "default, linear, dynamic, llama3, yarn or longrope")
 
 
 def mscale(factor: float, weight: float = 1.0) -> float:

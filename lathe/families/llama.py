@@ -16,11 +16,14 @@ def attention(
 ) -> Attention:
     """Grouped-query attention from the usual keys. `head_dim`, `base`, `partial`: what the family takes for granted."""
     heads = keys.size("num_attention_heads")
+    kv_heads = keys.size("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise keys.wrong("num_key_value_heads", kv_heads, f"a divisor of the {heads} attention heads")
     channels = keys.size("head_dim", head_dim or keys.size("hidden_size") // heads)
     bias = keys.flag("attention_bias", False)
     part = Attention(
         heads=heads,
-        kv_heads=keys.size("num_key_value_heads", heads),
+        kv_heads=kv_heads,
         channels=channels,
         scale=channels**-0.5,
         rope=keys.rope(channels, context(keys), base=base, partial=partial),
@@ -66,12 +69,14 @@ def windows(keys: Keys, default: Sequence[bool], window: int | None) -> list[int
 
 
 def llama(keys: Keys) -> Spec:
+    keys.expect("rope_interleaved", False)  # SmolLM says so, and that it is a Llama
+    keys.ignore("is_llama_config")
     layer = Layer(attention(keys), gated(keys), norm(keys))
     return model(keys, [layer] * depth(keys), norm(keys))
 
 
 def mistral(keys: Keys) -> Spec:
-    window = keys.size_or_none("sliding_window", None if "sliding_window" in keys.config else 4096)
+    window = keys.size_or_none("sliding_window", 4096)
     layer = Layer(attention(keys, window=window), gated(keys), norm(keys))
     return model(keys, [layer] * depth(keys), norm(keys))
 
@@ -103,8 +108,9 @@ def experts(spec: Spec) -> int:
 
 def smollm3(keys: Keys) -> Spec:
     """Llama without rotary positions in some layers (arXiv:2501.18795)."""
+    keys.ignore("max_window_layers")
     layers, every = depth(keys), keys.size("no_rope_layer_interval", 4)
-    turns = keys.numbers("no_rope_layers", [int((i + 1) % every != 0) for i in range(layers)])  # 1: has rope
+    turns = keys.numbers("no_rope_layers", [int((i + 1) % every != 0) for i in range(layers)], layers)  # 1: has rope
     slides = keys.flag("use_sliding_window", False)
     window = keys.size_or_none("sliding_window") if slides else None
     seen = windows(keys, [bool(window) and not t for t in turns], window)
@@ -117,5 +123,7 @@ def granite(keys: Keys) -> Spec:
     """Llama with a multiplier at each place where signals add up."""
     mixer = attention(keys, scale=keys.real("attention_multiplier", 1.0))
     layer = Layer(mixer, gated(keys), norm(keys), residual=keys.real("residual_multiplier", 1.0))
-    embed, logit = keys.real("embedding_multiplier", 1.0), 1 / keys.real("logits_scaling", 1.0)
-    return model(keys, [layer] * depth(keys), norm(keys), embed_scale=embed, logit_scale=logit)
+    embed, divisor = keys.real("embedding_multiplier", 1.0), keys.real("logits_scaling", 1.0)
+    if divisor == 0:
+        raise keys.wrong("logits_scaling", divisor, "a number other than 0")
+    return model(keys, [layer] * depth(keys), norm(keys), embed_scale=embed, logit_scale=1 / divisor)

@@ -11,6 +11,9 @@ from lathe.weights.rules import Rule, Split
 
 
 def phi3(keys: Keys) -> Spec:
+    keys.expect("full_attn_mod", 1)  # Phi-4-mini's switches, at their neutral values
+    keys.expect("interpolate_factor", 1)
+    keys.expect("lm_head_bias", False)
     layer = Layer(attention(keys, window=keys.size_or_none("sliding_window")), gated(keys), norm(keys, 1e-5))
     return model(keys, [layer] * depth(keys), norm(keys, 1e-5))
 

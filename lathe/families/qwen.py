@@ -21,7 +21,8 @@ def qwen3(keys: Keys) -> Spec:
 
 
 def _dense(keys: Keys, part: Attention) -> Spec:
-    first = keys.take("max_window_layers", 28)
+    keys.expect("use_mrope", False)
+    first = keys.size("max_window_layers", 28, least=0)
     window = keys.size_or_none("sliding_window", 4096)
     if not keys.flag("use_sliding_window", False):
         window = None
