@@ -34,10 +34,12 @@ def open(path: Path | str) -> Checkpoint:
     if not path.exists():
         raise MissingError(f"{path} does not exist.", "A model is a folder or a weight file.")
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic == b"GGUF":
+        magic = file.read(9)
+    if magic[:4] == b"GGUF":
         return _open_gguf(path)
-    read = pickled.open if magic[:2] == b"PK" else safetensors.open
+    # A zip, or a bare pickle, whose first byte could also be the length of a safetensors header: JSON follows that one.
+    pickle = magic[:2] == b"PK" or (magic[:1] == b"\x80" and magic[8:] != b"{")
+    read = pickled.open if pickle else safetensors.open
     if (path.parent / "model_config.yaml").is_file() and not (path.parent / "model.safetensors").is_file():
         return _open_litgpt(path.parent, path)
     return _open_hugging_face(path.parent, [path], read, path)

@@ -66,6 +66,9 @@ def _attend(
     if n > 1 and (softcap is not None or not causal):
         mask = layout.once((n, m, window), lambda: visible(n, m, window, q.device))
     if softcap is None:
+        if n == 1:  # the heads that share keys are so many queries of them: the keys are read once, not once a head
+            grouped = q.reshape(len(q), k.shape[1], -1, q.shape[-1])  # S K H/K C
+            return F.scaled_dot_product_attention(grouped, k, v, scale=scale).reshape(*q.shape[:3], v.shape[-1])
         gqa = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
     q = q.unflatten(1, (k.shape[1], -1))  # S K H/K n C
