@@ -1,0 +1,212 @@
+"""Documents to rows to batches: nothing is lost or doubled, and every stage goes on from where it says it is."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lathe.data import sources
+from lathe.data.corpus import Corpus
+from lathe.data.loader import Batch, Steps
+from lathe.data.pack import IGNORE, Packed, Row
+from lathe.data.stages import InOrder, Shuffled
+from lathe.data.tokens import Tokens
+from lathe.errors import DataError, MissingError
+from lathe.tokenizer import train_bpe
+
+lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda some: max(some) > 1)
+
+
+def numbered(some: list[int]) -> list[np.ndarray]:
+    """Documents of these lengths, no token twice: document d holds 100 d, 100 d + 1, ..."""
+    return [np.arange(100 * d, 100 * d + n) for d, n in enumerate(some)]
+
+
+def pieces(rows: list[Row]) -> list[list[int]]:
+    """The tokens of every piece between seams."""
+    cut = [np.split(row.tokens, np.cumsum(row.lengths)[:-1]) for row in rows]
+    return [piece.tolist() for row in cut for piece in row]
+
+
+# ---- packing --------------------------------------------------------------------------------------------------------
+@given(lengths, st.integers(1, 7))
+def test_every_token_but_the_first_is_predicted_once_from_the_one_before(some: list[int], length: int) -> None:
+    documents = numbered(some)
+    rows = list(Packed(InOrder(documents), length))
+    assert all(len(row.tokens) == length for row in rows[:-1])
+    assert 0 < len(rows[-1].tokens) <= length
+    assert all(sum(row.lengths) == len(row.tokens) == len(row.targets) for row in rows)
+    predicted = [(int(t), int(u)) for row in rows for t, u in zip(row.tokens, row.targets, strict=True)]
+    assert predicted == [(a, a + 1) for document in documents for a in document[:-1].tolist()]
+
+
+@given(lengths, st.integers(1, 7))
+def test_a_piece_between_seams_is_of_one_document(some: list[int], length: int) -> None:
+    for piece in pieces(list(Packed(InOrder(numbered(some)), length))):
+        assert piece == list(range(piece[0], piece[0] + len(piece)))
+        assert piece[0] // 100 == piece[-1] // 100
+
+
+@settings(max_examples=50)
+@given(lengths, st.integers(1, 7), st.integers(0, 30))
+def test_packing_goes_on_from_its_state(some: list[int], length: int, stop: int) -> None:
+    def rows() -> Packed:
+        return Packed(Shuffled(numbered(some), seed=3), length)
+
+    first = rows()
+    list(islice(first, stop))
+    state = json.loads(json.dumps(first.state()))
+    second = rows()
+    second.restore(state)
+    for a, b in zip(islice(first, 20), islice(second, 20), strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist()
+        assert a.lengths == b.lengths
+
+
+# ---- order ----------------------------------------------------------------------------------------------------------
+def test_an_epoch_holds_every_document_once_in_an_order_of_its_own() -> None:
+    stage = Shuffled(range(50), seed=1)
+    epochs = [list(islice(stage, 50)) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] == list(islice(Shuffled(range(50), seed=1), 50))
+    assert epochs[0] != list(islice(Shuffled(range(50), seed=2), 50))
+
+
+@given(st.integers(1, 9), st.integers(0, 40))
+def test_the_order_goes_on_from_its_state_also_over_the_end_of_an_epoch(items: int, stop: int) -> None:
+    first, second = Shuffled(range(items), seed=5), Shuffled(range(items), seed=6)
+    list(islice(first, stop))
+    second.restore(json.loads(json.dumps(first.state())))
+    assert list(islice(first, 30)) == list(islice(second, 30))
+
+
+def test_a_place_in_other_data_is_refused() -> None:
+    with pytest.raises(DataError, match="was reading 7 documents, and the data now holds 8"):
+        Shuffled(range(8), seed=0).restore(Shuffled(range(7), seed=0).state())
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+@given(lengths, st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
+def test_a_step_has_its_rows_whatever_the_size_of_a_batch(
+    some: list[int], length: int, rows: int, at_once: int
+) -> None:
+    documents = numbered(some)
+    steps = list(Steps(Packed(InOrder(documents), length), rows, at_once))
+    whole = list(Steps(Packed(InOrder(documents), length), rows, rows))
+    assert [sum(len(b.tokens) for b in step) for step in steps] == [len(step[0].tokens) for step in whole]
+    assert all(len(b.tokens) <= at_once * length for step in steps for b in step)
+    flat = [t for step in steps for b in step for t in b.tokens.tolist()]
+    assert flat == [t for document in documents for t in document[:-1].tolist()]
+
+
+def test_positions_restart_at_every_seam() -> None:
+    row = Row(np.array([1, 2, 3, 4]), np.array([2, IGNORE, 4, 5]), (1, 3))
+    batch = Batch.of([row, row])
+    assert batch.layout.seams == (0, 1, 4, 5, 8)
+    assert batch.layout.positions.tolist() == [0, 0, 1, 2, 0, 0, 1, 2]
+    assert batch.supervised == 6
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+def test_documents_come_back_and_end_with_eos() -> None:
+    texts = ["one", "", "three words here", "vier"]
+    tokenizer = train_bpe(texts, 300)
+    tokens = Tokens.encode(texts, tokenizer)
+    assert len(tokens) == 4
+    assert [tokenizer.decode(document.tolist()) for document in tokens] == texts
+    assert all(document[-1] == tokenizer.eos_id for document in tokens)
+    assert tokens.targets == sum(len(tokenizer.encode(text)) for text in texts)
+    assert tokens.ids.dtype == np.uint16
+    assert tokens[-1].tolist() == tokens[3].tolist() == tokens[3:][0].tolist()
+
+
+def test_a_corpus_validates_on_all_that_is_held() -> None:
+    tokenizer = train_bpe(["abc"], 257)
+    corpus = Corpus(*(Tokens.encode(some, tokenizer) for some in (["abcabc"], ["cab", "", "bca"])), length=4)
+    batches = [batch for step in corpus.validation(1, "cpu") for batch in step]
+    assert sum(batch.supervised for batch in batches) == corpus.held.targets == 6
+
+
+# ---- sources --------------------------------------------------------------------------------------------------------
+def test_the_manual_is_in_this_python() -> None:
+    manual = sources.find("python-manual")
+    assert len(manual) > 50
+    assert any("with" in text and "context manager" in text for text in manual)
+
+
+def test_a_folder_is_its_files_in_order_and_a_file_its_documents(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/two.txt").write_text("second\n<|endoftext|>\n\n  third, indented\n<|endoftext|>\n \n")
+    (tmp_path / "a.jsonl").write_text('{"text": "first", "id": 1}\n\n{"text": "first\\nand a half"}')
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "notes.pdf").write_text("no text")
+    found = sources.find(str(tmp_path))
+    assert list(found) == ["first", "first\nand a half", "second", "  third, indented"]
+    assert list(found[1:3]) == ["first\nand a half", "second"]
+    assert list(found.pick([3, 0])) == ["  third, indented", "first"]
+
+
+def test_real_stories_are_cut_where_they_end(shared: Path) -> None:
+    file = shared / "data/text/tinystories_1k.txt"
+    stories = sources.find(str(file))
+    expected = [part.strip("\r\n") for part in file.read_text(encoding="utf-8").split("<|endoftext|>")]
+    assert list(stories) == [story for story in expected if story.strip()]
+
+
+def test_real_web_pages_are_read_line_by_line(shared: Path) -> None:
+    file = shared / "data/text/c4_sample.jsonl"
+    expected = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+    assert list(sources.find(str(file))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r'a\.jsonl, line 2: there is no "text" in this row, only txt'),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', r"a\.jsonl, line 2: .* only list"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n\n{"text": \n',
+            r"a\.jsonl, line 3: this is not JSON: Expecting value at column 10",
+        ),
+        ("a.txt", b"abc\xff", r"a\.txt is not UTF-8: byte 3 is 0xff"),
+        ("a.txt", b" \n\n", r"a\.txt holds no text"),
+        ("a.pdf", b"%PDF", r"a\.pdf is of a kind that is not read"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(sources.find(str(tmp_path / name)))
+
+
+def test_a_name_that_is_none_is_said() -> None:
+    with pytest.raises(MissingError, match='Did you mean "python-manual"'):
+        sources.find("python-manuel")
+
+
+# ---- held out -------------------------------------------------------------------------------------------------------
+@given(st.integers(2, 40), st.floats(0.01, 0.99), st.integers(0, 5))
+def test_a_split_parts_the_documents(count: int, fraction: float, seed: int) -> None:
+    texts = [str(i) for i in range(count)]
+    training, held = sources.split(texts, fraction, seed)
+    assert sorted([*training, *held]) == sorted(texts)
+    assert training
+    assert held
+    assert (training, held) == sources.split(texts, fraction, seed)
+
+
+def test_one_document_gives_its_end() -> None:
+    text = "\n".join(f"line {i}" for i in range(100))
+    training, held = sources.split([text], 0.1, 0)
+    assert training[0] + held[0] == text
+    assert training[0].endswith("\n")
+    assert 0.07 < len(held[0]) / len(text) < 0.12
+    assert sources.split([text], 0, 0) == ([text], [])

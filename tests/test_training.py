@@ -1,0 +1,342 @@
+"""Packing, slicing and accumulating change nothing; twenty steps are those of a plain transformers and torch loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from families import CASES, Case
+from torch import nn
+
+from lathe import families
+from lathe.data.loader import Batch, Steps
+from lathe.data.pack import IGNORE, Packed, Row
+from lathe.data.stages import InOrder, Shuffled
+from lathe.errors import UsageError
+from lathe.model import layers
+from lathe.model.decoder import Decoder
+from lathe.model.layout import Layout
+from lathe.training import initial, loop, loss, optim
+
+VOCAB = 61
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+GEMMA2 = {
+    **LLAMA,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "final_logit_softcapping": 3.0,
+    "attn_logit_softcapping": 5.0,
+    "sliding_window": 8,
+}
+GRANITE = {**LLAMA, "architectures": ["GraniteForCausalLM"], "model_type": "granite", "logits_scaling": 4.0}
+TIED = {**LLAMA, "tie_word_embeddings": True}
+CONFIGS = pytest.mark.parametrize("config", [LLAMA, TIED, GEMMA2, GRANITE], ids=["llama", "tied", "gemma2", "granite"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that share a core with other work wait for each other many times longer than these products take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def decoder(config: dict, seed: int = 0) -> Decoder:
+    made = initial.decoder(families.read(config), seed)
+    with torch.no_grad():  # larger than a sound start, so that caps bend, and differences would show
+        for parameter in made.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)), alpha=0.2)
+    return made
+
+
+def documents(seed: int = 0, count: int = 12) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, VOCAB, draw.integers(2, 40)) for _ in range(count)]
+
+
+def masked(row: Row) -> Row:
+    """The same row with a loss on two of three tokens."""
+    targets = row.targets.copy()
+    targets[::3] = IGNORE
+    return Row(row.tokens, targets, row.lengths)
+
+
+def gradients(model: Decoder) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance * b[name].abs().max().item())
+
+
+# ---- loss -----------------------------------------------------------------------------------------------------------
+@CONFIGS
+@pytest.mark.parametrize("scores", [1, 7 * VOCAB, 1 << 24])
+def test_the_sliced_loss_is_the_plain_one(config: dict, scores: int) -> None:
+    model = decoder(config)
+    batch = Batch.of([masked(row) for row in Packed(InOrder(documents()), 16)])
+    plain = F.cross_entropy(
+        model.logits(model(batch.tokens, batch.layout)), batch.targets, ignore_index=IGNORE, reduction="sum"
+    )
+    (plain / 3).backward()
+    expected = gradients(model)
+    sliced = loss.cross_entropy(model, model(batch.tokens, batch.layout), batch.targets, scores)
+    (sliced / 3).backward()
+    torch.testing.assert_close(sliced, plain)
+    same(gradients(model), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loss.cross_entropy(model, model(batch.tokens, batch.layout), batch.targets, scores), plain
+        )
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_it_on() -> None:
+    model = decoder(LLAMA)
+    model.lm_head.requires_grad_(False)
+    batch = Batch.of(list(Packed(InOrder(documents()), 16)))
+    F.cross_entropy(model.logits(model(batch.tokens, batch.layout)), batch.targets, reduction="sum").backward()
+    expected = gradients(model)
+    loss.next_token(model)(batch).backward()
+    same(gradients(model), expected)
+    assert "lm_head.weight" not in expected
+
+
+def test_mixed_precision_multiplies_in_bfloat16_and_keeps_float32_gradients() -> None:
+    model = decoder(LLAMA)
+    batch = Batch.of(list(Packed(InOrder(documents()), 16)))
+    exact = loss.next_token(model)(batch)
+    exact.backward()
+    expected = gradients(model)
+    mixed = loss.next_token(model, torch.bfloat16)(batch)
+    mixed.backward()
+    assert mixed.item() != exact.item()
+    torch.testing.assert_close(mixed, exact, rtol=0.02, atol=0)
+    for name, gradient in gradients(model).items():
+        assert gradient.dtype == torch.float32
+        assert F.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0) > 0.99
+
+
+def test_logits_of_the_whole_batch_never_exist() -> None:
+    config = {**LLAMA, "vocab_size": 5000}
+    model = decoder(config)
+    hidden, targets = torch.randn(512, 32, requires_grad=True), torch.randint(5000, (512,))
+    largest = 0
+
+    def watch(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.numel())
+
+    model.lm_head.register_forward_hook(watch)
+    loss.cross_entropy(model, hidden, targets, scores=100_000).backward()
+    assert largest == 20 * 5000
+
+
+# ---- packing --------------------------------------------------------------------------------------------------------
+@CONFIGS
+def test_packed_documents_have_the_loss_and_gradients_of_each_alone(config: dict) -> None:
+    model, some = decoder(config), documents()
+    objective = loss.next_token(model)
+    (row,) = Packed(InOrder(some), 10_000)
+    together = objective(Batch.of([row]))
+    together.backward()
+    packed = gradients(model)
+    alone = []
+    for document in some:
+        layout, ids = Layout.of([len(document) - 1]), torch.from_numpy(document)
+        scores = model.logits(model(ids[:-1], layout))
+        alone.append(F.cross_entropy(scores, ids[1:], reduction="sum"))
+    torch.testing.assert_close(together, torch.stack(alone).sum())
+    torch.stack(alone).sum().backward()
+    same(packed, gradients(model))
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------
+class Uneven(Packed):
+    """Rows of which every other has few tokens with a loss."""
+
+    def __next__(self) -> Row:
+        row = super().__next__()
+        return masked(row) if len(row.lengths) % 2 else row
+
+
+def trained(config: dict, at_once: int, steps: int = 3, rows: int = 6) -> tuple[Decoder, list[loop.Step]]:
+    model, seen = decoder(config), []
+    data = Steps(Uneven(Shuffled(documents(), seed=1), 16), rows, at_once)
+    optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.1)
+    loop.train(
+        loss.next_token(model),
+        optimizer,
+        data,
+        range(steps),
+        partial(optim.cosine, steps=steps, warmup=1, floor=0.1),
+        1.0,
+        lambda step: seen.append(step) or True,
+    )
+    return model, seen
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])  # 4: the last batch of a step is smaller
+def test_accumulated_batches_are_one_batch(at_once: int) -> None:
+    model, steps = trained(LLAMA, at_once)
+    whole, expected = trained(LLAMA, 6)
+    for step, other in zip(steps, expected, strict=True):
+        assert step.loss == pytest.approx(other.loss, rel=1e-5)
+        assert step.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+        assert (step.tokens, step.supervised) == (other.tokens, other.supervised) != (96, 96)
+    same(dict(model.named_parameters()), dict(whole.named_parameters()), 1e-3)
+
+
+def test_twenty_steps_are_those_of_a_plain_transformers_and_torch_loop() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, some = decoder(LLAMA), documents(count=8)
+    theirs = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    theirs.load_state_dict(model.state_dict())
+    schedule = partial(optim.cosine, steps=20, warmup=4, floor=0.1)
+    decayed = [p for p in theirs.parameters() if p.ndim > 1]
+    others = [p for p in theirs.parameters() if p.ndim == 1]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=3e-3, betas=(0.9, 0.95)
+    )
+    expected = []
+    for step in range(20):
+        for group in adamw.param_groups:
+            group["lr"] = 3e-3 * schedule(step)
+        total = sum(len(document) - 1 for document in some)
+        mean = torch.zeros(())
+        for document in some:
+            ids = torch.from_numpy(document)
+            mean = mean + F.cross_entropy(theirs(ids[None, :-1]).logits[0], ids[1:], reduction="sum") / total
+        mean.backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad()
+        expected.append(mean.item())
+
+    seen: list[loop.Step] = []
+    epoch = [[Batch.of([row]) for row in Packed(InOrder(some), 10_000)]]
+    loop.train(
+        loss.next_token(model),
+        optim.adamw(model.parameters(), lr=3e-3, weight_decay=0.1),
+        epoch * 20,
+        range(20),
+        schedule,
+        1.0,
+        lambda step: seen.append(step) or True,
+    )
+    assert [step.loss for step in seen] == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < expected[0] - 0.5
+
+
+def test_a_tiny_model_learns_a_small_text_by_heart() -> None:
+    text = np.frombuffer(b"It is never too late to be what you might have been.", dtype=np.uint8) % VOCAB
+    model = initial.decoder(families.read(LLAMA), seed=0)
+    data = Steps(Packed(Shuffled([text], seed=0), 64), 1, 1)
+    seen: list[loop.Step] = []
+    optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.0)
+    constant = partial(optim.cosine, steps=150, warmup=10, floor=1.0)
+    after = lambda step: seen.append(step) or step.loss > 0.02  # noqa: E731
+    loop.train(loss.next_token(model), optimizer, data, range(150), constant, 1.0, after)
+    assert seen[0].loss == pytest.approx(math.log(VOCAB), rel=0.1)
+    assert seen[-1].loss <= 0.02
+
+
+def test_validation_is_the_mean_over_tokens_not_over_batches() -> None:
+    model = decoder(LLAMA)
+    objective = loss.next_token(model)
+    one = loop.mean(objective, Steps(Packed(InOrder(documents()), 16), 100, 100))
+    many = loop.mean(objective, Steps(Packed(InOrder(documents()), 16), 3, 2))
+    assert many == pytest.approx(one, rel=1e-5)
+    assert not gradients(model)
+    assert math.isnan(loop.mean(objective, []))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights() -> None:
+    model = decoder(LLAMA)
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.inf
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.1)
+    data = Steps(Packed(InOrder(documents()), 16), 2, 2)
+    with pytest.raises(UsageError, match=r"The loss is nan at step 1\. Lower the learning rate"):
+        loop.train(loss.next_token(model), optimizer, data, range(3), lambda step: 1.0, 1.0, lambda step: True)
+    assert torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
+
+
+# ---- the optimizer --------------------------------------------------------------------------------------------------
+def test_the_schedule_rises_to_one_and_falls_to_its_floor() -> None:
+    factor = partial(optim.cosine, steps=101, warmup=10, floor=0.1)
+    assert [factor(step) for step in (0, 4, 9)] == pytest.approx([1 / 11, 5 / 11, 10 / 11])
+    assert factor(10) == 1
+    assert factor(55) == pytest.approx(0.55)
+    assert factor(100) == pytest.approx(0.1)
+    assert all(factor(a) > factor(a + 1) for a in range(10, 100))
+    assert optim.cosine(0, steps=1, warmup=0, floor=0.1) == 1
+
+
+def test_only_matrices_decay() -> None:
+    model = decoder(LLAMA)
+    groups = optim.adamw(model.parameters(), lr=1.0, weight_decay=0.3).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {name: decays[id(p)] for name, p in model.named_parameters()} == {
+        name: 0.0 if "norm" in name else 0.3 for name, _ in model.named_parameters()
+    }
+
+
+# ---- the beginning --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_family_begins_near_chance(case: Case) -> None:
+    model = initial.decoder(families.read(case.config), seed=0)
+    tokens = torch.arange(40) % model.spec.vocab
+    with torch.no_grad():
+        mean = loss.cross_entropy(model, model(tokens, Layout.of([40])), tokens.roll(1)) / 40
+    assert mean.item() == pytest.approx(math.log(model.spec.vocab), abs=1.1)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GEMMA2], ids=["llama", "gemma2"])
+def test_norms_begin_as_the_identity(config: dict) -> None:
+    model = initial.decoder(families.read(config), seed=0)
+    for module in model.modules():
+        if isinstance(module, layers.RMSNorm):
+            x = F.rms_norm(torch.randn(5, len(module.weight)), module.weight.shape)
+            torch.testing.assert_close(module(x), x, rtol=1e-4, atol=1e-4)
+
+
+def test_what_adds_to_the_stream_is_smaller_in_a_deeper_model() -> None:
+    wide = {**LLAMA, "hidden_size": 160, "intermediate_size": 400, "num_hidden_layers": 8}
+    model = initial.decoder(families.read(wide), seed=0)
+    std = (2 / 5 / 160) ** 0.5
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            into = name.endswith(("o_proj.weight", "down_proj.weight"))
+            assert parameter.std().item() == pytest.approx(std / 4 if into else std, rel=0.03)
+
+
+def test_a_seed_is_a_model() -> None:
+    a, b, c = (initial.decoder(families.read(TIED), seed) for seed in (1, 1, 2))
+    same(dict(a.named_parameters()), dict(b.named_parameters()), 0)
+    assert not torch.equal(a.lm_head.weight, c.lm_head.weight)
+    assert a.lm_head.weight is a.model.embed_tokens.weight
