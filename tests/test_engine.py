@@ -200,6 +200,7 @@ def test_cancel_in_every_phase(plain: Decoder) -> None:
         assert sequence.finish == "cancelled"
     assert not engine.busy
     assert engine.step() == []
+    assert not engine.scheduler.running and not engine.scheduler.waiting
     assert engine.pages.free == len(engine.pages.holders)
 
 
@@ -302,7 +303,7 @@ def test_leases_never_overlap_and_nothing_is_lost(data: st.DataObject, bound: in
         assert_conserved(pages, leases)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_schedule_ends_with_the_same_answers_and_all_pages_free(data: st.DataObject) -> None:
     decoder = decoder_of("gqa")
@@ -319,6 +320,7 @@ def test_any_schedule_ends_with_the_same_answers_and_all_pages_free(data: st.Dat
             engine.cancel(data.draw(st.sampled_from(sequences)))
         assert_conserved(engine.pages, [sequence.lease for sequence in sequences])
     run(engine)
+    engine.step()  # what was cancelled last is swept
     assert engine.pages.free == len(engine.pages.holders)
     for sequence in sequences:
         expected = whole(decoder, sequence.tokens, sequence.extent).argmax(-1).tolist()

@@ -1,1 +1,7 @@
 """Tokens in, tokens out: many requests share one decoder and one pool of cache pages; knows no text and no file."""
+
+from lathe.engine.engine import Engine
+from lathe.engine.sampling import Sampling, Token
+from lathe.engine.scheduler import Finish, Sequence
+
+__all__ = ["Engine", "Finish", "Sampling", "Sequence", "Token"]

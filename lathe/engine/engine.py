@@ -57,8 +57,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether anybody waits or runs."""
-        return bool(self.scheduler.waiting or self.scheduler.running)
+        """Whether anybody still waits for an answer."""
+        return any(not sequence.finish for sequence in (*self.scheduler.waiting, *self.scheduler.running))
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Sequence, Token]]:
@@ -91,10 +91,9 @@ class Engine:
             self.cancel(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """End a request, waiting or running, and take its pages back. A finished one stays as it is."""
+        """End a request, waiting or running; the next step takes its pages back. A finished one stays as it is."""
         if not sequence.finish:
-            sequence.finish = "cancelled"
-            self.scheduler.remove(sequence)
+            sequence.finish = "cancelled"  # and no more, so that it may come at any moment, even in the midst of a step
 
     @torch.no_grad()  # not inference_mode: the caller may want to go on computing with what is returned
     def logits(self, tokens: Iterable[int]) -> Tensor:

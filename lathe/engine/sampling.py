@@ -250,12 +250,12 @@ def _reported(logits: Tensor, chosen: list[int], wanted: list[int | None]) -> li
     rows = [row for row, n in enumerate(wanted) if n is not None]
     if not rows:
         return tokens
-    logprobs = logits[rows].log_softmax(-1)
-    own = logprobs.gather(-1, torch.tensor([[chosen[row]] for row in rows], device=logits.device))[:, 0].tolist()
-    most = min(max(wanted[row] or 0 for row in rows), logits.shape[-1])
-    values, ids = logprobs.topk(most)
-    for i, row in enumerate(rows):
-        n = wanted[row] or 0
-        top = zip(ids[i, :n].tolist(), values[i, :n].tolist(), strict=True)
-        tokens[row] = Token(chosen[row], own[i], tuple(top))
+    scores = logits if len(rows) == len(wanted) else logits[rows]
+    total = scores.logsumexp(-1, keepdim=True)
+    own = scores.gather(-1, torch.tensor([[chosen[row]] for row in rows], device=logits.device)) - total
+    best, ids = scores.topk(min(max(wanted[row] or 0 for row in rows), logits.shape[-1]))
+    found = zip(rows, own[:, 0].tolist(), ids.tolist(), (best - total).tolist(), strict=True)
+    for row, logprob, top, logprobs in found:
+        n = wanted[row]
+        tokens[row] = Token(chosen[row], logprob, tuple(zip(top[:n], logprobs[:n], strict=True)))
     return tokens

@@ -83,6 +83,8 @@ class Scheduler:
 
     def pick(self) -> list[Part]:
         """The parts of the next pass, those that generate before those still reading their prompt."""
+        for sequence in [sequence for sequence in (*self.running, *self.waiting) if sequence.finish]:  # cancelled
+            self.remove(sequence)
         for sequence in list(self.running):
             while sequence in self.running and not self._room(sequence):
                 self._preempt(self.running[-1])

@@ -1,0 +1,290 @@
+"""A model's name becomes an object that answers: text or messages in, text out; knows no command line and no wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+import torch
+from torch import Tensor
+
+from lathe import checkpoint, engine, hub
+from lathe.errors import PromptError, UsageError, did_you_mean
+from lathe.model.decoder import Decoder
+from lathe.tokenizer import StopStrings, TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+
+MAX_NEW_TOKENS = 256  # where neither the caller nor the checkpoint says how long an answer may be
+
+DTYPES = {
+    **dict.fromkeys(("bf16", "bfloat16", "bf16-true"), torch.bfloat16),
+    **dict.fromkeys(("fp16", "float16", "16-true"), torch.float16),
+    **dict.fromkeys(("fp32", "float32", "32-true"), torch.float32),
+}
+
+
+class Wishes(TypedDict, total=False):
+    """How to answer. What is left out or None is as the checkpoint's generation_config.json says, see `defaults`.
+
+    stop: strings that end the answer and are not part of it. raw: take a string as it is, not as a user's message.
+    All others are fields of `engine.Sampling`.
+    """
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    raw: bool
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    text: without the token or string that ended it.
+    tokens: all that were generated, an end token included. logprobs: the model's natural log-probability of each.
+    finish_reason: "stop" (an end token or stop string), "length" (max_new_tokens, or the context is full),
+        "cancelled", or None while it is not finished.
+    prefill_seconds: from the request to the first token. decode_seconds: from there to the last.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length", "cancelled"] | None
+    usage: Usage
+    prefill_seconds: float
+    decode_seconds: float
+
+
+class Reply(Iterator[str]):
+    """One answer as it comes: pieces of text, each of whole characters. Other replies of the LLM go on meanwhile."""
+
+    def __init__(self, running: engine.Engine, sequence: engine.Sequence, text: TextStream, stops: StopStrings) -> None:
+        self._engine, self._sequence, self._text, self._stops = running, sequence, text, stops
+        self._coming = running.stream(sequence)
+        self._shown: list[str] = []
+        self._tokens: list[engine.Token] = []
+        self._ended = False
+
+    def __next__(self) -> str:
+        while not self._ended:
+            if token := next(self._coming, None):
+                piece = self._read(token)
+            else:
+                piece, self._ended = self._stops.push(self._text.flush()) + self._stops.flush(), True
+            if piece:
+                self._shown.append(piece)
+                return piece
+        raise StopIteration
+
+    def _read(self, token: engine.Token) -> str:
+        self._tokens.append(token)
+        if token.id in self._sequence.stops:
+            return ""
+        piece = self._stops.push(self._text.push(token.id))
+        if self._stops.stopped:
+            self.close()
+        return piece
+
+    @property
+    def completion(self) -> Completion:
+        """The answer so far; all of it when the iteration has ended."""
+        sequence, n = self._sequence, len(self._tokens)
+        first, ended = sequence.first or sequence.started, sequence.ended or sequence.started
+        return Completion(
+            text="".join(self._shown),
+            tokens=[token.id for token in self._tokens],
+            logprobs=[token.logprob for token in self._tokens if token.logprob is not None],
+            finish_reason="stop" if self._stops.stopped else sequence.finish if self._ended else None,
+            usage=Usage(sequence.prompt, n),
+            prefill_seconds=first - sequence.started,
+            decode_seconds=ended - first,
+        )
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._ended = True
+        self._engine.cancel(self._sequence)
+
+    def __del__(self) -> None:
+        self._engine.cancel(self._sequence)  # a reply that nobody reads must not go on
+
+
+class LLM:
+    """A language model with its tokenizer. One thread at a time may use it.
+
+    Args:
+        config, generation: the checkpoint's config.json and generation_config.json, for `save`; the latter also says
+            how answers are sampled and which tokens end them.
+
+    `prompt` is a string (a user's message where the model has a chat template, unless `raw`; else the beginning of a
+    text), a list of messages {"role": ..., "content": ...}, or a list of token ids, taken as they are.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        config: Mapping[str, Any],
+        generation: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.config, self.generation = config, generation or {}
+        self.engine = engine.Engine(decoder)
+        self.defaults = defaults(self.generation)
+        self.stops = frozenset((*tokenizer.eos_ids, *_ids(self.generation.get("eos_token_id"))))
+
+    @staticmethod
+    def load(
+        model: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        quantize: str | None = None,
+        adapter: str | Path | None = None,
+        checkpoints: str | Path = "checkpoints",
+    ) -> LLM:
+        """The model in a folder or file, or with a repo id: found below `checkpoints` or in the cache, or downloaded.
+
+        device: "auto" takes a GPU where there is one. dtype: "auto" keeps that of the files; "bf16", "fp16", "fp32".
+
+        Raises:
+            MissingError: there is no such model.
+            CheckpointError, ConfigError, TokenizerError: its files are damaged or not understood.
+            UsageError: a device or dtype that is not there; quantize and adapter, which this version does not have.
+        """
+        for name, value in (("quantize", quantize), ("adapter", adapter)):
+            if value is not None:
+                raise UsageError(f"{name} is {value}.", "This version of Lathe does not have it yet; a later one will.")
+        place, kind = _device(device), _dtype(dtype)
+        opened = checkpoint.open(hub.find(str(model), Path(checkpoints)))
+        tokenizer = opened.tokenizer()  # before the weights: it is read sooner, and may be what is wrong
+        return LLM(opened.load(place, kind), tokenizer, opened.config, opened.generation)
+
+    def generate(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> str:
+        """The text of the answer."""
+        return self.complete(prompt, **wishes).text
+
+    def stream(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> Reply:
+        """The text of the answer in pieces, as it comes.
+
+        Raises:
+            PromptError: the prompt is empty or too long for the context.
+            TokenizerError: the chat template refuses the messages.
+            UsageError: a wish is out of range.
+        """
+        raw, stop = wishes.pop("raw", False), wishes.pop("stop", None) or ()
+        stops = StopStrings([stop] if isinstance(stop, str) else stop)
+        sampling = engine.Sampling(**self.defaults | {name: wish for name, wish in wishes.items() if wish is not None})
+        tokens, continued = self._read(prompt, raw)
+        sequence = self.engine.submit(tokens, sampling, self.stops)
+        return Reply(self.engine, sequence, self.tokenizer.stream(after=tokens if continued else ()), stops)
+
+    def complete(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> Completion:
+        """The answer, with its tokens, their log-probabilities, and why it ended."""
+        return self.batch([prompt], **wishes)[0]
+
+    def batch(self, prompts: Iterable[Prompt], **wishes: Unpack[Wishes]) -> list[Completion]:
+        """The answers to several prompts, made side by side: each is what it would be alone."""
+        replies = [self.stream(prompt, **wishes) for prompt in prompts]
+        going = replies
+        while going:  # in turn, so that each sees its stop strings in time
+            going = [reply for reply in going if next(reply, None) is not None]
+        return [reply.completion for reply in replies]
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Scores of every next token, without a cache. Returns T V, float32."""
+        return self.engine.logits(tokens)
+
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Natural log-probability of each token after the first, given those before it."""
+        return self.engine.score(tokens)
+
+    def save(self, path: str | Path, format: str = "hf") -> None:
+        """Write a folder in Hugging Face form. Raises UsageError where something is already, or for another format."""
+        if format != "hf":
+            fix = did_you_mean(format, ["hf"])
+            raise UsageError(f'"{format}" is no format that Lathe writes.', 'This version writes "hf" only.', fix)
+        checkpoint.save(path, self.decoder, self.config, generation=self.generation, tokenizer=self.tokenizer)
+
+    def _read(self, prompt: Prompt, raw: bool) -> tuple[list[int], bool]:
+        """A prompt's tokens, and whether the answer continues its text rather than being one of its own."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise PromptError("The prompt is empty.", "It must hold at least one character.")
+            if raw or not self.tokenizer.has_template:
+                return self.tokenizer.encode(prompt), True
+            prompt = [{"role": "user", "content": prompt}]
+        if any(isinstance(item, Mapping) for item in prompt):
+            # The template writes all special tokens itself: a second BOS in front would be one too many.
+            text = self.tokenizer.render(cast("Sequence[Mapping[str, Any]]", prompt))
+            return self.tokenizer.encode(text, special=False), False
+        return list(cast("Sequence[int]", prompt)), True
+
+
+def defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling as generation_config.json asks for it.
+
+    `do_sample: false` is greedy. A file that says nothing about sampling gives temperature 0.8 among the 50 best
+    tokens; in one that does, what it leaves out is neutral.
+    """
+    names = ("temperature", "top_k", "top_p", "min_p")
+    told = {name: generation[name] for name in names if generation.get(name) is not None}
+    if generation.get("do_sample") is False:
+        told = {"temperature": 0.0}
+    elif not told and not generation.get("do_sample"):
+        told = {"temperature": 0.8, "top_k": 50}
+    for name, default in (("repetition_penalty", 1.0), ("max_new_tokens", MAX_NEW_TOKENS)):
+        told[name] = generation.get(name) or default
+    return {**told, "logprobs": 0}
+
+
+def _ids(told: int | Sequence[int] | None) -> Sequence[int]:
+    return () if told is None else [told] if isinstance(told, int) else told
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        known = "auto, cpu, cuda, cuda:1 (the second GPU) or mps"
+        raise UsageError(f'"{device}" is not a device.', f"Known are {known}.") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        found = f"The device {device} is not there: PyTorch sees {torch.cuda.device_count()} CUDA GPUs."
+        raise UsageError(found, fix="Choose another device, or auto.")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype if isinstance(dtype, torch.dtype) else None
+    if dtype not in DTYPES:
+        fix = did_you_mean(dtype, DTYPES)
+        raise UsageError(f'"{dtype}" is not a number format for weights.', "Known are auto, bf16, fp16 and fp32.", fix)
+    return DTYPES[dtype]
