@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Threads that share a core with other work wait for each other a hundred times longer than tiny products take."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder `shared/` beside the checkout (or $LATHE_SHARED): real tokenizers, templates, texts and one real model.

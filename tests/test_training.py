@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -49,15 +48,6 @@ GEMMA2 = {
 GRANITE = {**LLAMA, "architectures": ["GraniteForCausalLM"], "model_type": "granite", "logits_scaling": 4.0}
 TIED = {**LLAMA, "tie_word_embeddings": True}
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, TIED, GEMMA2, GRANITE], ids=["llama", "tied", "gemma2", "granite"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that share a core with other work wait for each other many times longer than these products take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def decoder(config: dict, seed: int = 0) -> Decoder:

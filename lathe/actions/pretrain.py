@@ -127,6 +127,7 @@ def run(options: Options) -> int | None:
                 if corpus.held.targets and (step.number == steps or step.number % options.eval.interval == 0):
                     batches = corpus.validation(train.micro_batch_size, chosen.device)
                     mean = loop.mean(objective, islice(batches, options.eval.max_iters))
+                    loop.check(mean, step.number)
                     record.validated(step.number, mean)
                     display.say(f"step {step.number}  validation loss {mean:.3f}  perplexity {math.exp(mean):.1f}")
                 return not stopped()

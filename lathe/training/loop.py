@@ -85,3 +85,9 @@ def mean(objective: Objective, data: Iterable[Sequence[Batch]]) -> float:
         total += objective(batch).item()
         supervised += batch.supervised
     return total / supervised if supervised else math.nan
+
+
+def check(loss: float, step: int) -> None:
+    """Raise UsageError where the loss is not a number any more: what follows could only be worse."""
+    if not math.isfinite(loss):
+        raise UsageError(f"The loss is {loss} at step {step}.", "", "Lower the learning rate (--optimizer.lr).")
