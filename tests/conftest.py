@@ -18,7 +18,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared/` beside the checkout (or $LATHE_SHARED): real tokenizers, templates, texts and one real model.
+    """The folder `shared/` beside the checkout (or $LATHE_SHARED): real tokenizers, templates, texts, one real model.
 
     It is not part of the repository. Without it the tests that need it skip; CI must have it.
     """
