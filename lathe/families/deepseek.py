@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lathe.families.keys import Keys, mscale
+from lathe.families import positions
+from lathe.families.keys import Keys
 from lathe.families.llama import context, depth, gated, model, norm
 from lathe.families.qwen import expert_rules
 from lathe.model.spec import Experts, Gated, LatentAttention, Layer, RMSNorm, Router, Spec, Yarn
@@ -20,15 +21,19 @@ def v3(keys: Keys) -> Spec:
     keys.ignore("num_key_value_heads", "head_dim", "qk_head_dim", "output_router_logits", "router_aux_loss_coef")
     dense = gated(keys)
     each = keys.size("moe_intermediate_size", 2048)
+    count, groups = keys.size("n_routed_experts", 256), keys.size("n_group", 8)
+    if count % groups or count < 2 * groups:  # a group is judged by its two best experts
+        raise keys.wrong("n_group", groups, f"a number of groups, of 2 or more, that {count} experts fall into")
+    top = keys.size("topk_group", 4, most=groups)
     mixed = Experts(
         each=Gated(each, dense.act),
         router=Router(
-            count=keys.size("n_routed_experts", 256),
-            chosen=keys.size("num_experts_per_tok", 8),
+            count=count,
+            chosen=keys.size("num_experts_per_tok", 8, most=count // groups * top),
             score="sigmoid",
             renormalise=keys.flag("norm_topk_prob", True),
-            groups=keys.size("n_group", 8),
-            top_groups=keys.size("topk_group", 4),
+            groups=groups,
+            top_groups=top,
             correction=True,
             scale=keys.real("routed_scaling_factor", 2.5),
         ),
@@ -41,11 +46,11 @@ def v3(keys: Keys) -> Spec:
 
 def latent(keys: Keys) -> LatentAttention:
     plain, turned = keys.size("qk_nope_head_dim", 128), keys.size("qk_rope_head_dim", 64)
-    rope = keys.rope(turned, context(keys), interleaved=keys.flag("rope_interleave", True))
+    rope = positions.rope(keys, turned, context(keys), interleaved=keys.flag("rope_interleave", True))
     scale = (plain + turned) ** -0.5
     if isinstance(rope.scaling, Yarn):
         weight = sum(keys.part(name).real("mscale_all_dim", 0.0) for name in ("rope_parameters", "rope_scaling"))
-        scale *= mscale(rope.scaling.factor, weight) ** 2
+        scale *= positions.mscale(rope.scaling.factor, weight) ** 2
     return LatentAttention(
         heads=keys.size("num_attention_heads"),
         q_rank=keys.size_or_none("q_lora_rank", 1536),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lathe.families.keys import Keys
 from lathe.families.llama import attention, context, depth, model, norm, windows
+from lathe.families.positions import turned
 from lathe.model.spec import Attention, Gated, Layer, QKNorm, Rope, Spec
 
 
@@ -19,10 +20,12 @@ def gemma(keys: Keys) -> Spec:
 
 def gemma2(keys: Keys) -> Spec:
     keys.ignore("sliding_window_size", "hidden_act")
-    part = attention(keys, head_dim=256, scale=_scale(keys), softcap=keys.real_or_none("attn_logit_softcapping", 50.0))
+    part = attention(
+        keys, head_dim=256, scale=_scale(keys), softcap=keys.real_or_none("attn_logit_softcapping", 50.0, above=0)
+    )
     window = keys.size("sliding_window", 4096)
     seen = windows(keys, [i % 2 == 0 for i in range(depth(keys))], window)
-    cap = keys.real_or_none("final_logit_softcapping", 30.0)
+    cap = keys.real_or_none("final_logit_softcapping", 30.0, above=0)
     return _model(keys, [_sandwich(keys, replace(part, window=w)) for w in seen], logit_softcap=cap)
 
 
@@ -40,7 +43,7 @@ def gemma3(keys: Keys) -> Spec:
         qk_norm=QKNorm(norm(keys, offset=1.0)),
     )
     layers = [_sandwich(keys, replace(part, window=w, rope=near if w else far)) for w in seen]
-    return _model(keys, layers, logit_softcap=keys.real_or_none("final_logit_softcapping"))
+    return _model(keys, layers, logit_softcap=keys.real_or_none("final_logit_softcapping", above=0))
 
 
 def _ropes(keys: Keys) -> tuple[Rope, Rope]:
@@ -48,12 +51,12 @@ def _ropes(keys: Keys) -> tuple[Rope, Rope]:
     channels = keys.size("head_dim", 256)
     new = keys.part("rope_parameters")
     far, near = new.part("full_attention"), new.part("sliding_attention")
-    far_base = far.real("rope_theta", keys.real("rope_theta", 1e6))
-    near_base = near.real("rope_theta", keys.real("rope_local_base_freq", 1e4))
+    far_base = far.real("rope_theta", keys.real("rope_theta", 1e6, above=1), above=1)
+    near_base = near.real("rope_theta", keys.real("rope_local_base_freq", 1e4, above=1), above=1)
     far = far if far.config else keys.part("rope_scaling")
     return (
-        keys.turned(far, channels, context(keys), far_base),
-        keys.turned(near, channels, context(keys), near_base),
+        turned(keys, far, channels, context(keys), far_base),
+        turned(keys, near, channels, context(keys), near_base),
     )
 
 
@@ -66,7 +69,7 @@ def _sandwich(keys: Keys, part: Attention) -> Layer:
 
 
 def _scale(keys: Keys) -> float:
-    return keys.real("query_pre_attn_scalar", 256) ** -0.5
+    return keys.real("query_pre_attn_scalar", 256, above=0) ** -0.5
 
 
 def _model(keys: Keys, layers: list[Layer], **rest: float | None) -> Spec:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lathe.families.keys import Keys
 from lathe.families.llama import context, depth, model
+from lathe.families.positions import rope
 from lathe.model.spec import Attention, Layer, LayerNorm, Plain, Spec
 from lathe.weights.rules import Adopt, Drop, Prefix, Rename, Reorder, Rule, Split, Transpose
 
@@ -17,10 +18,9 @@ def neox(keys: Keys) -> Spec:
     norm = LayerNorm(keys.real("layer_norm_eps", 1e-5))
     heads, width = keys.size("num_attention_heads"), keys.size("hidden_size")
     channels, bias = width // heads, keys.flag("attention_bias", True)
-    rope = keys.rope(
-        channels, context(keys), base=keys.real("rotary_emb_base", 10_000.0), partial=keys.real("rotary_pct", 0.25)
-    )
-    mixer = Attention(heads, heads, channels, channels**-0.5, rope, bias, bias)
+    base, partial = keys.real("rotary_emb_base", 10_000.0, above=1), keys.real("rotary_pct", 0.25, above=0)
+    turn = rope(keys, channels, context(keys), base=base, partial=partial)
+    mixer = Attention(heads, heads, channels, channels**-0.5, turn, bias, bias)
     mlp = Plain(keys.size("intermediate_size"), keys.activation("hidden_act", "gelu"))
     parallel = keys.flag("use_parallel_residual", True)
     return model(keys, [Layer(mixer, mlp, norm, "parallel" if parallel else "pre")] * depth(keys), norm)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from lathe.errors import ConfigError, did_you_mean
-from lathe.model.spec import Activation, Dynamic, Linear, Llama3, LongRope, Rope, Scaling, Spec, Yarn
+from lathe.model.spec import Activation, Spec
 from lathe.weights.rules import Rule
 
 MISSING: Any = object()
@@ -92,27 +92,28 @@ class Keys:
         self.taken.add(name)
         return self.config.get(name, default) is not None
 
-    def size(self, name: str, default: Any = MISSING, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+    def size(self, name: str, default: Any = MISSING, least: int = 1, most: int | None = None) -> int:
+        """A whole number of at least `least`, and at most `most` where it is given."""
         value = self.take(name, default)
-        if type(value) is not int or value < least:
-            raise self.wrong(name, value, f"a whole number of at least {least}")
+        if type(value) is not int or value < least or (most is not None and value > most):
+            bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise self.wrong(name, value, f"a whole number {bounds}")
         return value
 
     def size_or_none(self, name: str, default: int | None = None) -> int | None:
         """A whole number of at least 1; None where the file says null, `default` where it says nothing."""
         return self.size(name, default) if self._says(name, default) else None
 
-    def real(self, name: str, default: Any = MISSING) -> float:
-        """A finite number."""
+    def real(self, name: str, default: Any = MISSING, above: float = -math.inf) -> float:
+        """A finite number above `above`."""
         value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.wrong(name, value, "a number")
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= above:
+            raise self.wrong(name, value, "a number" if math.isinf(above) else f"a number above {above}")
         return float(value)
 
-    def real_or_none(self, name: str, default: float | None = None) -> float | None:
-        """A finite number; None where the file says null, `default` where it says nothing."""
-        return self.real(name, default) if self._says(name, default) else None
+    def real_or_none(self, name: str, default: float | None = None, above: float = -math.inf) -> float | None:
+        """A finite number above `above`; None where the file says null, `default` where it says nothing."""
+        return self.real(name, default, above) if self._says(name, default) else None
 
     def flag(self, name: str, default: Any = MISSING) -> bool:
         value = self.take(name, default)
@@ -179,66 +180,3 @@ class Keys:
                 did_you_mean(left[0], self.taken)
                 or f"If it does not matter for the model, remove it from {self.file}.",
             )
-
-    def rope(
-        self, channels: int, context: int, *, base: float = 10_000.0, partial: float = 1.0, interleaved: bool = False
-    ) -> Rope:
-        """Rotary positions in either dialect. `base`, `partial`: the family's defaults; `channels`: of one head."""
-        new = self.part("rope_parameters")
-        old = self.part("rope_scaling")
-        base = new.real("rope_theta", self.real("rope_theta", base))
-        partial = new.real("partial_rotary_factor", self.real("partial_rotary_factor", partial))
-        return self.turned(new if new.config else old, int(channels * partial), context, base, interleaved)
-
-    def turned(self, part: Keys, channels: int, context: int, base: float, interleaved: bool = False) -> Rope:
-        """A Rope from the object that holds its scaling."""
-        if channels < 2 or channels % 2:
-            raise ConfigError(
-                f"{self.file} makes {channels} channels of each head turn with the position.",
-                "It should be an even number of at least 2.",
-                'Check "head_dim" and "partial_rotary_factor".',
-            )
-        # Phi-3 keeps it beside the object; where both are given, the outer one counts, as in transformers.
-        outer = self.size_or_none("original_max_position_embeddings")
-        inner = part.size_or_none("original_max_position_embeddings")
-        return Rope(base, channels, scaling(part, channels, context, outer or inner or context), interleaved)
-
-
-def scaling(part: Keys, channels: int, context: int, original: int) -> Scaling | None:
-    """The scaling that `rope_scaling` or `rope_parameters` describes, or None.
-
-    channels: how many of a head's turn; context: the longest sequence after scaling; original: the longest of the
-    first training.
-    """
-    part.ignore("type", "rope_type", "rope_theta", "partial_rotary_factor")
-    kind = part.config.get("rope_type") or part.config.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return Linear(part.real("factor"))
-    if kind == "dynamic":
-        return Dynamic(part.real("factor"), context)
-    if kind == "llama3":
-        return Llama3(part.real("factor"), part.real("low_freq_factor"), part.real("high_freq_factor"), original)
-    factor = part.real("factor", context / original)
-    if kind == "yarn":
-        attention = part.real("attention_factor", _yarn_attention(factor, part))
-        fast, slow = part.real("beta_fast", 32.0), part.real("beta_slow", 1.0)
-        return Yarn(factor, original, fast, slow, attention, part.flag("truncate", True))
-    if kind in ("longrope", "su"):  # "su" is what the first Phi-3 files called it
-        grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
-        attention = part.real("attention_factor", grown)
-        short, long = (part.numbers(name, count=channels // 2) for name in ("short_factor", "long_factor"))
-        return LongRope(short, long, original, attention)
-    word = "rope_type" if "rope_type" in part.config else "type"
-    raise part.wrong(word, kind, "default, linear, dynamic, llama3, yarn or longrope")
-
-
-def mscale(factor: float, weight: float = 1.0) -> float:
-    """YaRN's correction of the scores' temperature for a context `factor` times longer. arXiv:2309.00071, 3.4"""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _yarn_attention(factor: float, part: Keys) -> float:
-    weight, weight_all = part.real("mscale", 0.0), part.real("mscale_all_dim", 0.0)
-    return mscale(factor, weight) / mscale(factor, weight_all) if weight and weight_all else mscale(factor)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lathe.families.keys import Keys
+from lathe.families.positions import rope
 from lathe.model.spec import Attention, Experts, Gated, Layer, Norm, RMSNorm, Router, Spec
 from lathe.weights.rules import Rename, Rule, Stack
 
@@ -26,7 +27,7 @@ def attention(
         kv_heads=kv_heads,
         channels=channels,
         scale=channels**-0.5,
-        rope=keys.rope(channels, context(keys), base=base, partial=partial),
+        rope=rope(keys, channels, context(keys), base=base, partial=partial),
         qkv_bias=bias,
         out_bias=bias,
     )
@@ -83,7 +84,8 @@ def mistral(keys: Keys) -> Spec:
 
 def mixtral(keys: Keys) -> Spec:
     keys.ignore("router_aux_loss_coef", "output_router_logits", "router_jitter_noise")
-    router = Router(keys.size("num_local_experts", 8), keys.size("num_experts_per_tok", 2))
+    count = keys.size("num_local_experts", 8)
+    router = Router(count, keys.size("num_experts_per_tok", 2, most=count))
     mixer = attention(keys, base=1e6, window=keys.size_or_none("sliding_window"))
     layer = Layer(mixer, Experts(gated(keys), router), norm(keys, 1e-5))
     return model(keys, [layer] * depth(keys), norm(keys, 1e-5))
@@ -102,8 +104,8 @@ def mixtral_rules(spec: Spec) -> Sequence[Rule]:
 
 
 def experts(spec: Spec) -> int:
-    """How many experts the mixtures of a model have."""
-    return next(layer.mlp.router.count for layer in spec.layers if isinstance(layer.mlp, Experts))
+    """How many experts the mixtures of a model have; 0 where it has no mixture."""
+    return next((layer.mlp.router.count for layer in spec.layers if isinstance(layer.mlp, Experts)), 0)
 
 
 def smollm3(keys: Keys) -> Spec:
@@ -123,7 +125,5 @@ def granite(keys: Keys) -> Spec:
     """Llama with a multiplier at each place where signals add up."""
     mixer = attention(keys, scale=keys.real("attention_multiplier", 1.0))
     layer = Layer(mixer, gated(keys), norm(keys), residual=keys.real("residual_multiplier", 1.0))
-    embed, divisor = keys.real("embedding_multiplier", 1.0), keys.real("logits_scaling", 1.0)
-    if divisor == 0:
-        raise keys.wrong("logits_scaling", divisor, "a number other than 0")
-    return model(keys, [layer] * depth(keys), norm(keys), embed_scale=embed, logit_scale=1 / divisor)
+    embed, logit = keys.real("embedding_multiplier", 1.0), 1 / keys.real("logits_scaling", 1.0, above=0)
+    return model(keys, [layer] * depth(keys), norm(keys), embed_scale=embed, logit_scale=logit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lathe.families.keys import Keys
-from lathe.families.llama import attention, context, depth, experts, gated, model, norm, windows
+from lathe.families.llama import attention, depth, experts, gated, model, norm, windows
 from lathe.model.spec import Attention, Experts, Gated, Layer, QKNorm, Router, Spec
 from lathe.weights.rules import Rule, Stack
 
@@ -36,23 +36,24 @@ def qwen3_moe(keys: Keys) -> Spec:
     keys.ignore("sliding_window")
     heads = keys.size("num_attention_heads")
     mixer = attention(keys, head_dim=keys.size("hidden_size") // heads, qk_norm=QKNorm(norm(keys)), window=window)
+    count = keys.size("num_experts" if "num_experts" in keys.config else "num_local_experts", 128)
     router = Router(
-        count=keys.size("num_experts", keys.take("num_local_experts", 128)),
-        chosen=keys.size("num_experts_per_tok", 8),
+        count=count,
+        chosen=keys.size("num_experts_per_tok", 8, most=count),
         renormalise=keys.flag("norm_topk_prob", False),
     )
     dense = gated(keys)
     mixed = Experts(Gated(keys.size("moe_intermediate_size", 768), dense.act), router)
     plain, step = keys.numbers("mlp_only_layers", []), keys.size("decoder_sparse_step", 1)
     mlps = [dense if i in plain or (i + 1) % step else mixed for i in range(depth(keys))]
-    context(keys)
     return model(keys, [Layer(mixer, mlp, norm(keys)) for mlp in mlps], norm(keys))
 
 
 def expert_rules(spec: Spec) -> Sequence[Rule]:
     """One tensor per expert on disk."""
-    mlp = "model.layers.{i}.mlp.experts."
+    mlp, count = "model.layers.{i}.mlp.experts.", experts(spec)
     return [
-        Stack(mlp + f"{{e}}.{name}.weight", mlp + f"{name}.weight", experts(spec))
+        Stack(mlp + f"{{e}}.{name}.weight", mlp + f"{name}.weight", count)
         for name in ("gate_proj", "up_proj", "down_proj")
+        if count
     ]

@@ -1,0 +1,190 @@
+"""The cases of the family suite: published configurations made tiny, with random weights, as transformers writes them.
+
+One row of CASES is a model; everything that test_families.py proves, it proves for each row.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from published import PUBLISHED
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+ORIGINAL, WINDOW = 16, 8  # the first training's length and the window; LENGTHS lie on both sides
+LENGTHS = (1, 7, 13, 40, 40)  # ascending: transformers' dynamic rope remembers the longest sequence it has seen
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A published configuration and what is changed in it, beyond its size."""
+
+    name: str
+    published: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As config.json would say it, in the dialect the checkpoint was published in."""
+        config = {**PUBLISHED[self.published].config, **TINY, **self.changes}
+        if config["model_type"] == "gpt2":  # which has its own words for sizes
+            config = {key: value for key, value in config.items() if key not in TINY or key.endswith("_id")}
+            config |= {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "n_ctx": 64, "vocab_size": 96}
+        return copy.deepcopy(config)
+
+
+def scaled(kind: str, **rest: Any) -> dict[str, Any]:
+    """A Llama whose `max_position_embeddings` and `rope_scaling` say how it outgrew its first training."""
+    return {"max_position_embeddings": 64, "rope_scaling": {"rope_type": kind, **rest}}
+
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": ORIGINAL}
+LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0], "long_factor": [1.0, 1.5, 2.3, 4.0, 9.0, 20.0]}
+LONG_8 = {name: [*factors, 3.0, 30.0] for name, factors in LONG.items()}
+EXPERTS = {"moe_intermediate_size": 48, "num_experts_per_tok": 2}
+CAPS = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 4.0}  # low enough to bend most scores
+GEMMA = {"head_dim": 24, "sliding_window": WINDOW, "query_pre_attn_scalar": 20, "num_hidden_layers": 3}
+DEEPSEEK = {
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 40,
+    "num_key_value_heads": 4,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+}
+DEEPSEEK_YARN = {**YARN, "type": "yarn", "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.7}
+
+CASES = [
+    Case("llama-2", "Llama-2-7b-hf", {"num_key_value_heads": 4}),
+    Case("llama-3.2-tied-llama3-rope", "Llama-3.2-1B-Instruct", {
+        "head_dim": 24,
+        "rope_scaling": {**PUBLISHED["Llama-3.2-1B-Instruct"].config["rope_scaling"],
+                         "original_max_position_embeddings": ORIGINAL},
+    }),
+    Case("llama-linear", "Llama-2-7b-hf", scaled("linear", factor=4.0)),
+    Case("llama-dynamic", "Llama-2-7b-hf", scaled("dynamic", factor=2.0) | {"max_position_embeddings": ORIGINAL}),
+    Case("llama-yarn", "Llama-2-7b-hf", scaled("yarn", **YARN)),
+    Case("llama-yarn-attention-betas", "Llama-2-7b-hf",
+         scaled("yarn", **YARN, attention_factor=1.3, beta_fast=4, beta_slow=0.5)),
+    Case("llama-yarn-mscale", "Llama-2-7b-hf", scaled("yarn", **YARN, mscale=0.7, mscale_all_dim=0.3)),
+    Case("llama-yarn-untruncated", "Llama-2-7b-hf", scaled("yarn", **YARN, truncate=False)),
+    Case("llama-biased", "Meta-Llama-3-8B", {"attention_bias": True, "mlp_bias": True}),
+    Case("smollm2", "SmolLM2-135M", {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 48}),
+    Case("mistral-window", "Mistral-7B-v0.1", {"sliding_window": WINDOW}),
+    Case("mistral", "Mistral-7B-v0.3"),
+    Case("mixtral", "Mixtral-8x7B-v0.1", {"num_local_experts": 4}),
+    Case("mixtral-window", "Mixtral-8x7B-v0.1", {"num_local_experts": 4, "sliding_window": WINDOW}),
+    Case("smollm3", "SmolLM3-3B",
+         {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "layer_types": ["full_attention"] * 4}),
+    Case("smollm3-window", "SmolLM3-3B", {
+        "num_hidden_layers": 2, "no_rope_layers": [0, 1], "layer_types": None,
+        "use_sliding_window": True, "sliding_window": WINDOW,
+    }),
+    Case("granite", "granite-3.1-2b-instruct", {"attention_multiplier": 0.2}),
+    Case("qwen2", "Qwen2.5-0.5B", {"max_window_layers": 2}),
+    Case("qwen2-window", "Qwen2.5-7B", {
+        "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "num_hidden_layers": 3,
+    }),
+    Case("qwen2-yarn", "Qwen2.5-7B", {"rope_scaling": {**YARN, "type": "yarn"}}),
+    Case("qwen3", "Qwen3-0.6B", {"head_dim": 24}),
+    Case("qwen3-moe", "Qwen3-30B-A3B", {**EXPERTS, "num_experts": 6, "head_dim": 24}),
+    Case("qwen3-moe-some-dense", "Qwen3-30B-A3B", {
+        **EXPERTS, "num_experts": 6, "head_dim": 16, "num_hidden_layers": 4, "mlp_only_layers": [1],
+        "decoder_sparse_step": 2, "norm_topk_prob": False, "use_sliding_window": True, "sliding_window": WINDOW,
+    }),
+    Case("gemma", "gemma-2b", {"head_dim": 24, "num_key_value_heads": 1}),
+    Case("gemma2", "gemma-2-2b", {**GEMMA, **CAPS}),
+    Case("gemma3", "gemma-3-1b-it", {**GEMMA, "sliding_window_pattern": 2, "num_key_value_heads": 1}),
+    Case("gemma3-linear", "gemma-3-270m", {
+        **GEMMA, "final_logit_softcapping": 4.0,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }),
+    Case("phi3-window", "Phi-3-mini-4k-instruct", {"sliding_window": WINDOW, "num_key_value_heads": 4}),
+    Case("phi3-longrope", "Phi-3-mini-128k-instruct",
+         {"original_max_position_embeddings": ORIGINAL, "rope_scaling": {**LONG_8, "type": "longrope"}}),
+    Case("phi4-mini", "Phi-4-mini-instruct",
+         {"original_max_position_embeddings": ORIGINAL, "rope_scaling": {**LONG, "type": "longrope"}}),
+    Case("olmo2", "OLMo-2-1124-7B", {"rms_norm_eps": 1e-3}),
+    Case("neox", "pythia-160m", {"num_key_value_heads": None}),
+    Case("neox-one-after-the-other", "pythia-160m",
+         {"num_key_value_heads": None, "use_parallel_residual": False, "rotary_pct": 1.0}),
+    Case("gpt2", "gpt2"),
+    Case("gpt2-wide-unscaled", "gpt2", {"n_inner": 96, "scale_attn_weights": False}),
+    Case("deepseek-v3", "DeepSeek-V3", {**DEEPSEEK, "rope_scaling": DEEPSEEK_YARN}),
+    Case("deepseek-v3-plain", "DeepSeek-V3", {
+        **DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 2, "norm_topk_prob": False,
+        "rope_scaling": None, "attention_bias": True, "rope_interleave": False,
+    }),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A tiny model as transformers wrote it, and what transformers answers."""
+
+    case: Case
+    folder: Path
+    sequences: list[Tensor]
+    logits: list[Tensor]  # of each sequence, N V, float32
+    half: list[Tensor]  # the same from the weights and the arithmetic of bfloat16
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text())
+
+
+def reference(case: Case, folder: Path) -> Reference:
+    """Build the model with random weights, save it to `folder`, and ask it."""
+    torch.manual_seed(0)
+    config = case.config
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    randomise(theirs)
+    theirs.save_pretrained(folder)
+    sequences = [torch.randint(config["vocab_size"], (n,)) for n in LENGTHS]
+    logits = [ask(theirs, sequence) for sequence in sequences]
+    half = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16).eval()
+    return Reference(case, folder, sequences, logits, [ask(half, sequence) for sequence in sequences])
+
+
+def ask(model: PreTrainedModel, sequence: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(sequence[None], use_cache=False).logits[0].float()
+
+
+def randomise(model: PreTrainedModel) -> None:
+    """Weights that make every part matter: no zero bias, no norm of one, scores that differ."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim > 1:
+                tensor.normal_(std=0.15)
+            elif name.endswith("bias"):
+                tensor.normal_(std=0.1)
+            else:
+                tensor.add_(torch.randn(tensor.shape) * 0.2)  # norms, about one or (Gemma) about zero
