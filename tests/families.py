@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 ORIGINAL, WINDOW = 16, 8  # the first training's length and the window; LENGTHS lie on both sides
 LENGTHS = (1, 7, 13, 40, 40)  # ascending: transformers' dynamic rope remembers the longest sequence it has seen
 
+EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 TINY = {
     "hidden_size": 64,
     "intermediate_size": 80,
@@ -27,6 +28,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
     "vocab_size": 96,
+    **dict.fromkeys(EPS, 0.03),  # so large that another would show
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": None,
@@ -44,11 +46,11 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """As config.json would say it, in the dialect the checkpoint was published in."""
-        config = {**PUBLISHED[self.published].config, **TINY, **self.changes}
-        if config["model_type"] == "gpt2":  # which has its own words for sizes
-            config = {key: value for key, value in config.items() if key not in TINY or key.endswith("_id")}
-            config |= {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "n_ctx": 64, "vocab_size": 96}
-        return copy.deepcopy(config)
+        published = PUBLISHED[self.published].config
+        tiny = {key: TINY[key] for key in TINY.keys() & {*published, "pad_token_id"}}
+        if published["model_type"] == "gpt2":  # which has its own words for sizes
+            tiny |= {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "n_ctx": 64}
+        return copy.deepcopy({**published, **tiny, **self.changes})
 
 
 def scaled(kind: str, **rest: Any) -> dict[str, Any]:
@@ -57,6 +59,9 @@ def scaled(kind: str, **rest: Any) -> dict[str, Any]:
 
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": ORIGINAL}
+# Lengths and speeds at which the bounds of YaRN's ramp fall inside a head, those it takes for granted and others.
+RAMP = {"head_dim": 32}, {"factor": 4.0, "original_max_position_embeddings": 512}
+STEEP = {"rope_theta": 100.0}, {**YARN, "beta_fast": 2, "beta_slow": 0.5}
 LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0], "long_factor": [1.0, 1.5, 2.3, 4.0, 9.0, 20.0]}
 LONG_8 = {name: [*factors, 3.0, 30.0] for name, factors in LONG.items()}
 EXPERTS = {"moe_intermediate_size": 48, "num_experts_per_tok": 2}
@@ -87,11 +92,10 @@ CASES = [
     }),
     Case("llama-linear", "Llama-2-7b-hf", scaled("linear", factor=4.0)),
     Case("llama-dynamic", "Llama-2-7b-hf", scaled("dynamic", factor=2.0) | {"max_position_embeddings": ORIGINAL}),
-    Case("llama-yarn", "Llama-2-7b-hf", scaled("yarn", **YARN)),
-    Case("llama-yarn-attention-betas", "Llama-2-7b-hf",
-         scaled("yarn", **YARN, attention_factor=1.3, beta_fast=4, beta_slow=0.5)),
-    Case("llama-yarn-mscale", "Llama-2-7b-hf", scaled("yarn", **YARN, mscale=0.7, mscale_all_dim=0.3)),
-    Case("llama-yarn-untruncated", "Llama-2-7b-hf", scaled("yarn", **YARN, truncate=False)),
+    Case("llama-yarn", "Llama-2-7b-hf", RAMP[0] | scaled("yarn", **RAMP[1])),
+    Case("llama-yarn-attention-betas", "Llama-2-7b-hf", STEEP[0] | scaled("yarn", **STEEP[1], attention_factor=1.3)),
+    Case("llama-yarn-mscale", "Llama-2-7b-hf", RAMP[0] | scaled("yarn", **RAMP[1], mscale=0.7, mscale_all_dim=0.3)),
+    Case("llama-yarn-untruncated", "Llama-2-7b-hf", STEEP[0] | scaled("yarn", **STEEP[1], truncate=False)),
     Case("llama-biased", "Meta-Llama-3-8B", {"attention_bias": True, "mlp_bias": True}),
     Case("smollm2", "SmolLM2-135M", {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 48}),
     Case("mistral-window", "Mistral-7B-v0.1", {"sliding_window": WINDOW}),
@@ -129,10 +133,9 @@ CASES = [
          {"original_max_position_embeddings": ORIGINAL, "rope_scaling": {**LONG_8, "type": "longrope"}}),
     Case("phi4-mini", "Phi-4-mini-instruct",
          {"original_max_position_embeddings": ORIGINAL, "rope_scaling": {**LONG, "type": "longrope"}}),
-    Case("olmo2", "OLMo-2-1124-7B", {"rms_norm_eps": 1e-3}),
-    Case("neox", "pythia-160m", {"num_key_value_heads": None}),
-    Case("neox-one-after-the-other", "pythia-160m",
-         {"num_key_value_heads": None, "use_parallel_residual": False, "rotary_pct": 1.0}),
+    Case("olmo2", "OLMo-2-1124-7B"),
+    Case("neox", "pythia-160m"),
+    Case("neox-one-after-the-other", "pythia-160m", {"use_parallel_residual": False, "rotary_pct": 1.0}),
     Case("gpt2", "gpt2"),
     Case("gpt2-wide-unscaled", "gpt2", {"n_inner": 96, "scale_attn_weights": False}),
     Case("deepseek-v3", "DeepSeek-V3", {**DEEPSEEK, "rope_scaling": DEEPSEEK_YARN}),

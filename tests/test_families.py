@@ -117,12 +117,11 @@ def room(shape: Any, slots: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def test_bfloat16_is_as_near_to_float32_as_theirs(reference):
+    """For the median token: where rounding sends one to another expert, it is chance who is nearer."""
     decoder = checkpoint.open(reference.folder).load(dtype=torch.bfloat16)
     ours = [decoder.logits(decoder(s, Layout.of([len(s)]))).float() for s in reference.sequences]
-    error, theirs = (
-        sum(float((x - exact).abs().sum()) for x, exact in zip(logits, reference.logits, strict=True))
-        for logits in (ours, reference.half)
-    )
+    exact = torch.cat(reference.logits)
+    error, theirs = ((torch.cat(x) - exact).abs().mean(-1).median() for x in (ours, reference.half))
     assert error <= 1.5 * theirs
 
 
@@ -213,7 +212,7 @@ EACH = {case.config["model_type"]: case for case in reversed(CASES)}.values()  #
 
 @pytest.mark.parametrize("case", EACH, ids=lambda case: case.published)
 def test_missing_keys_mean_what_transformers_takes_for_granted(case):
-    sizes = {*cases.TINY, "model_type", "architectures", "n_embd", "n_head", "n_layer", "n_positions"}
+    sizes = {*cases.TINY, "model_type", "architectures", "n_embd", "n_head", "n_layer", "n_positions"} - {*cases.EPS}
     least = {key: value for key, value in case.config.items() if key in sizes}
     full = AutoConfig.for_model(**copy.deepcopy(least)).to_dict() | {"architectures": least["architectures"]}
     assert families.read(least) == families.read(full)

@@ -84,6 +84,7 @@ def mistral(keys: Keys) -> Spec:
 
 def mixtral(keys: Keys) -> Spec:
     keys.ignore("router_aux_loss_coef", "output_router_logits", "router_jitter_noise")
+    keys.expect("mlp_bias", False)
     count = keys.size("num_local_experts", 8)
     router = Router(count, keys.size("num_experts_per_tok", 2, most=count))
     mixer = attention(keys, base=1e6, window=keys.size_or_none("sliding_window"))
