@@ -1,0 +1,164 @@
+"""Turns a prompt and a model into text on standard output, or one JSON object; knows no tensor."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lathe import hub
+from lathe.actions.terminal import decoded, dimmed, harmless
+from lathe.errors import PromptError, UsageError
+
+if TYPE_CHECKING:
+    from lathe.llm import Completion, Reply
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    """Folder, file or repo id."""
+    _: KW_ONLY
+    prompt: str | None = None
+    """What to answer or continue; "-", or nothing where standard input is a pipe or file, reads it from there."""
+    raw: bool = False
+    """Continue the prompt as it is, also where the model has a chat template."""
+    max_new_tokens: int | None = None
+    """The longest answer in tokens. By default what the model's generation_config.json says, else 256."""
+    temperature: float | None = None
+    """0 takes the likeliest token each time, more is more varied. By default, and for the next three, as
+    generation_config.json says; where it says nothing, 0.8 among the 50 likeliest."""
+    top_k: int | None = None
+    """Choose among the K likeliest tokens only; 0 for all."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    min_p: float | None = None
+    """Choose among tokens at least this fraction as likely as the likeliest."""
+    seed: int | None = None
+    """The same seed gives the same answer; further samples take the numbers that follow. By default every answer is
+    new."""
+    stop: tuple[str, ...] = ()
+    """End the answer where this text would come. May be given several times."""
+    num_samples: int = 1
+    """How many answers to make, side by side."""
+    json: bool = False
+    """Print one JSON object with texts, tokens and timings when all is done, instead of text as it comes."""
+    device: str = "auto"
+    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    precision: str = "auto"
+    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for and downloaded to."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UsageError(f"--num-samples is {self.num_samples}.", "It must be at least 1.")
+
+
+def run(options: Options) -> None:
+    """Print the text that follows a prompt.
+
+    A model with a chat template answers the prompt as a user's message; one without continues it as a text. The text
+    goes to standard output as it comes, and how long it took to standard error.
+    """
+    prompt = read(options.prompt)
+    path = hub.find(options.model, options.checkpoints)
+    from lathe.llm import LLM
+
+    begun = time.perf_counter()
+    llm = LLM.load(path, device=options.device, dtype=options.precision, checkpoints=options.checkpoints)
+    load_seconds = time.perf_counter() - begun
+    replies = [
+        llm.stream(
+            prompt,
+            raw=options.raw,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seed=None if options.seed is None else options.seed + number,
+            stop=options.stop,
+        )
+        for number in range(options.num_samples)
+    ]
+    for number, reply in enumerate(replies, 1):
+        if len(replies) > 1 and not options.json:
+            note(f"Sample {number} of {len(replies)}:")
+        show(reply, silent=options.json)
+    answers = [reply.completion for reply in replies]
+    timings = timed(load_seconds, answers)
+    if options.json:
+        print(json.dumps(page(options.model, prompt, answers, timings), ensure_ascii=False, indent=2))
+    else:
+        note(told(timings))
+
+
+def read(prompt: str | None) -> str:
+    """The prompt, from standard input where it is to come from there. Raises PromptError, UsageError."""
+    if prompt is None and sys.stdin.isatty():
+        raise PromptError("There is no prompt.", fix='Give --prompt "...", or pipe a text in.')
+    if prompt is None or prompt == "-":
+        # The line's end that echo and editors add is not meant: a model would take it for the end of a paragraph.
+        prompt = decoded(sys.stdin.buffer.read()).removesuffix("\n").removesuffix("\r")
+    if not prompt:
+        raise PromptError("The prompt is empty.", "It must hold at least one character.")
+    return prompt
+
+
+def show(reply: Reply, silent: bool) -> None:
+    """Take a reply to its end, and print it as it comes unless `silent`."""
+    fit = harmless if sys.stdout.isatty() else str
+    for piece in reply:
+        if not silent:
+            print(fit(piece), end="", flush=True)
+    if not silent:
+        print(flush=True)
+
+
+def timed(load_seconds: float, answers: Sequence[Completion]) -> dict[str, float]:
+    """How long all the answers took together, and tokens per second of reading and of writing."""
+    prefill = max(answer.prefill_seconds for answer in answers)
+    decode = max(answer.prefill_seconds + answer.decode_seconds for answer in answers) - prefill
+    read = sum(answer.usage.prompt_tokens for answer in answers)
+    written = sum(answer.usage.completion_tokens for answer in answers)
+    return {
+        "load_seconds": load_seconds,
+        "prefill_tokens": read,
+        "prefill_seconds": prefill,
+        "prefill_tokens_per_second": read / prefill,
+        "decode_tokens": written,
+        "decode_seconds": decode,
+        # The first token of each answer comes out of the prefill.
+        "decode_tokens_per_second": (written - len(answers)) / decode if decode else 0.0,
+    }
+
+
+def told(timings: dict[str, float]) -> str:
+    t = timings
+    reading = f"Read {t['prefill_tokens']} tokens at {t['prefill_tokens_per_second']:.1f} tokens/s"
+    writing = f"wrote {t['decode_tokens']} at {t['decode_tokens_per_second']:.1f} tokens/s"
+    return f"Loaded in {t['load_seconds']:.2f} s. {reading}, {writing}."
+
+
+def page(model: str, prompt: str, answers: Sequence[Completion], timings: dict[str, float]) -> dict[str, Any]:
+    samples = [
+        {
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "tokens": answer.tokens,
+            "logprobs": answer.logprobs,
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "completion_tokens": answer.usage.completion_tokens,
+        }
+        for answer in answers
+    ]
+    return {"model": model, "prompt": prompt, "samples": samples, "timings": timings}
+
+
+def note(text: str) -> None:
+    print(dimmed(text), file=sys.stderr, flush=True)
