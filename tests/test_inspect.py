@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from published import PUBLISHED
 
 from lathe import checkpoint, families
 from lathe.actions import inspect
 from lathe.cli import main
-from published import PUBLISHED
 
 
 @pytest.mark.parametrize(("name", "total", "active"), [("Mixtral-8x7B-v0.1", 46_702_792_704, 12_879_925_248)])
