@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import families as cases
@@ -273,3 +275,12 @@ def test_an_unknown_architecture_is_an_error_that_names_it(named, words):
     del config["architectures"], config["model_type"]
     with pytest.raises(ConfigError, match=words):
         families.read(config | named)
+
+
+def test_the_worked_example_is_the_code():
+    """The listings in docs/adding-a-family.md are the lines of the files they are said to be in."""
+    root = Path(__file__).parents[1]
+    listings = re.findall(r"```python\n(.*?)```", (root / "docs/adding-a-family.md").read_text(), re.DOTALL)
+    files = ("lathe/families/llama.py", "lathe/families/__init__.py", "tests/families.py")
+    for listing, file in zip(listings, files, strict=True):
+        assert listing in (root / file).read_text()
