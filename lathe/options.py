@@ -139,7 +139,7 @@ def build(cls: type[T], values: Mapping[Name, Any], section: Name = ()) -> T:
 
 def to_yaml(instance: Any) -> str:
     """The options as a recipe: every option, in the order of the help, to be read back by `--config` or `merge`."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     class Dumper(yaml.SafeDumper): ...
 

@@ -81,7 +81,7 @@ def _write_shards(folder: Path, refs: Mapping[str, Ref], limit: int) -> None:
     if len(shards) == 1:
         safetensors.write(folder / "model.safetensors", shards[0])
         return
-    where = {}
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         safetensors.write(folder / file, shard)
