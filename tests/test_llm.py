@@ -207,6 +207,20 @@ def test_a_string_is_a_message_where_there_is_a_template(chatty: LLM) -> None:
     assert raw.usage.prompt_tokens == len(chatty.tokenizer.encode("Hello there"))
 
 
+def test_the_template_alone_says_where_bos_stands(llm: LLM, models: Path, tmp_path: Path) -> None:
+    for file in (models / "stories260K-hf").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    template = tmp_path / "chat_template.jinja"
+    for source, begins in (("{{ messages[0].content }}", [403]), ("{{ bos_token + messages[0].content }}", [1, 403])):
+        template.write_text(source)
+        again = LLM.load(tmp_path, device="cpu")
+        assert again.tokenizer.encode(ONCE)[:2] == [1, 403]  # a text of its own would begin with BOS
+        ids = [*begins, *again.tokenizer.encode(ONCE)[2:]]
+        answer = again.complete(ONCE, temperature=0, max_new_tokens=8)
+        assert answer.usage.prompt_tokens == len(ids)
+        assert answer.tokens == again.complete(ids, temperature=0, max_new_tokens=8).tokens
+
+
 def test_text_of_any_bytes_streams_in_whole_characters(chatty: LLM) -> None:
     for seed in range(5):
         reply = chatty.stream("日本", seed=seed, temperature=3.0, max_new_tokens=60, raw=True)

@@ -82,7 +82,7 @@ class Scheduler:
         self.running: list[Sequence] = []
 
     def pick(self) -> list[Part]:
-        """The parts of the next pass, those that generate before those still reading their prompt."""
+        """The parts of the next pass, in the order of arrival: who already generates goes before who still reads."""
         for sequence in [sequence for sequence in (*self.running, *self.waiting) if sequence.finish]:  # cancelled
             self.remove(sequence)
         for sequence in list(self.running):
@@ -91,7 +91,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self.seats and self._room(self.waiting[0]):
             self.running.append(self.waiting.popleft())
         parts, left = [], self.chunk
-        for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
+        for sequence in self.running:
             if length := min(sequence.pending, left):
                 parts.append(Part(sequence, length))
                 left -= length
