@@ -119,6 +119,23 @@ def test_dtype_is_as_stored_or_as_asked(folder):
     assert {p.dtype for p in found.load(dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
+def test_the_dtype_written_is_that_of_most_bytes(folder, tmp_path):
+    found = checkpoint.open(folder)
+    tensors = {name: ref.to(torch.bfloat16) for name, ref in found.tensors.items()}
+    tensors[NORM] = found.tensors[NORM]  # the last one, and in another
+    checkpoint.save(tmp_path / "out", tensors, found.config)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_tied_head_without_its_embedding_is_enough(folder):
+    def swap(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    want = logits(checkpoint.open(folder).load())
+    rewrite(folder, swap)
+    assert torch.equal(logits(checkpoint.open(folder).load()), want)
+
+
 def test_the_folder_is_whole_or_not_there(folder, tmp_path, monkeypatch):
     found = checkpoint.open(folder)
     monkeypatch.setattr(saving, "_write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,8 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type that most of the bytes are stored in."""
-        sizes: Counter[torch.dtype] = Counter()
-        for ref in self.tensors.values():
-            if ref.dtype.is_floating_point:
-                sizes[ref.dtype] += ref.nbytes
-        return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+        """What the weights are stored in."""
+        return main_dtype(self.tensors.values())
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
         """A decoder filled from the files, without gradients. `dtype` None: as stored.
@@ -75,6 +71,15 @@ class Checkpoint:
     @property
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
+
+
+def main_dtype(refs: Iterable[Ref]) -> torch.dtype:
+    """The floating-point type that most of the bytes are in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for ref in refs:
+        if ref.dtype.is_floating_point:
+            sizes[ref.dtype] += ref.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
 
 
 def blank(spec: Spec) -> Decoder:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe import families
-from lathe.checkpoint.filling import slots
+from lathe.checkpoint.filling import main_dtype, slots
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.weights import rules, safetensors
@@ -51,7 +50,7 @@ def save(
     # Both names of the family, of which a reader may want either.
     config = {"architectures": [family.architecture], "model_type": family.model_type, **config}
     named = rules.back(families.rules(config, spec), dict(model))
-    dtype = Counter({ref.dtype: ref.nbytes for ref in named.values()}).most_common(1)[0][0]
+    dtype = main_dtype(named.values())
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.parent / f".{folder.name}.partial-{os.getpid()}"

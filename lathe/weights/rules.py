@@ -252,7 +252,8 @@ class Tie(Rule):
     copy: str
 
     def into(self, tensors: Refs) -> None:
-        tensors.pop(self.copy, None)
+        if (copy := tensors.pop(self.copy, None)) is not None:
+            tensors.setdefault(self.name, copy)
 
     def back(self, tensors: Refs) -> None:
         return None
