@@ -48,7 +48,8 @@ def command(name: str, cls: type, text: str | None) -> App:
             groups[option.name] = Group(option.key, help=_unwrap(docs.get(option.name, "")), sort_key=3)
         else:
             parameters.append(_parameter(option, _unwrap(docs.get(option.name, "")), groups[option.name[:-1]]))
-            places += f"{option.spelling} " if option.positional else ""
+            word = option.spelling if option.default is MISSING else f"[{option.spelling}]"
+            places += f"{word} " if option.positional else ""
 
     def collect(**given: Any) -> None:
         """Only its signature is used: `read` takes what was bound."""
@@ -57,7 +58,7 @@ def command(name: str, cls: type, text: str | None) -> App:
     app = App(name=name, help=_unwrap(text or ""), help_format="plaintext", version_flags=[], group=ACTIONS)
     app.usage = f"Usage: lathe {name} {places}[--options]"
     app.group_arguments = Group("Arguments", sort_key=1)
-    app.end_of_options_delimiter = ""
+    app.end_of_options_delimiter = "\0"  # none: no word holds it ("" would be taken for it, and an empty word lost)
     app.default_parameter = Parameter(negative_iterable=(), json_dict=False, json_list=False)
     app["--help"].group = (GENERAL,)
     app.default(collect)
