@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from lathe import cli
 from lathe.actions.commands import COMMANDS, take
 from lathe.actions.conversation import Conversation, Exchange, plain
+from lathe.actions.lines import message, piped
 from lathe.actions.session import SETTINGS, Session, Settings, speed
-from lathe.actions.terminal import harmless, message, piped
+from lathe.actions.terminal import harmless
 from lathe.errors import DataError, LatheError, MissingError, PromptError, UsageError
 from lathe.llm import LLM
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from lathe import hub
 from lathe.actions.commands import COMMANDS, take
 from lathe.actions.conversation import Conversation
+from lathe.actions.lines import decoded, piped
 from lathe.actions.session import SETTINGS, Session, Settings
-from lathe.actions.terminal import Terminal, busy, decoded, dimmed, harmless, history_file, interrupt, piped
+from lathe.actions.terminal import Terminal, busy, dimmed, harmless, history_file, interrupt
 from lathe.errors import LatheError, PromptError
 
 
@@ -32,7 +33,7 @@ class Options(Settings):
     """Keep what you type for the Up key, in this session and later ones."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
-    dtype: str = "auto"
+    precision: str = "auto"
     """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
@@ -106,7 +107,7 @@ def begin(options: Options, path: Path) -> Session:
     """Load the model."""
     from lathe.llm import LLM
 
-    llm = LLM.load(path, device=options.device, dtype=options.dtype, checkpoints=options.checkpoints)
+    llm = LLM.load(path, device=options.device, dtype=options.precision, checkpoints=options.checkpoints)
     settings = Settings(**{name: getattr(options, name) for name in SETTINGS})
     show = harmless if sys.stdout.isatty() else str
     return Session(llm, settings, Conversation(options.system), sys.stdout, note, show=show, stats=options.stats)

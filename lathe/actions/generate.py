@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe import hub
-from lathe.actions.terminal import decoded, dimmed, harmless
+from lathe.actions.lines import decoded
+from lathe.actions.terminal import dimmed, harmless
 from lathe.errors import PromptError, UsageError
 
 if TYPE_CHECKING:

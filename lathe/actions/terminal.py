@@ -1,8 +1,4 @@
-"""Turns keys, or the lines of a pipe, into messages, and text into what is safe to show; knows no model.
-
-In a pipe a message is a line. After a backslash at its end it goes on in the next line, and from three quotes at its
-beginning to the next three.
-"""
+"""Turns keys into messages, and text into what is safe to show; knows no model and no command."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lathe.errors import UsageError
+from lathe.actions.lines import is_open, message, whole
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
@@ -25,7 +21,6 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 T = TypeVar("T")
-QUOTES = '"""'
 # Control characters would let a model's words move the cursor or retitle the window: their pictures are shown instead.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 VISIBLE = _PICTURES | {0x7F: 0x2421, ord("\n"): "\n", ord("\t"): "\t", ord("\r"): None}
@@ -40,50 +35,6 @@ def dimmed(text: str) -> str:
     """Text for stderr, dim where it is a terminal that may show it so (NO_COLOR is honoured, see no-color.org)."""
     plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\x1b[2m{text}\x1b[0m"
-
-
-def is_open(text: str) -> bool:
-    """Whether three quotes at the beginning wait for three more."""
-    return text.startswith(QUOTES) and text.count(QUOTES) == 1
-
-
-def whole(text: str) -> str:
-    """Text in whole characters only: a byte typed or pasted that is no UTF-8 arrives as half of one."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def message(typed: str) -> str:
-    """What is meant by what was typed: without quotes around all of it, and without blank lines at its ends."""
-    text = typed.rstrip()
-    if text.startswith(QUOTES) and text.endswith(QUOTES) and len(text) >= 6:
-        text = text[3:-3]
-    return text.strip("\r\n")
-
-
-def piped(lines: Iterable[bytes]) -> Iterator[str]:
-    """The messages in the lines of a pipe; blank lines between them are passed over. Raises UsageError."""
-    typed = ""
-    for line in lines:
-        typed += decoded(line).rstrip("\r\n")
-        if is_open(typed):
-            typed += "\n"
-        elif typed.endswith("\\"):
-            typed = typed[:-1] + "\n"
-        else:
-            if text := message(typed):
-                yield text
-            typed = ""
-    if text := message(typed):
-        yield text
-
-
-def decoded(data: bytes) -> str:
-    """Bytes of stdin as text. Raises UsageError."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"Standard input is not UTF-8: {error.reason}."
-        raise UsageError(found, fix="Convert it, for example with iconv.") from None
 
 
 @contextmanager
