@@ -13,18 +13,19 @@ DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a Braille cell
 
 def text(training: Points, validation: Points, width: int = 72, height: int = 12) -> str:
     """The training loss as a line and the validation loss as circles, `width` x `height` characters and the axes."""
-    losses = [loss for _, loss in (*training, *validation)]
-    low, high, last = min(losses), max(losses), training[-1][0]
-    wide, tall = 2 * width, 4 * height  # in dots
+    last, wide, tall = training[-1][0], 2 * width, 4 * height  # wide and tall in dots
 
     def across(step: float) -> int:
         return min(wide - 1, int(step / last * wide))
+
+    line = _line([(across(step), loss) for step, loss in training])
+    losses = [loss for _, loss in (*line, *validation)]
+    low, high = min(losses), max(losses)
 
     def down(loss: float) -> int:
         return round((high - loss) / ((high - low) or 1) * (tall - 1))
 
     cells = [[0] * width for _ in range(height)]
-    line = _line([(across(step), loss) for step, loss in training])
     for (x, loss), (_, before) in zip(line, (line[0], *line), strict=False):
         top, bottom = sorted((down(loss), down(before)))
         for y in range(top, bottom + 1):

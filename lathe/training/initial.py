@@ -27,17 +27,15 @@ def fill(decoder: Decoder, generator: torch.Generator) -> None:
     Matrices and embeddings: normal(0, sqrt(2 / (5 * width))) (Nguyen & Salazar, arXiv:1910.05895; 0.02 at width 1000),
     divided by sqrt(2 * layers) where they add to the residual stream, so that its variance does not grow with depth
     (Radford et al. 2019). The 0.02 that configurations name whatever their width keeps narrow models from learning for
-    hundreds of steps. Norms begin as the identity: at 1, or at 0 where
-    1 is added to the weight (Gemma). Biases begin at 0.
+    hundreds of steps. Norms begin as the identity: at 1, or at 0 where 1 is added to the weight (Gemma). Biases begin
+    at 0.
     """
     std = (2 / (5 * decoder.spec.width)) ** 0.5
     depth = (2 * len(decoder.spec.layers)) ** -0.5
     for name, module in sorted(decoder.named_modules()):
-        for parameter_name, parameter in [
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ]:
-            if parameter_name != "weight":  # a bias, or what a router adds to its scores
+        slots = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for own_name, parameter in slots:
+            if own_name != "weight":  # a bias, or what a router adds to its scores
                 parameter.zero_()
             elif isinstance(module, layers.RMSNorm | layers.LayerNorm):
                 parameter.fill_(1.0 - getattr(module, "offset", 0.0))

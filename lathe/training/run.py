@@ -105,7 +105,9 @@ class Run:
 
 
 def refuse(folder: Path, replace: bool) -> None:
-    """Raise UsageError where a run would write over the models of an earlier one."""
+    """Raise UsageError where a run would write over the models of an earlier one, or over a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, and a run needs a folder.", "", "Choose another --out-dir.")
     there = [place for place in (folder / "final", *sorted(folder.glob("step-*"))) if place.exists()]
     if there and not replace:
         fix = "Choose another --out-dir, or add --overwrite to replace it once the new one is finished."
