@@ -109,7 +109,7 @@ def show(page: dict[str, Any], problems: list[str]) -> None:
         "width": str(page["width"]),
         "vocabulary": f"{page['vocabulary']:,}" + (", head tied to the embedding" if page["tied_head"] else ""),
         "context": f"{page['context']:,} tokens",
-        "tensors": ", ".join(f"{count} {dtype}" for dtype, count in page["tensors"].items()),
+        "read as": ", ".join(f"{count} {dtype}" for dtype, count in page["tensors"].items()),
         "memory": f"{_human(page['bytes'])} of weights, {_human(page['cache_bytes_per_token'])} of cache per token",
     }
     table = Table(show_header=False, box=None, pad_edge=False)
