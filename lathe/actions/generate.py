@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lathe import hub
 from lathe.actions.lines import decoded
+from lathe.actions.session import Settings
 from lathe.actions.terminal import dimmed, harmless
 from lathe.errors import PromptError, UsageError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
@@ -28,24 +29,8 @@ class Options:
     """What to answer or continue; "-", or nothing where standard input is a pipe or file, reads it from there."""
     raw: bool = False
     """Continue the prompt as it is, also where the model has a chat template."""
-    max_new_tokens: int | None = None
-    """The longest answer in tokens. By default what the model's generation_config.json says, else 256."""
-    temperature: float | None = None
-    """0 takes the likeliest token each time, more is more varied. By default, and for the next three, as
-    generation_config.json says; where it says nothing, 0.8 among the 50 likeliest."""
-    top_k: int | None = None
-    """Choose among the K likeliest tokens only; 0 for all."""
-    top_p: float | None = None
-    """Choose among the likeliest tokens that together have this probability."""
-    min_p: float | None = None
-    """Choose among tokens at least this fraction as likely as the likeliest."""
-    seed: int | None = None
-    """The same seed gives the same answer; further samples take the numbers that follow. By default every answer is
-    new."""
-    stop: tuple[str, ...] = ()
-    """End the answer where this text would come. May be given several times."""
     num_samples: int = 1
-    """How many answers to make, side by side."""
+    """How many answers to make, side by side; with a seed, further ones take the numbers that follow it."""
     json: bool = False
     """Print one JSON object with texts, tokens and timings when all is done, instead of text as it comes."""
     device: str = "auto"

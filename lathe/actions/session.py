@@ -22,9 +22,11 @@ class Settings:
     """How answers are made; what is None is as the checkpoint says."""
 
     max_new_tokens: int | None = None
-    """The longest answer in tokens. By default as long as the context allows; without a chat template, 256."""
+    """The longest answer in tokens. By default what the model's generation_config.json says; where it says
+    nothing, 256, and in a chat by template as long as the context allows."""
     temperature: float | None = None
-    """0 takes the likeliest token each time, more is more varied. By default, as the next three, the model's own."""
+    """0 takes the likeliest token each time, more is more varied. By default, and the next three, what the
+    model's generation_config.json says; where it says nothing, 0.8 among the 50 likeliest."""
     top_k: int | None = None
     """Choose among the K likeliest tokens only; 0 for all."""
     top_p: float | None = None
@@ -32,7 +34,7 @@ class Settings:
     min_p: float | None = None
     """Choose among tokens at least this fraction as likely as the likeliest."""
     seed: int | None = None
-    """The same seed gives the same answer to the same conversation. By default every answer is new."""
+    """The same seed gives the same answer to the same words. By default every answer is new."""
     stop: tuple[str, ...] = ()
     """End an answer where this text would come. May be given several times."""
 
