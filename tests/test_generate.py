@@ -126,3 +126,15 @@ def test_help_imports_no_torch() -> None:
     code = "import sys; from lathe import cli; cli.main(['generate', '--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--max-new-tokens" in done.stdout
+
+
+def test_every_wish_reaches_the_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each option changes the greedy or the drawn text as the same wish to LLM does."""
+    llm = LLM.load(model, device="cpu")
+    for name, value in (("repetition_penalty", 1.7), ("presence_penalty", 2.0), ("frequency_penalty", 1.5)):
+        wishes = {"max_new_tokens": 40, "temperature": 0.0}
+        plain = llm.generate(ONCE, raw=True, **wishes)
+        assert generate(model, "--prompt", ONCE, f"--{name}={value}", "--max-new-tokens=40", "--temperature=0") == 0
+        text = capsys.readouterr().out.removesuffix("\n")
+        assert text == llm.generate(ONCE, raw=True, **wishes, **{name: value})
+        assert text != plain

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lathe import hub
 from lathe.actions.lines import decoded
-from lathe.actions.session import Settings
+from lathe.actions.session import SETTINGS, Settings
 from lathe.actions.terminal import dimmed, harmless
 from lathe.errors import PromptError, UsageError
 
@@ -58,20 +58,9 @@ def run(options: Options) -> None:
     begun = time.perf_counter()
     llm = LLM.load(path, device=options.device, dtype=options.precision, checkpoints=options.checkpoints)
     load_seconds = time.perf_counter() - begun
-    replies = [
-        llm.stream(
-            prompt,
-            raw=options.raw,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            seed=None if options.seed is None else options.seed + number,
-            stop=options.stop,
-        )
-        for number in range(options.num_samples)
-    ]
+    wishes = {name: getattr(options, name) for name in SETTINGS}
+    seeds = [None if options.seed is None else options.seed + number for number in range(options.num_samples)]
+    replies = [llm.stream(prompt, raw=options.raw, **wishes | {"seed": seed}) for seed in seeds]
     for number, reply in enumerate(replies, 1):
         if len(replies) > 1 and not options.json:
             note(f"Sample {number} of {len(replies)}:")

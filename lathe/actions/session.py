@@ -33,6 +33,12 @@ class Settings:
     """Choose among the likeliest tokens that together have this probability."""
     min_p: float | None = None
     """Choose among tokens at least this fraction as likely as the likeliest."""
+    repetition_penalty: float | None = None
+    """Above 1, makes tokens that the prompt or the answer holds less likely. By default 1: no difference."""
+    presence_penalty: float | None = None
+    """Taken off the scores of tokens that the answer holds. By default 0, as the next."""
+    frequency_penalty: float | None = None
+    """The same, once for each time that the answer holds them."""
     seed: int | None = None
     """The same seed gives the same answer to the same words. By default every answer is new."""
     stop: tuple[str, ...] = ()
