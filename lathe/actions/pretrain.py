@@ -140,9 +140,7 @@ def run(options: Options) -> int | None:
         place = record.save(name, decoder, config, generation=generation, tokenizer=tokenizer, recipe=recipe)
     console.print(record.draw(f"{options.model} on {options.data}"))
     speed, time = record.tokens / record.seconds, timedelta(seconds=round(record.seconds))
-    console.print(
-        f"Saved {place} after {done:,} steps in {time}, {speed:,.0f} tokens/s", highlight=False, soft_wrap=True
-    )
+    console.print(f"Saved {place} after {done:,} steps in {time}, {speed:,.0f} tokens/s")
     return None if done == steps else 130
 
 

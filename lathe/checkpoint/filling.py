@@ -52,11 +52,12 @@ class Checkpoint:
         """
         decoder = blank(self.spec)
         fit(decoder, self.tensors, self.path)
+        dtype = dtype or self.dtype
         state: dict[str, torch.Tensor] = {}
         for name, slot in slots(decoder):
             learned = isinstance(slot, nn.Parameter)
             # Buffers are float32 facts beside the weights and keep their precision.
-            tensor = self.tensors[name].to(dtype or self.dtype if learned else torch.float32).read().to(device)
+            tensor = self.tensors[name].to(dtype if learned else torch.float32).read().to(device)
             state[name] = nn.Parameter(tensor, requires_grad=False) if learned else tensor
         if self.spec.tied:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]  # one parameter under two names

@@ -101,14 +101,13 @@ def _open_hugging_face(
         if twice:
             raise CheckpointError(f"{some(sorted(twice))} in {file} also stands in another file of {folder}.")
         tensors |= found
-    generation = folder / "generation_config.json"
     return Checkpoint(
         path=path or folder,
         form=f"Hugging Face, {'safetensors' if read is safetensors.open else 'pickle'}",
         config=config,
         spec=spec,
         tensors=rules.into(families.rules(config, spec), tensors),
-        generation=read_json(generation) if generation.is_file() else {},
+        generation=_generation(folder),
     )
 
 
@@ -122,14 +121,13 @@ def _open_litgpt(folder: Path, file: Path) -> Checkpoint:
     ends = [tensors[name] for name in ("transformer.wte.weight", "lm_head.weight") if name in tensors]
     config["tie_word_embeddings"] = len(ends) == 2 and _one(*ends)
     spec = families.read(config)
-    generation = folder / "generation_config.json"
     return Checkpoint(
         path=folder,
         form="LitGPT",
         config=config,
         spec=spec,
         tensors=rules.into([*litgpt.rules(spec), *families.tie(spec)], tensors),
-        generation=read_json(generation) if generation.is_file() else {},
+        generation=_generation(folder),
     )
 
 
@@ -155,6 +153,12 @@ def _open_gguf(path: Path) -> Checkpoint:
         tensors=rules.into([*ggml.rules(config, spec), *families.tie(spec)], file.tensors),
         metadata=file.metadata,
     )
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says; both hands that have folders keep one there, if any."""
+    file = folder / "generation_config.json"
+    return read_json(file) if file.is_file() else {}
 
 
 def _named(tree: Any, file: Path) -> dict[str, Ref]:

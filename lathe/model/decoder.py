@@ -52,33 +52,37 @@ class Block(nn.Module):
         for name in self.norms:
             self.add_module(name, layers.norm(part.norm, width))
 
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream with `y` added to it, in one pass, whatever the factor."""
+        return torch.add(x, y, alpha=self.residual)
+
 
 class PreNorm(Block):
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), layout, cache) * self.residual
-        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual
+        x = self.add(x, self.self_attn(self.input_layernorm(x), layout, cache))
+        return self.add(x, self.mlp(self.post_attention_layernorm(x)))
 
 
 class PostNorm(Block):
     norms = ("post_attention_layernorm", "post_feedforward_layernorm")
 
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(x, layout, cache)) * self.residual
-        return x + self.post_feedforward_layernorm(self.mlp(x)) * self.residual
+        x = self.add(x, self.post_attention_layernorm(self.self_attn(x, layout, cache)))
+        return self.add(x, self.post_feedforward_layernorm(self.mlp(x)))
 
 
 class Sandwich(Block):
     norms = (*Block.norms, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), layout, cache)) * self.residual
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))) * self.residual
+        x = self.add(x, self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), layout, cache)))
+        return self.add(x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
 
 
 class Parallel(Block):
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
         mixed = self.self_attn(self.input_layernorm(x), layout, cache)
-        return x + (mixed + self.mlp(self.post_attention_layernorm(x))) * self.residual
+        return self.add(x, mixed + self.mlp(self.post_attention_layernorm(x)))
 
 
 BLOCKS: dict[Order, type[Block]] = {"pre": PreNorm, "post": PostNorm, "sandwich": Sandwich, "parallel": Parallel}
