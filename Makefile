@@ -35,5 +35,21 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) install --constraint constraints.txt --editable '.[plot,test]'
 	touch $@
 
+# Programs whose files we must read and write as they do: litgpt pins old packages, llama.cpp must be compiled, so each
+# has an environment of its own, in which the tests run scripts.
+oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made  ## against LitGPT and llama.cpp themselves
+	$(BIN)/python -m pytest tests/oracles
+
+.venv-litgpt/.made: constraints.txt
+	$(PYTHON) -m venv .venv-litgpt
+	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt torch
+	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt litgpt==0.5.13 sentencepiece
+	touch $@
+
+.venv-llamacpp/.made:
+	$(PYTHON) -m venv .venv-llamacpp
+	.venv-llamacpp/bin/python -m pip --disable-pip-version-check --quiet install --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	touch $@
+
 clean:
 	rm -rf $(VENV) .venv-* build dist out
