@@ -96,6 +96,16 @@ def test_a_large_tensor_is_converted_piece_by_piece() -> None:
     assert max(asked) == 1 << 24
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (3, 0), (1,), (7,), (5, 6), (1, 40), (3, 2, 9)])
+def test_pieces_are_contiguous_small_and_the_whole(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lathe.weights.tensors.PIECE", 16)
+    tensor = random_tensor(shape, torch.int16, 0)
+    pieces = list(Ref.of(tensor).pieces())
+    assert all(piece.is_contiguous() for piece in pieces)
+    assert all(piece.numel() <= 16 or len(piece) == 1 for piece in pieces)
+    assert same_bits(torch.cat([piece.flatten() for piece in pieces] or [tensor.flatten()]).view(shape), tensor)
+
+
 def test_parts_of_different_dtypes_are_joined_without_loss() -> None:
     small = torch.tensor([[1.5, 1e-7]], dtype=torch.float16)
     large = torch.tensor([[3e38, 1.0]], dtype=torch.bfloat16)

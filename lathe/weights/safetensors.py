@@ -135,6 +135,13 @@ def read_header(path: Path) -> tuple[dict[str, dict], int]:
     return header, 8 + length
 
 
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, on whatever device."""
+    tensor = tensor.detach().cpu()
+    # flatten() leaves a lone element the stride it had, which `view` does not forgive
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
+
+
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a whole safetensors file: {why}.",
@@ -143,7 +150,7 @@ def _damaged(path: Path, why: str) -> CheckpointError:
 
 
 def write(path: Path, refs: Mapping[str, Ref]) -> None:
-    """Write tensors to a new file and sync it, holding one tensor in memory at a time."""
+    """Write tensors to a new file and sync it, holding a piece of one in memory at a time."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     # Widest dtype first, as the reference writer does: every tensor is then aligned to its element.
     names = sorted(refs, key=lambda name: (-refs[name].dtype.itemsize, name))
@@ -158,9 +165,8 @@ def write(path: Path, refs: Mapping[str, Ref]) -> None:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in names:
-            tensor = refs[name].read().detach().cpu().contiguous()
-            assert (tensor.shape, tensor.dtype) == (refs[name].shape, refs[name].dtype), refs[name].source
-            row = tensor.as_strided((tensor.numel(),), (1,))  # flatten() leaves a lone element the stride it had
-            file.write(row.view(torch.uint8).numpy().data)
+            for piece in refs[name].pieces():
+                assert piece.dtype == refs[name].dtype, refs[name].source
+                file.write(raw(piece))
         file.flush()
         os.fsync(file.fileno())

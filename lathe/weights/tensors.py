@@ -6,7 +6,7 @@ a rank or a slot really wants is ever fetched. A read of a plain mapped file is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -54,6 +54,15 @@ class Ref:
     def read(self) -> Tensor:
         """The whole tensor."""
         return self.fetch(tuple(slice(0, n) for n in self.shape))
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The whole tensor, some rows at a time, each piece contiguous: what is written is never whole in memory."""
+        if not self.shape:
+            yield self.read()
+            return
+        step = max(PIECE // max(prod(self.shape[1:]), 1), 1)
+        for start in range(0, self.shape[0], step):
+            yield self[start : min(start + step, self.shape[0])].read().contiguous()
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Ref:
         """A box of this tensor; reading it reads no more than the box."""
