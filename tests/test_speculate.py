@@ -35,7 +35,9 @@ def near(decoder: Decoder, noise: float = 0.02, seed: int = 5) -> Decoder:
 def other_shape(vocab: int = VOCAB, context: int = CONTEXT) -> Decoder:
     """One layer, half as wide, with its own heads and channels."""
     mixer = s.Attention(heads=2, kv_heads=1, channels=12, scale=0.3, rope=s.Rope(500.0, 12))
-    decoder = Decoder(s.Spec(vocab, WIDTH // 2, (s.Layer(mixer, s.Gated(20), s.RMSNorm(1e-6)),), s.RMSNorm(1e-6), context))
+    decoder = Decoder(
+        s.Spec(vocab, WIDTH // 2, (s.Layer(mixer, s.Gated(20), s.RMSNorm(1e-6)),), s.RMSNorm(1e-6), context)
+    )
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.4)
     return decoder.requires_grad_(False)

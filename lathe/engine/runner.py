@@ -32,18 +32,18 @@ class Runner:
         self.decoder, self.pages = decoder, pages
         self.layers = slice(first, first + len(decoder.spec.layers))
 
-    def run(self, parts: Sequence[Part] | Sequence[Piece]) -> Tensor:
+    def run(self, parts: Sequence[Part | Piece]) -> Tensor:
         """Hidden states of one pass, whose keys and values are in the pool then. T D."""
         tokens = torch.tensor([id for part in parts for id in part.tokens], device=self.pages.device)
         return self.decoder(tokens, self._layout(parts), self.pages.cache[self.layers])
 
-    def scores(self, hidden: Tensor, parts: Sequence[Part] | Sequence[Piece]) -> Tensor:
+    def scores(self, hidden: Tensor, parts: Sequence[Part | Piece]) -> Tensor:
         """Scores of the next token for the last `due` tokens of every part. hidden: T D. Returns N V, float32."""
         ends = accumulate(len(part.tokens) for part in parts)
         rows = [row for end, part in zip(ends, parts, strict=True) for row in range(end - part.due, end)]
         return self.decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows]).float()
 
-    def _layout(self, parts: Sequence[Part] | Sequence[Piece]) -> Layout:
+    def _layout(self, parts: Sequence[Part | Piece]) -> Layout:
         spans = [(part.sequence, part.start, part.start + len(part.tokens)) for part in parts]
         return Layout(
             positions=_join([torch.arange(a, b, device=self.pages.device) for _, a, b in spans]),

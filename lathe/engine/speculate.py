@@ -3,8 +3,8 @@
 Whoever guesses is a `Drafter`: here a smaller model. A guess is judged by acceptance and rejection (Leviathan et al.,
 arXiv:2211.17192): token x, guessed with probability q(x), stands with probability min(1, p(x) / q(x)), where p is what
 the model itself would choose by; in place of the first that falls comes a token drawn from max(p - q, 0), and after a
-draft of which all stand, one from p. All rules of sampling are in p and in q, so that what comes out is distributed by p.
-A greedy choice is a p that is all on one token: then the answer is the greedy one, token for token.
+draft of which all stand, one from p. All rules of sampling are in p and in q, so what comes out is distributed by p. A
+greedy choice is a p that is all on one token: then the answer is the greedy one, token for token.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DraftModel:
         spec = decoder.spec
         self.decoder, self.count, self.chunk = decoder, count, chunk
         self.longest = min(spec.context, spec.learned_positions or spec.context)
-        self.shapes = [layer.mixer.cache for layer in spec.layers]
+        self.shapes: Sequence[CacheShape] = [layer.mixer.cache for layer in spec.layers]
 
     def attach(self, pages: Pages, first: int, vocab: int) -> None:
         self.runner, self.vocab = Runner(self.decoder, pages, first), vocab
@@ -114,9 +114,7 @@ def accept(logits: Tensor, parts: Sequence[Part]) -> list[list[Token]]:
         firsts.append(row)
         row += part.due
     standing = _standing(p, firsts, parts)
-    last = [
-        _left(p[first + kept], part.draft, kept) for part, first, kept in zip(parts, firsts, standing, strict=True)
-    ]
+    last = [_left(p[first + kept], part.draft, kept) for part, first, kept in zip(parts, firsts, standing, strict=True)]
     drawn = draw(torch.stack(last), [part.sequence.chooser.dice for part in parts]).tolist()
     made = [[*part.draft.tokens[:kept], id] for part, kept, id in zip(parts, standing, drawn, strict=True)]
     for part, kept, ids in zip(parts, standing, made, strict=True):
