@@ -241,11 +241,15 @@ class LLM:
         return self.engine.score(tokens)
 
     def save(self, path: str | Path, format: str = "hf") -> None:
-        """Write a folder in Hugging Face form. Raises UsageError where something is already, or for another format."""
-        if format != "hf":
-            fix = did_you_mean(format, ["hf"])
-            raise UsageError(f'"{format}" is no format that Lathe writes.', 'This version writes "hf" only.', fix)
-        checkpoint.save(path, self.decoder, self.config, generation=self.generation, tokenizer=self.tokenizer)
+        """Write the model for transformers ("hf", a folder), for LitGPT ("litgpt", a folder) or as a "gguf" file.
+
+        Raises:
+            UsageError: something is at `path` already, or there is no such format.
+            ConfigError: the format has no words for this model.
+        """
+        checkpoint.save(
+            path, self.decoder, self.config, form=format, generation=self.generation, tokenizer=self.tokenizer
+        )
 
     def _read(self, prompt: Prompt, raw: bool) -> tuple[list[int], bool]:
         """A prompt's tokens, and whether the answer continues its text rather than being one of its own."""
