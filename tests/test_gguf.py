@@ -19,6 +19,7 @@ from samples import damaged, draw_box, same_bits
 from lathe.errors import CheckpointError
 from lathe.weights import gguf
 from lathe.weights.blocks import PACKINGS
+from lathe.weights.tensors import Ref
 
 # ---- against the reference ------------------------------------------------------------------------------------------
 
@@ -326,3 +327,127 @@ def test_no_damage_makes_anything_but_an_error_of_ours(tmp_path: Path) -> None:
         except CheckpointError:
             refused += 1
     assert refused > 500
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+METADATA = {
+    "k.small": 7,
+    "k.large": (1 << 32) - 1,
+    "k.huge": 1 << 63,
+    "k.negative": -5,
+    "k.real": 0.5,
+    "k.flag": True,
+    "k.text": "a text, ü and 🙂",
+    "k.empty": "",
+    "k.texts": ["", "a", "▁the"],
+    "k.numbers": [1, -2, 3],
+    "k.reals": [0.5, -(2.0**90), 0.0],
+    "k.flags": [True, False],
+    "k.none": [],
+}
+WRITTEN = ["F32", "F16", "BF16", *(packing.name for packing in PACKINGS.values() if packing.pack)]
+
+
+def bell(*shape: int, seed: int = 0, spread: float = 0.05) -> torch.Tensor:
+    """Numbers as weights are: normal, of another size in each row; some rows are zero, constant, or one-sided."""
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(*shape, generator=random) * spread * torch.rand(*shape[:-1], 1, generator=random)
+    rows = values.view(-1, shape[-1])
+    if len(rows) > 6:
+        rows[0], rows[1], rows[2] = 0, 0.25, -3
+        rows[3], rows[4] = rows[3].abs(), -rows[4].abs()
+        rows[5, 1:] = 0
+    return values
+
+
+def write(file: Path, refs: dict[str, Ref], kind: str, metadata: dict | None = None) -> None:
+    gguf.write(file, metadata or {}, refs, lambda name, ref: kind)
+
+
+def test_metadata_is_written_as_the_reference_reads_it(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"x": Ref.of(torch.ones(3))}, "F32", METADATA)
+    found = check(tmp_path / "a")
+    assert found.metadata == METADATA
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_tensors_are_written_as_the_reference_quantizes_them(tmp_path: Path, kind: str) -> None:
+    values = {"matrix": bell(9, 512), "vector": bell(256), "experts": bell(3, 4, 256)}
+    write(tmp_path / "a", {name: Ref.of(value) for name, value in values.items()}, kind)
+    check(tmp_path / "a")
+    for tensor in reference.GGUFReader(tmp_path / "a").tensors:
+        assert tensor.tensor_type.name == kind
+        if not kind.endswith("_K"):  # it has no quantizer of its own for these
+            expected = reference.quantize(values[tensor.name].numpy(), tensor.tensor_type)
+            assert np.array_equal(tensor.data, expected.reshape(tensor.data.shape))
+
+
+@pytest.mark.parametrize("kind", [n for n, packing in PACKINGS.items() if packing.pack], ids=lambda n: PACKINGS[n].name)
+def test_what_is_packed_is_near_what_was_given(kind: int) -> None:
+    """Off by no more than a step of the grid in each block: its range, in as many steps as there are bits."""
+    packing = PACKINGS[kind]
+    values = bell(4000, packing.values, spread=1.0)
+    found = packing.expand(packing.pack(values))
+    reach = values.amax(1).clamp(min=0) - values.amin(1).clamp(max=0)
+    assert ((found - values).abs().amax(1) <= reach * STEP[packing.name]).all()
+    assert found[0].abs().max() == 0
+
+
+STEP = {"Q4_0": 1 / 8, "Q4_1": 1 / 14, "Q5_0": 1 / 16, "Q5_1": 1 / 30, "Q8_0": 1 / 127}
+STEP |= {"Q4_K": 1 / 10, "Q5_K": 1 / 20, "Q6_K": 1 / 30}
+
+
+@pytest.mark.parametrize(
+    ("fine", "coarse", "least"), [("Q4_K", "Q4_0", 1.1), ("Q5_K", "Q5_0", 1.1), ("Q6_K", "Q5_K", 1.9)]
+)
+def test_the_search_for_scales_is_worth_its_time(fine: str, coarse: str, least: float) -> None:
+    """Root mean square errors on normally distributed weights, compared."""
+    by_name = {packing.name: packing for packing in PACKINGS.values()}
+    values = torch.randn(2000, 256, generator=torch.Generator().manual_seed(0))
+
+    def error(name: str) -> float:
+        packing = by_name[name]
+        rows = values.view(-1, packing.values)
+        return (packing.expand(packing.pack(rows)) - rows).square().mean().sqrt().item()
+
+    assert error(coarse) / error(fine) > least
+
+
+def test_a_large_tensor_is_quantized_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lathe.weights.tensors.PIECE", 512)
+    asked = []
+    values = bell(40, 256)
+
+    def fetch(box: tuple[slice, ...]) -> torch.Tensor:
+        asked.append((box[0].stop - box[0].start) * 256)
+        return values[box]
+
+    write(tmp_path / "a", {"x": Ref((40, 256), torch.float32, fetch)}, "Q8_0")
+    assert max(asked) == 512
+    check(tmp_path / "a")
+    whole = reference.quantize(values.numpy(), GGMLQuantizationType.Q8_0)
+    assert np.array_equal(reference.GGUFReader(tmp_path / "a").tensors[0].data, whole)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("F16", 1e5), ("Q8_0", float("nan")), ("Q4_K", float("inf"))])
+def test_numbers_that_a_type_cannot_hold_are_an_error(tmp_path: Path, kind: str, value: float) -> None:
+    values = torch.ones(2, 256)
+    values[1, 3] = value
+    with pytest.raises(CheckpointError, match=rf"the\.tensor holds .*which {kind} cannot hold"):
+        write(tmp_path / "a", {"the.tensor": Ref.of(values)}, kind)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("shape", [(2, 48), ()])
+def test_rows_that_are_no_whole_blocks_are_an_error(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(CheckpointError, match=r"the\.tensor .*whole blocks"):
+        write(tmp_path / "a", {"the.tensor": Ref.of(torch.ones(shape))}, kind)
+    assert not (tmp_path / "a").exists()
+
+
+def test_any_float_is_written(tmp_path: Path) -> None:
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+        values = bell(2, 32, spread=1.0).to(dtype)
+        write(tmp_path / "a", {"x": Ref.of(values)}, "Q8_0")
+        expected = reference.quantize(values.float().numpy(), GGMLQuantizationType.Q8_0)
+        assert np.array_equal(reference.GGUFReader(tmp_path / "a").tensors[0].data, expected)

@@ -1,4 +1,4 @@
-"""The blocks of ggml's quantized types become float32 values, exactly; knows no file and no tensor's shape.
+"""The blocks of ggml's quantized types become float32 values, exactly (packing.py: back); knows no file and no shape.
 
 Each function takes N blocks as raw bytes and gives the N x 32 (or N x 256, the K types) values they stand for. A block
 holds small integers q and one or a few half-precision scales: value = d * q, or d * q - m with a minimum.
@@ -13,15 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lathe.weights import packing
+
 
 @dataclass(frozen=True)
 class Packing:
-    """One quantized type: `expand` turns N x `nbytes` raw bytes into N x `values` float32."""
+    """One quantized type: `expand` turns N x `nbytes` raw bytes into N x `values` float32, and `pack`, where a type can
+    be written, back into the bytes that stand for something near."""
 
     name: str
     values: int
     nbytes: int
     expand: Callable[[Tensor], Tensor]
+    pack: Callable[[Tensor], Tensor] | None = None
 
 
 def _half(raw: Tensor) -> Tensor:  # N 2 -> N 1
@@ -127,15 +131,15 @@ def _mxfp4(raw: Tensor) -> Tensor:  # exponent 1 | q 16
 
 
 PACKINGS = {  # by ggml's type number
-    2: Packing("Q4_0", 32, 18, _q4_0),
-    3: Packing("Q4_1", 32, 20, _q4_1),
-    6: Packing("Q5_0", 32, 22, _q5_0),
-    7: Packing("Q5_1", 32, 24, _q5_1),
-    8: Packing("Q8_0", 32, 34, _q8_0),
+    2: Packing("Q4_0", 32, 18, _q4_0, packing.q4_0),
+    3: Packing("Q4_1", 32, 20, _q4_1, packing.q4_1),
+    6: Packing("Q5_0", 32, 22, _q5_0, packing.q5_0),
+    7: Packing("Q5_1", 32, 24, _q5_1, packing.q5_1),
+    8: Packing("Q8_0", 32, 34, _q8_0, packing.q8_0),
     10: Packing("Q2_K", 256, 84, _q2_k),
     11: Packing("Q3_K", 256, 110, _q3_k),
-    12: Packing("Q4_K", 256, 144, _q4_k),
-    13: Packing("Q5_K", 256, 176, _q5_k),
-    14: Packing("Q6_K", 256, 210, _q6_k),
+    12: Packing("Q4_K", 256, 144, _q4_k, packing.q4_k),
+    13: Packing("Q5_K", 256, 176, _q5_k, packing.q5_k),
+    14: Packing("Q6_K", 256, 210, _q6_k, packing.q6_k),
     39: Packing("MXFP4", 32, 17, _mxfp4),
 }

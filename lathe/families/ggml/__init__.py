@@ -1,9 +1,11 @@
-"""ggml's hand, for every family at once: the metadata of a GGUF file and its names for tensors."""
+"""ggml's hand, for every family at once: the metadata of a GGUF file, its names for tensors, and the types they get."""
 
 from __future__ import annotations
 
 from lathe.families.ggml.header import SETTINGS
 from lathe.families.ggml.lineages import config
+from lathe.families.ggml.mixture import KINDS, described, mix
 from lathe.families.ggml.names import rules
+from lathe.families.ggml.telling import check, metadata, settings
 
-__all__ = ["SETTINGS", "config", "rules"]
+__all__ = ["KINDS", "SETTINGS", "check", "config", "described", "metadata", "mix", "rules", "settings"]

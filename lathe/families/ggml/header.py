@@ -14,13 +14,15 @@ from typing import Any
 from lathe.errors import ConfigError
 from lathe.families import FAMILIES
 from lathe.families.keys import Keys
+from lathe.model.spec import Llama3
 
 Config = dict[str, Any]
 
 # Small tensors that are settings, not weights: divisors of the rotary frequencies.
 FREQUENCIES, LONG, SHORT = SETTINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3 = 1.0, 4.0  # the ends of the ramp in Llama 3's scaling, in all models that have it
+LLAMA3_CONTEXT = 8192  # and, where the file does not say it, the length of the first training
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Header:
 
     def factors(self, name: str, channels: int) -> tuple[float, ...]:
         """The values of one of SETTINGS, one for each pair of the `channels` that turn."""
-        return Keys(self.metadata, file="The GGUF file").numbers(name, (), count=max(channels // 2, 1))
+        values = Keys(self.metadata, file="The GGUF file").numbers(name, (), count=max(channels // 2, 1))
+        return tuple(map(shortest, values))
 
 
 def shortest(value: float) -> float:
@@ -102,6 +105,24 @@ def dense(header: Header, architecture: str) -> Config:
     return found
 
 
+def windows(header: Header, layers: int, every: int = 0, window: int = 0) -> tuple[int, list[bool]]:
+    """A window's size, 0 for none, and which layers have it: those that the file's pattern names, or all but each
+    `every`th, or, with `every` 0, all. window: the size where the file gives none."""
+    keys = header.keys
+    window = keys.size("attention.sliding_window", window, least=0)
+    pattern = keys.take("attention.sliding_window_pattern", every)
+    if type(pattern) is int and pattern >= 0:
+        pattern = [pattern == 0 or (layer + 1) % pattern != 0 for layer in range(layers)]
+    if not isinstance(pattern, list) or len(pattern) != layers:
+        raise keys.wrong("attention.sliding_window_pattern", pattern, f"a whole number or a list of {layers}")
+    return window, [bool(window) and bool(slides) for slides in pattern]
+
+
+def named(local: Sequence[bool]) -> list[str]:
+    """`layer_types`: which layers see a window."""
+    return ["sliding_attention" if slides else "full_attention" for slides in local]
+
+
 def turning(header: Header, channels: int) -> tuple[int, float]:
     """How many of a head's channels turn, and what share of them that is."""
     turned = header.keys.size("rope.dimension_count", channels)
@@ -137,7 +158,8 @@ def _scaling(header: Header, channels: int, base: float) -> Config | None:
     if FREQUENCIES in header.shapes:
         if not plain:
             raise keys.wrong("rope.scaling.factor", factor, f'1 beside the tensor "{FREQUENCIES}"')
-        return _divided(header.factors(FREQUENCIES, channels), base, context)
+        trained = keys.size("rope.scaling.original_context_length", LLAMA3_CONTEXT)
+        return _divided(header.factors(FREQUENCIES, channels), base, context, trained)
     if plain:
         return None
     if kind == "linear":
@@ -150,18 +172,29 @@ def _scaling(header: Header, channels: int, base: float) -> Config | None:
     return found
 
 
-def _divided(factors: Sequence[float], base: float, context: int) -> Config:
+def divisors(scaling: Llama3, base: float, pairs: int) -> tuple[float, ...]:
+    """What the frequency of each pair of channels is divided by, in Llama 3's scaling."""
+
+    def divisor(pair: int) -> float:
+        turns = scaling.original / (2 * math.pi * base ** (pair / pairs))  # in the first training's context
+        kept = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
+        return 1 / ((1 - kept) / scaling.factor + kept)
+
+    return tuple(map(divisor, range(pairs)))
+
+
+def _divided(factors: Sequence[float], base: float, context: int, original: int) -> Config:
     """Llama 3's scaling, where that is what the divisors come from; the divisors themselves where it is not."""
-    low, high, original = LLAMA3.values()
-    factor = shortest(max(factors))
-
-    def expected(pair: int) -> float:
-        turns = original / (2 * math.pi * base ** (pair / len(factors)))  # in the first training's context
-        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
-        return 1 / ((1 - kept) / factor + kept)
-
-    if factor > 0 and all(math.isclose(f, expected(pair), rel_tol=1e-3) for pair, f in enumerate(factors)):
-        return {"rope_type": "llama3", "factor": factor, **LLAMA3}
+    scaling = Llama3(shortest(max(factors)), *LLAMA3, original)
+    expected = divisors(scaling, base, len(factors)) if scaling.factor > 0 else ()
+    if expected and all(math.isclose(f, want, rel_tol=1e-3) for f, want in zip(factors, expected, strict=True)):
+        return {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low,
+            "high_freq_factor": scaling.high,
+            "original_max_position_embeddings": original,
+        }
     return _long(factors, factors, context, 1.0, context)
 
 

@@ -12,21 +12,26 @@ from functools import partial
 from typing import Any
 
 from lathe.errors import ConfigError, did_you_mean
-from lathe.families.ggml.header import Config, Header, dense, rope, sizes, turning
+from lathe.families import find as family
+from lathe.families.ggml.header import Config, Header, dense, named, rope, sizes, turning, windows
+from lathe.model.spec import Experts, Spec
 
-SIGMOID = 2  # ggml's number for the router's scores
+Facts = dict[str, Any]
+SCORES = {"softmax": 1, "sigmoid": 2}  # ggml's numbers for what a router makes of its logits
 
 
 @dataclass(frozen=True)
 class Lineage:
     """One `general.architecture`.
 
-    architectures: what Hugging Face calls it. paired: rows of queries and keys lie in the order in which they turn,
-    neighbour with neighbour. qkv, gate_up: these are one tensor.
+    architectures: what Hugging Face calls it. config: what its keys mean; tell: keys of its own, back from the parts.
+    paired: rows of queries and keys lie in the order in which they turn, neighbour with neighbour. qkv, gate_up: these
+    are one tensor.
     """
 
     architectures: tuple[str, ...]
     config: Callable[[Header], Config]
+    tell: Callable[[Mapping[str, Any], Spec], Facts] = lambda config, spec: {}
     paired: bool = False
     qkv: bool = False
     gate_up: bool = False
@@ -54,20 +59,53 @@ def config(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     return found
 
 
+def find(config: Mapping[str, Any]) -> tuple[str, Lineage]:
+    """What llama.cpp calls the architecture of a configuration in Hugging Face's words, and its habits.
+
+    Raises:
+        ConfigError: it has no such architecture.
+    """
+    architecture = family(config).architecture
+    for arch, lineage in LINEAGES.items():
+        if architecture in lineage.architectures:
+            return arch, lineage
+    raise ConfigError(f"There is no way to write {architecture} in GGUF.", "llama.cpp does not know it.")
+
+
 def _llama(header: Header) -> Config:
+    """Windows are Mistral's, and llama.cpp itself does not heed them."""
     keys = header.keys
-    if keys.size("expert_count", 0, least=0):
-        found = dense(header, "MixtralForCausalLM")
-        return {**found, "num_local_experts": keys.size("expert_count"), **_chosen(header)}
+    mixed = keys.size("expert_count", 0, least=0)
+    found = dense(header, "MixtralForCausalLM" if mixed else "LlamaForCausalLM")
+    window, local = windows(header, found["num_hidden_layers"])
+    if window and not all(local):
+        raise keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
+    if mixed:
+        keys.expect("expert_feed_forward_length", found["intermediate_size"])
+        return {**found, "num_local_experts": mixed, **_chosen(header), "sliding_window": window or None}
     keys.expect("expert_used_count", 0)
-    window = keys.size("attention.sliding_window", 0, least=0)
     if window:
-        return {**dense(header, "MistralForCausalLM"), "sliding_window": window}
-    return dense(header, "LlamaForCausalLM")
+        mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+        return {**found, **mistral, "sliding_window": window}
+    return found
 
 
-def _chosen(header: Header) -> Config:
-    return {"num_experts_per_tok": header.keys.size("expert_used_count")}
+def _qwen(header: Header, architecture: str) -> Config:
+    """Windows in some layers, which llama.cpp itself does not heed."""
+    found = dense(header, architecture)
+    window, local = windows(header, found["num_hidden_layers"])
+    if not window:
+        return found
+    return {**found, "use_sliding_window": True, "sliding_window": window, "layer_types": named(local)}
+
+
+def _chosen(header: Header, norm: bool = True) -> Config:
+    """Scores are a softmax, and the weights of the chosen experts sum to 1, or, without `norm`, are what they are."""
+    keys = header.keys
+    keys.expect("expert_gating_func", SCORES["softmax"])
+    keys.expect("expert_weights_norm", norm)
+    keys.expect("expert_weights_scale", 1.0)
+    return {"num_experts_per_tok": keys.size("expert_used_count")}
 
 
 def _granite(header: Header) -> Config:
@@ -81,11 +119,24 @@ def _granite(header: Header) -> Config:
     }
 
 
-def _qwen3moe(header: Header) -> Config:
-    """Weights of the chosen experts always sum to 1."""
-    keys = header.keys
+def _granite_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
     return {
-        **dense(header, "Qwen3MoeForCausalLM"),
+        "attention.scale": spec.layers[0].mixer.scale,
+        "embedding_scale": spec.embed_scale,
+        "residual_scale": spec.layers[0].residual,
+        "logit_scale": 1 / spec.logit_scale,
+    }
+
+
+def _qwen3moe(header: Header) -> Config:
+    keys = header.keys
+    found = dense(header, "Qwen3MoeForCausalLM")
+    window, local = windows(header, found["num_hidden_layers"])
+    if window and not all(local):
+        raise keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
+    return {
+        **found,
+        **({"use_sliding_window": True, "sliding_window": window} if window else {}),
         **_chosen(header),
         "num_experts": keys.size("expert_count"),
         "moe_intermediate_size": keys.size("expert_feed_forward_length"),
@@ -123,18 +174,10 @@ def _gemma3(header: Header) -> Config:
 
 
 def _gemma_windows(header: Header, found: Config, every: int, window: int) -> Config:
-    """Which layers are local: those that the pattern names, or all but each `every`th."""
-    keys, layers = header.keys, found["num_hidden_layers"]
-    window = keys.size("attention.sliding_window", window, least=0)
-    pattern = keys.take("attention.sliding_window_pattern", every)
-    if type(pattern) is int and pattern > 0:
-        pattern = [(layer + 1) % pattern != 0 for layer in range(layers)]
-    if not isinstance(pattern, list) or len(pattern) != layers:
-        raise keys.wrong("attention.sliding_window_pattern", pattern, f"a whole number or a list of {layers}")
-    local = [bool(window) and bool(slides) for slides in pattern]
+    window, local = windows(header, found["num_hidden_layers"], every, window)
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "layer_types": ["sliding_attention" if slides else "full_attention" for slides in local],
+        "layer_types": named(local),
         **({"sliding_window": window} if window else {}),
     }
 
@@ -192,6 +235,10 @@ def _neox(header: Header) -> Config:
     }
 
 
+def _neox_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
+    return {"use_parallel_residual": spec.layers[0].order == "parallel"}
+
+
 def _gpt2(header: Header) -> Config:
     found, _ = _alike(header, "GPT2LMHeadModel")
     words = {
@@ -212,8 +259,9 @@ def _gpt2(header: Header) -> Config:
 def _deepseek2(header: Header) -> Config:
     """DeepSeek V3. Attention's keys count the latent as the one key of all heads, except in the oldest files."""
     keys = header.keys
-    if keys.take("expert_gating_func", 1) != SIGMOID:
-        raise keys.wrong("expert_gating_func", keys.take("expert_gating_func", 1), f"{SIGMOID}, as in DeepSeek V3")
+    score, sigmoid = keys.take("expert_gating_func", SCORES["softmax"]), SCORES["sigmoid"]
+    if score != sigmoid:
+        raise keys.wrong("expert_gating_func", score, f"{sigmoid}, as in DeepSeek V3")
     rank, turned = keys.size("attention.kv_lora_rank"), keys.size("rope.dimension_count")
     key, value = keys.size("attention.key_length"), keys.size("attention.value_length")
     key, value = keys.size("attention.key_length_mla", key), keys.size("attention.value_length_mla", value)
@@ -224,9 +272,11 @@ def _deepseek2(header: Header) -> Config:
     stretch = keys.real("rope.scaling.yarn_log_multiplier", 0.0) * 10
     if scaled["rope_scaling"] and stretch:
         scaled["rope_scaling"] |= {"mscale": stretch, "mscale_all_dim": stretch}
-    found = {**sizes(header, "DeepseekV3ForCausalLM", head_dim=False), **scaled, **_chosen(header)}
+    found = sizes(header, "DeepseekV3ForCausalLM", head_dim=False)
     return {
         **found,
+        **scaled,
+        "num_experts_per_tok": keys.size("expert_used_count"),
         "num_key_value_heads": found["num_attention_heads"],
         "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
         "q_lora_rank": keys.size_or_none("attention.q_lora_rank"),
@@ -245,19 +295,39 @@ def _deepseek2(header: Header) -> Config:
     }
 
 
+def _deepseek2_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
+    mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Experts)]
+    # YaRN's correction is in the scale of the scores alone, not in what turns.
+    found: Facts = {
+        "leading_dense_block_count": len(spec.layers) - len(mixtures),
+        "rope.scaling.yarn_attn_factor": None,
+    }
+    stretch = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("mscale_all_dim")
+    if stretch:
+        found["rope.scaling.yarn_log_multiplier"] = stretch / 10
+    if mixtures:
+        router, each, shared = mixtures[0].router, mixtures[0].each, mixtures[0].shared
+        found |= {
+            "expert_shared_count": shared.width // each.width if shared else 0,
+            "expert_group_count": router.groups,
+            "expert_group_used_count": router.top_groups,
+        }
+    return found
+
+
 LINEAGES: dict[str, Lineage] = {
     "llama": Lineage(("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"), _llama, paired=True),
-    "granite": Lineage(("GraniteForCausalLM",), _granite, paired=True),
+    "granite": Lineage(("GraniteForCausalLM",), _granite, _granite_tells, paired=True),
     "smollm3": Lineage(("SmolLM3ForCausalLM",), partial(dense, architecture="SmolLM3ForCausalLM"), paired=True),
-    "qwen2": Lineage(("Qwen2ForCausalLM",), partial(dense, architecture="Qwen2ForCausalLM")),
-    "qwen3": Lineage(("Qwen3ForCausalLM",), partial(dense, architecture="Qwen3ForCausalLM")),
+    "qwen2": Lineage(("Qwen2ForCausalLM",), partial(_qwen, architecture="Qwen2ForCausalLM")),
+    "qwen3": Lineage(("Qwen3ForCausalLM",), partial(_qwen, architecture="Qwen3ForCausalLM")),
     "qwen3moe": Lineage(("Qwen3MoeForCausalLM",), _qwen3moe),
     "gemma": Lineage(("GemmaForCausalLM",), _gemma),
     "gemma2": Lineage(("Gemma2ForCausalLM",), _gemma2),
     "gemma3": Lineage(("Gemma3ForCausalLM",), _gemma3),
     "phi3": Lineage(("Phi3ForCausalLM",), _phi3, qkv=True, gate_up=True),
     "olmo2": Lineage(("Olmo2ForCausalLM",), partial(dense, architecture="Olmo2ForCausalLM")),
-    "gptneox": Lineage(("GPTNeoXForCausalLM",), _neox, qkv=True),
+    "gptneox": Lineage(("GPTNeoXForCausalLM",), _neox, _neox_tells, qkv=True),
     "gpt2": Lineage(("GPT2LMHeadModel",), _gpt2, qkv=True),
-    "deepseek2": Lineage(("DeepseekV3ForCausalLM",), _deepseek2),
+    "deepseek2": Lineage(("DeepseekV3ForCausalLM",), _deepseek2, _deepseek2_tells),
 }

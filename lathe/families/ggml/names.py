@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lathe.errors import ConfigError
-from lathe.families import find
 from lathe.families.ggml.header import SETTINGS
-from lathe.families.ggml.lineages import LINEAGES, Lineage
+from lathe.families.ggml.lineages import Lineage, find
 from lathe.model.spec import Attention, Experts, Gated, LatentAttention, Mlp, Norm, Order, RMSNorm, Spec
 from lathe.weights.rules import Drop, Inverse, Prefix, Rename, Reorder, Rule, Shift, Split, Stack, Transpose
 
@@ -54,10 +52,7 @@ def rules(config: Mapping[str, Any], spec: Spec) -> list[Rule]:
     Raises:
         ConfigError: llama.cpp has no such architecture.
     """
-    architecture = find(config).architecture
-    lineage = next((row for row in LINEAGES.values() if architecture in row.architectures), None)
-    if lineage is None:
-        raise ConfigError(f"There is no way to write {architecture} in GGUF.")
+    _, lineage = find(config)
     mixer, order = spec.layers[0].mixer, spec.layers[0].order
     names, found = dict(NORMS[order]), _alone()
     if isinstance(mixer, Attention):

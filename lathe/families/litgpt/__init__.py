@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lathe.families.litgpt.configuration import config
 from lathe.families.litgpt.names import rules
-from lathe.families.litgpt.parts import settings
+from lathe.families.litgpt.settings import config
 
-__all__ = ["config", "rules", "settings"]
+__all__ = ["config", "rules"]
