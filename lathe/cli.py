@@ -5,6 +5,7 @@ Knows the actions' names; imports only the module of the one that is run, and it
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
@@ -20,17 +21,28 @@ ACTIONS = {
     "generate": "Print the text that follows a prompt.",
     "chat": "Talk with a model in the terminal.",
     "pretrain": "Train a model on text, from random weights or from given ones.",
+    "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",
     "inspect": "Show what a model is and check its files.",
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",
     "completion": "Print the script that completes lathe's words in your shell.",
 }
+# LitGPT's verbs that are not actions of their own: the module in `actions` that has one, and its options and function
+# there. They work as LitGPT's users type them and do not stand in --help.
+VERBS = {
+    "convert_to_litgpt": ("litgpt_forms", "ToLitgpt", "to_litgpt"),
+    "convert_from_litgpt": ("litgpt_forms", "FromLitgpt", "from_litgpt"),
+    "convert_pretrained_checkpoint": ("litgpt_forms", "Pretrained", "pretrained"),
+}
+
+# What the machine refuses and the user can put right: no space, no permission, a file where a folder should be.
+OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command line (that of the process by default) and return its exit status.
 
-    0: done. 1: the action's own verdict, or a bug, shown with its traceback. 2: a LatheError, one paragraph on stderr.
-    130: interrupted.
+    0: done. 1: the action's own verdict, or a bug, shown with its traceback. 2: what the user can put right, one
+    paragraph on stderr. 130: interrupted.
     """
     try:
         status = dispatch(sys.argv[1:] if words is None else words)
@@ -45,7 +57,11 @@ def main(words: Sequence[str] | None = None) -> int:
         # Whoever read our output has had enough. Python flushes stdout once more when it ends: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OUTSIDE:
+            where = "" if error.filename is None else f"{error.filename}: "
+            print(f"Error: {where}{error.strerror}.", file=sys.stderr)
+            return 2
         import traceback
 
         traceback.print_exc()
@@ -59,12 +75,12 @@ def dispatch(words: Sequence[str]) -> int:
         print(f"lathe {__version__}")
         return 0
     known = available()
-    if words and words[0] not in (*known, "--help", "-h"):
+    if words and words[0] not in (*known, *VERBS, "--help", "-h"):
         fix = did_you_mean(words[0], known) or "See lathe --help."
         raise UsageError(f'There is no action "{words[0]}".', "A command is: lathe ACTION MODEL [--options].", fix)
     from lathe.command import command, read, root
 
-    if not words or words[0] not in known:
+    if not words or words[0] not in (*known, *VERBS):
         root({name: ACTIONS[name] for name in known}).help_print([])
         return 0
     options, run = load(words[0])
@@ -81,8 +97,9 @@ def load(name: str) -> tuple[type, Callable[[Any], int | None]]:
     """The options dataclass and the function of an action."""
     if name == "completion":
         return Completion, complete
-    module = importlib.import_module(f"lathe.actions.{name}")
-    return module.Options, module.run
+    where, options, function = VERBS.get(name, (name, "Options", "run"))
+    module = importlib.import_module(f"lathe.actions.{where}")
+    return getattr(module, options), getattr(module, function)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Completion:
     finish_reason: "stop" (an end token or stop string), "length" (max_new_tokens, or the context is full),
         "cancelled", or None while it is not finished.
     prefill_seconds: from the request to the first token. decode_seconds: from there to the last.
+    proposed, accepted: tokens that a draft guessed ahead, and those of them that stood.
     """
 
     text: str
@@ -77,6 +78,8 @@ class Completion:
     usage: Usage
     prefill_seconds: float
     decode_seconds: float
+    proposed: int = 0
+    accepted: int = 0
 
 
 class Reply(Iterator[str]):
@@ -122,6 +125,8 @@ class Reply(Iterator[str]):
             usage=Usage(sequence.prompt, n),
             prefill_seconds=first - sequence.started,
             decode_seconds=ended - first,
+            proposed=sequence.proposed,
+            accepted=sequence.accepted,
         )
 
     def close(self) -> None:
@@ -139,6 +144,7 @@ class LLM:
     Args:
         config, generation: the checkpoint's config.json and generation_config.json, for `save`; the latter also says
             how answers are sampled and which tokens end them.
+        drafter: guesses tokens ahead, for speed alone.
 
     `prompt` is a string (a user's message where the model has a chat template, unless `raw`; else the beginning of a
     text), a list of messages {"role": ..., "content": ...}, or a list of token ids, taken as they are.
@@ -150,10 +156,11 @@ class LLM:
         tokenizer: Tokenizer,
         config: Mapping[str, Any],
         generation: Mapping[str, Any] | None = None,
+        drafter: engine.Drafter | None = None,
     ) -> None:
         self.decoder, self.tokenizer = decoder, tokenizer
         self.config, self.generation = config, generation or {}
-        self.engine = engine.Engine(decoder)
+        self.engine = engine.Engine(decoder, drafter=drafter)
         self.defaults = defaults(self.generation)
         self.stops = frozenset((*tokenizer.eos_ids, *_ids(self.generation.get("eos_token_id"))))
 
@@ -165,16 +172,21 @@ class LLM:
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
         adapter: str | Path | None = None,
+        draft: str | Path | None = None,
+        draft_tokens: int = 4,
         checkpoints: str | Path = "checkpoints",
     ) -> LLM:
         """The model in a folder or file, or with a repo id: found below `checkpoints` or in the cache, or downloaded.
 
         device: "auto" takes a GPU where there is one. dtype: "auto" keeps that of the files; "bf16", "fp16", "fp32".
+        draft: a smaller model with the same vocabulary, which guesses `draft_tokens` tokens ahead: the answers have the
+            same distribution, and are the same where they are greedy, but come sooner.
 
         Raises:
             MissingError: there is no such model.
             CheckpointError, ConfigError, TokenizerError: its files are damaged or not understood.
-            UsageError: a device or dtype that is not there; quantize and adapter, which this version does not have.
+            UsageError: a device or dtype that is not there; a draft with another vocabulary; quantize and adapter,
+                which this version does not have.
         """
         for name, value in (("quantize", quantize), ("adapter", adapter)):
             if value is not None:
@@ -182,7 +194,12 @@ class LLM:
         place, kind = _device(device), _dtype(dtype)
         opened = checkpoint.open(hub.find(str(model), Path(checkpoints)))
         tokenizer = opened.tokenizer()  # before the weights: it is read sooner, and may be what is wrong
-        return LLM(opened.load(place, kind), tokenizer, opened.config, opened.generation)
+        drafter = None
+        if draft is not None:
+            small = checkpoint.open(hub.find(str(draft), Path(checkpoints)))
+            _same_vocabulary(small, tokenizer, opened.path)
+            drafter = engine.DraftModel(small.load(place, kind), draft_tokens)
+        return LLM(opened.load(place, kind), tokenizer, opened.config, opened.generation, drafter)
 
     def generate(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> str:
         """The text of the answer."""
@@ -224,11 +241,15 @@ class LLM:
         return self.engine.score(tokens)
 
     def save(self, path: str | Path, format: str = "hf") -> None:
-        """Write a folder in Hugging Face form. Raises UsageError where something is already, or for another format."""
-        if format != "hf":
-            fix = did_you_mean(format, ["hf"])
-            raise UsageError(f'"{format}" is no format that Lathe writes.', 'This version writes "hf" only.', fix)
-        checkpoint.save(path, self.decoder, self.config, generation=self.generation, tokenizer=self.tokenizer)
+        """Write the model for transformers ("hf", a folder), for LitGPT ("litgpt", a folder) or as a "gguf" file.
+
+        Raises:
+            UsageError: something is at `path` already, or there is no such format.
+            ConfigError: the format has no words for this model.
+        """
+        checkpoint.save(
+            path, self.decoder, self.config, form=format, generation=self.generation, tokenizer=self.tokenizer
+        )
 
     def _read(self, prompt: Prompt, raw: bool) -> tuple[list[int], bool]:
         """A prompt's tokens, and whether the answer continues its text rather than being one of its own."""
@@ -264,6 +285,17 @@ def defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ids(told: int | Sequence[int] | None) -> Sequence[int]:
     return () if told is None else [told] if isinstance(told, int) else told
+
+
+def _same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
+    """A draft's ids must mean what the model's mean; some more or fewer at the end do no harm. Raises UsageError."""
+    theirs = draft.tokenizer()
+    shared = min(words.vocab_size, theirs.vocab_size)
+    both = ((id, words.get(id), theirs.get(id)) for id in range(shared))
+    if other := next((row for row in both if None not in row and row[1] != row[2]), None):
+        id, mine, its = other
+        found = f"The draft {draft.path} has another vocabulary: its token {id} is {its!r}, that of {model} {mine!r}."
+        raise UsageError(found, "A draft guesses in tokens.", "Name a smaller model of the same lineage.")
 
 
 def _device(device: str | torch.device) -> torch.device:

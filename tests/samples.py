@@ -34,22 +34,26 @@ def draw_box(data: st.DataObject, shape: tuple[int, ...]) -> Box:
 
 
 def damaged(good: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Every beginning of a small file, then random damage: bytes changed, cut out, put in, and blocks of ones."""
+    """Every beginning of a small file, then random damage."""
     yield from (good[:n] for n in range(0, len(good), max(len(good) // 500, 1)))
     rng = random.Random(seed)
-    for _ in range(count):
-        bad = bytearray(good)
-        for _ in range(rng.choice((1, 1, 2, 5))):
-            at = rng.randrange(len(bad))
-            match rng.randrange(5):
-                case 0:
-                    bad[at] = rng.randrange(256)
-                case 1:
-                    bad[at] ^= 1 << rng.randrange(8)
-                case 2:
-                    del bad[at : at + rng.randrange(1, 9)]
-                case 3:
-                    bad[at:at] = rng.randbytes(rng.randrange(1, 9))
-                case 4:
-                    bad[at : at + 8] = b"\xff" * 8
-        yield bytes(bad)
+    yield from (hurt(good, rng) for _ in range(count))
+
+
+def hurt(good: bytes, rng: random.Random) -> bytes:
+    """A file with bytes changed, cut out or put in, and blocks of ones."""
+    bad = bytearray(good)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at = rng.randrange(len(bad))
+        match rng.randrange(5):
+            case 0:
+                bad[at] = rng.randrange(256)
+            case 1:
+                bad[at] ^= 1 << rng.randrange(8)
+            case 2:
+                del bad[at : at + rng.randrange(1, 9)]
+            case 3:
+                bad[at:at] = rng.randbytes(rng.randrange(1, 9))
+            case 4:
+                bad[at : at + 8] = b"\xff" * 8
+    return bytes(bad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,58 @@ def test_a_prompt_from_a_pipe(model: str, capsys: pytest.CaptureFixture[str], mo
         piped(monkeypatch, data.encode())
         assert generate(model, *words, *greedy) == 0
         assert capsys.readouterr().out == expected
+
+
+def test_a_prompt_from_a_file(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    greedy = ("--temperature", "0", "--max-new-tokens", "20")
+    generate(model, "--prompt", ONCE, *greedy)
+    expected = capsys.readouterr().out
+    file = tmp_path / "prompt.txt"
+    file.write_text(f"{ONCE}\n")
+    assert generate(model, "--prompt-file", str(file), *greedy) == 0
+    assert capsys.readouterr().out == expected
+    assert generate(model, "--prompt-file", str(tmp_path / "none.txt")) == 2
+    assert "none.txt cannot be read: No such file" in capsys.readouterr().err
+    assert generate(model, "--prompt-file", str(file), "--prompt", "Hi") == 2
+    assert "There are two prompts" in capsys.readouterr().err
+    file.write_bytes(b"\xff")
+    assert generate(model, "--prompt-file", str(file)) == 2
+    assert "prompt.txt is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_draft_changes_the_speed_alone(model: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real model in eight bits guesses for itself in 32."""
+    packed = str(models / "stories260K-gguf/stories260K-q8_0.gguf")
+    words = (model, "--prompt", ONCE, "--temperature", "0", "--max-new-tokens", "150")
+    generate(*words, "--json")
+    plain = json.loads(capsys.readouterr().out)
+    assert "draft" not in plain
+    assert generate(*words, "--json", "--draft", packed, "--draft-tokens", "5") == 0
+    page = json.loads(capsys.readouterr().out)
+    assert page["samples"][0]["tokens"] == plain["samples"][0]["tokens"]
+    assert page["samples"][0]["logprobs"] == pytest.approx(plain["samples"][0]["logprobs"], abs=1e-4)
+    told = page["draft"]
+    assert told["model"] == packed and 0.8 < told["acceptance_rate"] == told["accepted"] / told["proposed"] <= 1
+    assert generate(*words, "--draft", packed) == 0
+    assert "guesses of the draft stood." in capsys.readouterr().err
+
+
+def test_a_draft_with_another_vocabulary(
+    model: str, models: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(models / FORMS[0], folder, copy_function=shutil.copyfile)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    for file in (shared / "data/tokenizers/minimind").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    assert generate(model, "--prompt", ONCE, "--draft", str(folder)) == 2
+    error = capsys.readouterr().err
+    assert "another vocabulary: its token" in error and error.count("\n") == 1
+    assert generate(model, "--prompt", ONCE, "--draft", str(tmp_path)) == 2
+    assert "holds no weights" in capsys.readouterr().err
+    assert generate(model, "--prompt", ONCE, "--draft", model, "--draft-tokens", "0") == 2
+    assert "--draft-tokens is 0. It must be at least 1." in capsys.readouterr().err
 
 
 def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from lathe.families import FAMILIES, ggml, litgpt
 from lathe.model import rope
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.model.spec import LongRope, Spec
+from lathe.model.spec import LongRope, RMSNorm, Spec
 from lathe.weights import rules
 from lathe.weights.rules import Rule
 from lathe.weights.tensors import Ref
@@ -162,6 +162,67 @@ def test_litgpt_yarn_is_read_as_its_paper_has_it():
     assert config["rope_scaling"] == {
         "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 16,
     }  # fmt: skip
+
+
+def test_a_model_that_litgpt_built_is_described_as_it_was(theirs):
+    """All fields of its configuration, but for names, padding, and what says the same in other words."""
+    config = litgpt.config(theirs["config"])
+    spec = families.read(config)
+    told = litgpt.settings(config, spec)
+    assert told.keys() == theirs["config"].keys()
+    assert families.read(litgpt.config(told)) == spec
+    other = {name for name, value in theirs["config"].items() if told[name] != value}
+    assert other <= {
+        "name", "hf_config", "vocab_size", "padding_multiple",
+        "rope_condense_ratio", "rope_adjustments",  # one factor or two
+        "moe_intermediate_size", "norm_topk_prob",  # null for the other size; not asked, where the softmax is last
+        "head_size",  # nothing is made of it beside latent attention
+    }  # fmt: skip
+
+
+def test_every_published_configuration_is_described_again():
+    for name, config in LITGPT["published"].items():
+        try:
+            found = litgpt.config(config)
+        except ConfigError:
+            continue
+        spec = families.read(found)
+        assert families.read(litgpt.config(litgpt.settings(found, spec))) == spec, name
+
+
+# Why LitGPT cannot have some of our models; all others it can.
+NOT_IN_LITGPT = {
+    "llama-dynamic": "no Dynamic",
+    "llama-yarn": "YaRN", "llama-yarn-attention-betas": "YaRN", "llama-yarn-mscale": "YaRN",
+    "llama-yarn-untruncated": "YaRN", "qwen2-yarn": "YaRN", "deepseek-v3": "YaRN",
+    "phi3-longrope": "no LongRope", "phi4-mini": "no LongRope",
+    "smollm3": "without rotary", "smollm3-window": "without rotary",
+    "granite": "attention_scores_scalar",
+    "qwen3-moe-some-dense": "renormalise is False",
+    "gpt2": "without rotary", "gpt2-wide-unscaled": "without rotary",
+    "deepseek-v3-plain": "norm_eps",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_model_is_described_to_litgpt_or_refused_with_the_reason(case: Case):
+    spec = families.read(case.config)
+    if case.name in NOT_IN_LITGPT:
+        with pytest.raises(ConfigError, match=f"LitGPT cannot express.*{NOT_IN_LITGPT[case.name]}"):
+            litgpt.settings(case.config, spec)
+        return
+    told = litgpt.settings(case.config, spec)
+    assert families.read(litgpt.config(told)) == replace(spec, tied=False)
+    offset = spec.norm.offset if isinstance(spec.norm, RMSNorm) else 0
+    assert ("Gemma" in told["name"]) == (offset == 1)
+
+
+def test_a_tied_head_is_written_under_both_names():
+    config = PUBLISHED["Llama-3.2-1B-Instruct"].config
+    spec = families.read(config)
+    tensor = Ref.of(torch.zeros(2, 2))
+    disk = rules.back(litgpt.rules(spec), {"model.embed_tokens.weight": tensor})
+    assert disk == {"transformer.wte.weight": tensor, "lm_head.weight": tensor}
 
 
 def test_a_real_finetune_by_litgpt(shared):
@@ -358,7 +419,7 @@ def test_a_file_without_an_embedding():
 
 # ---- both -----------------------------------------------------------------------------------------------------------
 # Learned positions, or queries that are not compressed.
-NOT_IN_LITGPT = {"gpt2", "gpt2-wide-unscaled", "deepseek-v3-plain"}
+NAMELESS_IN_LITGPT = {"gpt2", "gpt2-wide-unscaled", "deepseek-v3-plain"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -369,7 +430,7 @@ def test_names_go_there_and_back(case: Case):
         config.pop("num_key_value_heads", None)  # which it has no word for
     spec = families.read(config)
     memory = in_memory(spec)
-    hands = [ggml.rules(config, spec), *([] if case.name in NOT_IN_LITGPT else [litgpt.rules(spec)])]
+    hands = [ggml.rules(config, spec), *([] if case.name in NAMELESS_IN_LITGPT else [litgpt.rules(spec)])]
     for hand in hands:
         assert not [name for name in rules.back(hand, memory) if name.startswith("model.")]
         assert same(there_and_back(hand, memory), memory)

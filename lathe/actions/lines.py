@@ -48,10 +48,10 @@ def piped(lines: Iterable[bytes]) -> Iterator[str]:
         yield text
 
 
-def decoded(data: bytes) -> str:
-    """Bytes of stdin as text. Raises UsageError."""
+def decoded(data: bytes, place: str = "Standard input") -> str:
+    """Bytes from `place` as text. Raises UsageError."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = f"Standard input is not UTF-8: {error.reason}."
+        found = f"{place} is not UTF-8: {error.reason}."
         raise UsageError(found, fix="Convert it, for example with iconv.") from None

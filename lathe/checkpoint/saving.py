@@ -1,76 +1,120 @@
-"""A decoder, or tensors by their names in memory, become a folder in Hugging Face form: whole, or not there at all."""
+"""A decoder, or tensors by their names in memory, become a model on disk in one of the hands: whole, or not at all.
+
+hf      a folder: safetensors, config.json, generation_config.json, the tokenizer's files
+litgpt  a folder: lit_model.pth, model_config.yaml, and the same small files
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+import yaml
+
 from lathe import families
-from lathe.checkpoint.filling import main_dtype, slots
-from lathe.errors import UsageError
+from lathe.checkpoint import placing
+from lathe.checkpoint.filling import blank, main_dtype, slots
+from lathe.errors import UsageError, did_you_mean
+from lathe.families import litgpt
 from lathe.model.decoder import Decoder
-from lathe.weights import rules, safetensors
+from lathe.weights import pickled, rules, safetensors
+from lathe.weights.rules import Refs
 from lathe.weights.tensors import Ref
 
 if TYPE_CHECKING:
     from lathe.tokenizer import Tokenizer
 
+FORMS = ("hf", "litgpt")
 SHARD_BYTES = 5_000_000_000  # what transformers and the hub call one shard
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def save(
-    folder: Path | str,
+    place: Path | str,
     model: Decoder | Mapping[str, Ref],
     config: Mapping[str, Any],
     *,
+    form: str = "hf",
+    dtype: str | None = None,
     generation: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
     files: Mapping[str, str] | None = None,
     replace: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model's folder in Hugging Face form: safetensors, config.json, generation_config.json, the tokenizer.
+    """Write a model, a piece of a tensor in memory at a time, beside its place, and rename it there when it is whole.
 
-    model: a decoder, or tensors by their names in memory. files: further text files by name (recipe.yaml). The folder
-    is written beside its place and renamed into it when it is whole.
+    model: a decoder, or tensors by their names in memory. form: one of FORMS. dtype: what weights become: F32,
+    F16 or BF16, in GGUF also one of its mixtures, as Q4_K_M; None keeps each as it is. files: further text files by
+    name (recipe.yaml), in a folder.
 
     Raises:
-        UsageError: the folder exists, is not empty, and `replace` is not given.
+        UsageError: something is at `place` and `replace` is not given; no such form; no room on the disk.
+        ConfigError: the form has no words for this model.
     """
-    folder = Path(folder)
-    if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists already.", "", "Choose another place, or remove it first.")
+    place = Path(place)
+    if form not in FORMS:
+        fix = did_you_mean(form, FORMS)
+        raise UsageError(f'"{form}" is no format that Lathe writes.', f"Known are {', '.join(FORMS)}.", fix)
+    if not replace:
+        placing.refuse(place)
     if isinstance(model, Decoder):
         model = {name: Ref.of(tensor.detach()) for name, tensor in slots(model)}
-    family, spec = families.find(config), families.read(config)
+    if dtype in DTYPES:
+        learned = {name for name, _ in blank(families.read(config)).named_parameters()}  # buffers stay as they are
+        model = {name: ref.to(DTYPES[dtype]) if name in learned else ref for name, ref in model.items()}
+    family = families.find(config)
     # Both names of the family, of which a reader may want either.
     config = {"architectures": [family.architecture], "model_type": family.model_type, **config}
-    named = rules.back(families.rules(config, spec), dict(model))
-    dtype = main_dtype(named.values())
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        _write_shards(beside, named, shard_bytes)
-        _write_json(beside / "config.json", {**config, _dtype_key(config): str(dtype).removeprefix("torch.")})
+    placing.room(place, sum(ref.nbytes for ref in model.values()) if dtype in (None, *DTYPES) else 0)
+    with placing.beside(place, replace) as written:
+        written.mkdir()
+        write = _write_hugging_face if form == "hf" else _write_litgpt
+        write(written, dict(model), config, shard_bytes)
         if generation:
-            _write_json(beside / "generation_config.json", generation)
+            _write_json(written / "generation_config.json", generation)
         if tokenizer is not None:
-            tokenizer.save(beside)
+            tokenizer.save(written)
         for name, text in (files or {}).items():
-            (beside / name).write_text(text, encoding="utf-8")
-        _move(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            (written / name).write_text(text, encoding="utf-8")
 
 
-def _write_shards(folder: Path, refs: Mapping[str, Ref], limit: int) -> None:
+def _write_hugging_face(folder: Path, model: Refs, config: Mapping[str, Any], shard_bytes: int) -> None:
+    named = rules.back(families.rules(config, families.read(config)), model)
+    _write_shards(folder, named, shard_bytes)
+    _write_config(folder, named, config)
+
+
+def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], _: int) -> None:
+    spec = families.read(config)
+    named = rules.back(litgpt.rules(spec), untied(model, spec.tied))
+    pickled.write(folder / "lit_model.pth", named)
+    settings = litgpt.settings(config, spec)
+    (folder / "model_config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    _write_config(folder, named, config)
+
+
+def kept(dtype: torch.dtype) -> str:
+    """What GGUF calls a type of stored weights; a wider one for those that it does not have."""
+    return next((name for name, known in DTYPES.items() if known == dtype), "F32")
+
+
+def untied(model: Refs, tied: bool) -> Refs:
+    """The tensors for a hand that has no word for a tied head: one tensor under two names, which is stored once."""
+    return {**model, "lm_head.weight": model["model.embed_tokens.weight"]} if tied else model
+
+
+def _write_config(folder: Path, named: Refs, config: Mapping[str, Any]) -> None:
+    # What the configuration's dialect calls the type of the weights (transformers 4 and 5).
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    dtype = str(main_dtype(named.values())).removeprefix("torch.")
+    _write_json(folder / "config.json", {**config, key: dtype})
+
+
+def _write_shards(folder: Path, refs: Refs, limit: int) -> None:
     """One file, or several of at most `limit` bytes each (unless one tensor is larger) and their index."""
     shards: list[dict[str, Ref]] = [{}]
     for name, ref in refs.items():
@@ -89,21 +133,5 @@ def _write_shards(folder: Path, refs: Mapping[str, Ref], limit: int) -> None:
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _dtype_key(config: Mapping[str, Any]) -> str:
-    """What the configuration's dialect calls the type of the weights (transformers 4 and 5)."""
-    return "torch_dtype" if "torch_dtype" in config else "dtype"
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _move(source: Path, place: Path) -> None:
-    """Rename a finished folder into its place; what was there goes only when the new one stands."""
-    old = None
-    if place.exists():
-        old = place.parent / f".{place.name}.old-{os.getpid()}"
-        place.rename(old)
-    source.rename(place)
-    if old is not None:
-        shutil.rmtree(old)

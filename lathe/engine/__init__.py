@@ -3,5 +3,6 @@
 from lathe.engine.engine import Engine
 from lathe.engine.sampling import Sampling, Token
 from lathe.engine.scheduler import Finish, Sequence
+from lathe.engine.speculate import Drafter, DraftModel
 
-__all__ = ["Engine", "Finish", "Sampling", "Sequence", "Token"]
+__all__ = ["DraftModel", "Drafter", "Engine", "Finish", "Sampling", "Sequence", "Token"]

@@ -10,7 +10,8 @@ from torch import Tensor
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Runner
 from lathe.engine.sampling import Chooser, Sampling, Token, choose
-from lathe.engine.scheduler import Scheduler, Sequence
+from lathe.engine.scheduler import Part, Scheduler, Sequence
+from lathe.engine.speculate import Drafter, accept
 from lathe.errors import PromptError
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
@@ -23,19 +24,31 @@ class Engine:
         tokens: slots in the pool of keys and values, for all sequences together; None for a pool that grows.
         chunk: tokens in one pass. A longer prompt is read in several, while others go on generating.
         seats: sequences that run at once; others wait.
+        drafter: guesses the next tokens, so that a pass may give several; what comes out is the same without it.
 
     One thread at a time may use it. Requests: `submit`, then `step` until all have their answer, or `stream` one.
     """
 
-    def __init__(self, decoder: Decoder, *, tokens: int | None = None, chunk: int = 512, seats: int = 64) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        tokens: int | None = None,
+        chunk: int = 512,
+        seats: int = 64,
+        drafter: Drafter | None = None,
+    ) -> None:
         spec, weight = decoder.spec, next(decoder.parameters())
         self.decoder, self.device, self.chunk = decoder, weight.device, chunk
         self.longest = min(spec.context, spec.learned_positions or spec.context)
         self.context = min(self.longest, tokens or self.longest)
         shapes = [layer.mixer.cache for layer in spec.layers]
-        self.pages = Pages(shapes, tokens, device=weight.device, dtype=weight.dtype)
-        self.scheduler = Scheduler(self.pages, chunk, seats)
-        self.runner = Runner(decoder, self.pages)
+        more = drafter.shapes if drafter else ()
+        self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype)
+        self.scheduler = Scheduler(self.pages, chunk, seats, ahead=drafter.count if drafter else 0)
+        self.runner, self.drafter = Runner(decoder, self.pages), drafter
+        if drafter:
+            drafter.attach(self.pages, len(shapes), spec.vocab)
 
     def submit(self, prompt: Iterable[int], sampling: Sampling | None = None, stops: Iterable[int] = ()) -> Sequence:
         """A new request; it runs when `step` is called. stops: tokens that end the answer.
@@ -63,19 +76,35 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[tuple[Sequence, Token]]:
         """One pass of the decoder over a part of every sequence that runs. Returns the tokens that came of it."""
-        parts = self.scheduler.pick()
+        parts = self._with_drafts(self.scheduler.pick())
         if not parts:
             return []
         hidden = self.runner.run(parts)  # T D
-        due = [part.sequence for part in parts if part.ends]
-        tokens = choose(self.runner.scores(hidden, parts), [sequence.chooser for sequence in due]) if due else []
-        for sequence, length in parts:  # only now, so that a step that was interrupted can be taken again
+        due = [part for part in parts if part.ends]
+        made = self._chosen(self.runner.scores(hidden, parts), due) if due else []
+        for sequence, length, _ in parts:  # only now, so that a step that was interrupted can be taken again
             sequence.cached += length
-        for sequence, token in zip(due, tokens, strict=True):
-            sequence.append(token)
+        came = []
+        for (sequence, _, draft), tokens in zip(due, made, strict=True):
+            sequence.cached += len(tokens) - 1  # the slots of guesses that fell are written anew by what comes there
+            sequence.drafted = min(max(sequence.drafted, draft.cached), sequence.cached)
+            came += [(sequence, token) for token in sequence.extend(tokens)]
             if sequence.finish:
                 self.scheduler.remove(sequence)
-        return list(zip(due, tokens, strict=True))
+        return came
+
+    def _with_drafts(self, parts: list[Part]) -> list[Part]:
+        """The parts after which a token is due, with guesses at what follows it."""
+        due = [part.sequence for part in parts if part.ends]
+        if self.drafter is None or not due:
+            return parts
+        drafts = iter(self.drafter.propose(due))
+        return [part._replace(draft=next(drafts)) if part.ends else part for part in parts]
+
+    def _chosen(self, scores: Tensor, due: list[Part]) -> list[list[Token]]:
+        if self.drafter is None:
+            return [[token] for token in choose(scores, [part.sequence.chooser for part in due])]
+        return accept(scores, due)
 
     def stream(self, sequence: Sequence) -> Iterator[Token]:
         """Tokens of one request as they come; the others go on meanwhile. Closing the iterator cancels the request."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -110,7 +111,8 @@ class Chooser:
     ) -> None:
         self.sampling = sampling
         # The standard library promises the same numbers from a seed on every machine and in every version.
-        self.dice = random.Random(sampling.seed)
+        self.root = random.getrandbits(64) if sampling.seed is None else sampling.seed
+        self.dice = random.Random(self.root)
         self.said: Tensor | None = None  # V, how often the answer holds each token
         self.seen: Tensor | None = None  # V, whether prompt or answer holds it
         if any(isinstance(rule, (Repetition, Repeats)) for rule in sampling.rules):
@@ -123,6 +125,16 @@ class Chooser:
         if self.said is not None and self.seen is not None:
             self.said[token] += 1
             self.seen[token] = True
+
+    def after(self, tokens: Sequence[int]) -> Chooser:
+        """The chooser that this one would be if it had said `tokens` too; the dice are shared."""
+        if self.said is None or self.seen is None or not tokens:
+            return self
+        other = copy(self)
+        other.said, other.seen = self.said.clone(), self.seen.clone()
+        for token in tokens:
+            other.say(token)
+        return other
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,32 +231,54 @@ class MinP:
 
 def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[Token]:
     """One token for each row of scores. logits: N V, float32, a row for each chooser."""
-    groups: dict[tuple[bool, tuple[Rule, ...]], list[int]] = {}
-    for row, chooser in enumerate(choosers):
-        groups.setdefault((chooser.sampling.greedy, chooser.sampling.rules), []).append(row)
     chosen = [0] * len(choosers)
-    for (greedy, rules), rows in groups.items():
-        alike = [choosers[row] for row in rows]
-        candidates = Candidates(logits if len(groups) == 1 else logits[rows])
-        for rule in rules:
-            candidates = rule(candidates, alike)
-        ids = candidates.logits.argmax(-1) if greedy else _draw(candidates, [chooser.dice for chooser in alike])
+    for greedy, rows, candidates in _judged(logits, choosers):
+        if greedy:
+            columns = candidates.logits.argmax(-1)
+        else:
+            columns = draw(candidates.logits.softmax(-1), [choosers[row].dice for row in rows])
+        ids = columns if greedy or candidates.ids is None else candidates.ids.gather(-1, columns[:, None])[:, 0]
         for row, id in zip(rows, ids.tolist(), strict=True):
             chosen[row] = id
             choosers[row].say(id)
-    return _reported(logits, chosen, [chooser.sampling.logprobs for chooser in choosers])
+    return reported(logits, chosen, [chooser.sampling.logprobs for chooser in choosers])
 
 
-def _draw(candidates: Candidates, dice: Iterable[random.Random]) -> Tensor:
-    """The token at which the running sum of probabilities reaches a random share of the whole. N."""
-    sums = candidates.logits.softmax(-1).cumsum(-1)  # N K
+def chances(logits: Tensor, choosers: Sequence[Chooser]) -> Tensor:
+    """How probable `choose` makes every token, a row for each chooser. logits: N V, float32. Returns N V, float32."""
+    out = torch.zeros_like(logits)
+    for greedy, rows, candidates in _judged(logits, choosers):
+        if greedy:
+            out[rows, candidates.logits.argmax(-1)] = 1.0
+        elif candidates.ids is None:
+            out[rows] = candidates.logits.softmax(-1)
+        else:
+            index = torch.tensor(rows, device=out.device)[:, None]
+            out[index, candidates.ids] = candidates.logits.softmax(-1)
+    return out
+
+
+def draw(chances: Tensor, dice: Iterable[random.Random]) -> Tensor:
+    """The column at which the running sum of probabilities reaches a random share of the whole. chances: N K; N."""
+    sums = chances.cumsum(-1)
     # In (0, 1], so that the column found has added something to the sum: what is ruled out is never drawn.
     shares = torch.tensor([[1.0 - die.random()] for die in dice], device=sums.device, dtype=sums.dtype)
-    columns = torch.searchsorted(sums, shares * sums[:, -1:])  # N 1
-    return (columns if candidates.ids is None else candidates.ids.gather(-1, columns))[:, 0]
+    return torch.searchsorted(sums, shares * sums[:, -1:])[:, 0]
 
 
-def _reported(logits: Tensor, chosen: list[int], wanted: list[int | None]) -> list[Token]:
+def _judged(logits: Tensor, choosers: Sequence[Chooser]) -> Iterator[tuple[bool, list[int], Candidates]]:
+    """The rows that follow the same rules, and what these leave of them; greedy ones want the best."""
+    groups: dict[tuple[bool, tuple[Rule, ...]], list[int]] = {}
+    for row, chooser in enumerate(choosers):
+        groups.setdefault((chooser.sampling.greedy, chooser.sampling.rules), []).append(row)
+    for (greedy, rules), rows in groups.items():
+        candidates = Candidates(logits if len(groups) == 1 else logits[rows])
+        for rule in rules:
+            candidates = rule(candidates, [choosers[row] for row in rows])
+        yield greedy, rows, candidates
+
+
+def reported(logits: Tensor, chosen: list[int], wanted: list[int | None]) -> list[Token]:
     """The chosen tokens, with log-probabilities for those who want them."""
     tokens = [Token(id) for id in chosen]
     rows = [row for row, n in enumerate(wanted) if n is not None]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from lathe.engine.pages import Lease, Pages
 from lathe.engine.sampling import Chooser, Token
@@ -25,6 +28,8 @@ class Sequence:
     extent: how long it may become. stops: tokens that end it.
     made: what was generated, with its log-probabilities; a token that stopped it is the last.
     cached: how many of the tokens have their keys and values in the pool, in the slots of `lease`.
+    drafted: for how many of them a draft model has its own there too.
+    proposed, accepted: tokens that were guessed ahead so far, and those of them that proved right.
     finish: why it ended; None while it has not.
     started, first, ended: seconds on `time.perf_counter`'s clock, of its submission, its first and its last token.
     """
@@ -36,6 +41,9 @@ class Sequence:
     prompt: int = field(init=False)
     made: list[Token] = field(default_factory=list)
     cached: int = 0
+    drafted: int = 0
+    proposed: int = 0
+    accepted: int = 0
     lease: Lease = field(default_factory=Lease)
     finish: Finish | None = None
     started: float = field(default_factory=time.perf_counter)
@@ -50,34 +58,71 @@ class Sequence:
         """Tokens that must pass through the model before it says the next."""
         return len(self.tokens) - self.cached
 
-    def append(self, token: Token) -> None:
-        self.tokens.append(token.id)
-        self.made.append(token)
+    def extend(self, tokens: Iterable[Token]) -> list[Token]:
+        """Add what was generated, up to the token that ends the sequence. Returns what was added."""
+        before = len(self.made)
+        for token in tokens:
+            self.tokens.append(token.id)
+            self.made.append(token)
+            if token.id in self.stops:
+                self.finish = "stop"
+            elif len(self.tokens) >= self.extent:
+                self.finish = "length"
+            if self.finish:
+                break
         self.ended = time.perf_counter()
         self.first = self.first or self.ended
-        if token.id in self.stops:
-            self.finish = "stop"
-        elif len(self.tokens) >= self.extent:
-            self.finish = "length"
+        return self.made[before:]
+
+
+class Draft(NamedTuple):
+    """Guesses at the tokens that follow a sequence.
+
+    chances: how probable each token was to whoever guessed, k V; None where it could guess nothing else.
+    cached: how many of the sequence's tokens and these a draft model has in the pool.
+    """
+
+    tokens: list[int]
+    chances: Tensor | None = None
+    cached: int = 0
+
+
+NOTHING = Draft([])
 
 
 class Part(NamedTuple):
-    """A pass takes `length` tokens of a sequence, from the first that is not cached."""
+    """A pass takes `length` tokens of a sequence, from the first that is not cached, and then what is guessed."""
 
     sequence: Sequence
     length: int
+    draft: Draft = NOTHING
 
     @property
     def ends(self) -> bool:
         """Whether it reaches the sequence's last token, so that the next is due."""
         return self.length == self.sequence.pending
 
+    @property
+    def due(self) -> int:
+        """Of how many of its last tokens the scores are wanted."""
+        return 1 + len(self.draft.tokens) if self.ends else 0
+
+    @property
+    def start(self) -> int:
+        """The position of its first token."""
+        return self.sequence.cached
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.sequence.tokens[self.start : self.start + self.length] + self.draft.tokens
+
 
 class Scheduler:
-    """At most `seats` sequences run at once, and a pass has at most `chunk` tokens of all of them."""
+    """At most `seats` sequences run at once, and a pass has at most `chunk` tokens of all of them, beside guesses, for
+    `ahead` of which every sequence has room."""
 
-    def __init__(self, pages: Pages, chunk: int, seats: int) -> None:
-        self.pages, self.chunk, self.seats = pages, chunk, seats
+    def __init__(self, pages: Pages, chunk: int, seats: int, ahead: int = 0) -> None:
+        self.pages, self.chunk, self.seats, self.ahead = pages, chunk, seats, ahead
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -104,10 +149,11 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self.pages.give_back(sequence.lease)
-        sequence.cached = 0
+        sequence.cached = sequence.drafted = 0
 
     def _room(self, sequence: Sequence) -> bool:
-        return self.pages.reserve(sequence.lease, len(sequence.tokens), sequence.extent)
+        need = min(len(sequence.tokens) + self.ahead, sequence.extent)
+        return self.pages.reserve(sequence.lease, need, sequence.extent)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.remove(sequence)

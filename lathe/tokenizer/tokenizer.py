@@ -147,9 +147,14 @@ class Tokenizer:
         Raises:
             TokenizerError: no token has this id.
         """
-        token: str | None = self._pipeline.id_to_token(number) if number >= 0 else None
+        token = self.get(number)
         if token is None:
             raise TokenizerError(f"No token has the id {number}.", f"The tokenizer has {self.vocab_size:,} tokens.")
+        return token
+
+    def get(self, number: int) -> str | None:
+        """The token of an id as the vocabulary writes it, or None."""
+        token: str | None = self._pipeline.id_to_token(number) if number >= 0 else None
         return token
 
     def id(self, token: str) -> int | None:

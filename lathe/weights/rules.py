@@ -257,3 +257,12 @@ class Tie(Rule):
 
     def back(self, tensors: Refs) -> None:
         return None
+
+
+@dataclass(frozen=True)
+class Twin(Tie):
+    """Two names of one tensor, under both of which it is written (by one who has no word for a tied head)."""
+
+    def back(self, tensors: Refs) -> None:
+        if self.name in tensors:
+            tensors[self.copy] = tensors[self.name]

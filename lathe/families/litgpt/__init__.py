@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from lathe.families.litgpt.configuration import config
 from lathe.families.litgpt.names import rules
-from lathe.families.litgpt.settings import config
+from lathe.families.litgpt.parts import settings
 
-__all__ = ["config", "rules"]
+__all__ = ["config", "rules", "settings"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lathe.model.spec import Attention, Experts, Gated, Mlp, Order, Spec
-from lathe.weights.rules import Adopt, Prefix, Rename, Rule, Split, Stack
+from lathe.weights.rules import Adopt, Prefix, Rename, Rule, Split, Stack, Twin
 
 DISK, MEMORY = "transformer.h.{i}.", "model.layers.{i}."
 
@@ -61,6 +61,8 @@ def rules(spec: Spec) -> list[Rule]:
             ]
     for end in ("weight", "bias"):
         found += [Rename(f"{DISK}{disk}.{end}", f"{MEMORY}{memory}.{end}") for disk, memory in names.items()]
+    if spec.tied:
+        found.append(Twin("model.embed_tokens.weight", "lm_head.weight"))
     return found
 
 

@@ -1,0 +1,95 @@
+"""LitGPT's three converting verbs, as its users type them: each is `lathe convert` with the places that LitGPT has."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lathe import hub
+from lathe.actions import convert
+
+
+@dataclass(frozen=True)
+class ToLitgpt:
+    checkpoint_dir: str
+    """Folder or repo id of a model in Hugging Face form."""
+    _: KW_ONLY
+    model_name: str | None = None
+    """Not needed: config.json says what the model is."""
+    dtype: str = "auto"
+    """bf16, fp16 or fp32; auto keeps every tensor as it is."""
+    debug_mode: bool = False
+    """Does nothing: tensors always pass through memory a piece at a time."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for and downloaded to."""
+
+
+def to_litgpt(options: ToLitgpt) -> None:
+    """Write lit_model.pth and model_config.yaml into a model's folder, for LitGPT itself.
+
+    Lathe needs neither: it opens the folder as it is. `lathe convert` writes a LitGPT folder elsewhere.
+    """
+    from lathe import checkpoint
+
+    dtype = convert.known(options.dtype, "litgpt")
+    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints))
+    with TemporaryDirectory(dir=source.folder, prefix=".litgpt-") as beside:
+        convert.write(source, Path(beside) / "whole", "litgpt", dtype)
+        for name in ("model_config.yaml", "lit_model.pth"):
+            (Path(beside) / "whole" / name).replace(source.folder / name)
+    print(f"Wrote lit_model.pth and model_config.yaml into {source.folder}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class FromLitgpt:
+    checkpoint_dir: str
+    """LitGPT's folder."""
+    output_dir: Path
+    """A folder for the model in Hugging Face form."""
+    _: KW_ONLY
+    model_pth: bool = True
+    """Write model.pth too, which LitGPT writes and programs made for it read; it takes the weights' size again."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for."""
+
+
+def from_litgpt(options: FromLitgpt) -> None:
+    """Write a LitGPT model in Hugging Face form, which from_pretrained reads.
+
+    LitGPT writes model.pth alone, without a configuration; here the folder is whole, and has that file besides.
+    """
+    from lathe import checkpoint, families
+    from lathe.weights import pickled, rules
+
+    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints))
+    convert.write(source, options.output_dir, "hf", None)
+    if options.model_pth:
+        named = rules.back(families.rules(source.config, source.spec), source.tensors)
+        with checkpoint.beside(options.output_dir / "model.pth") as written:
+            pickled.write(written, named)
+    print(f"Wrote {options.output_dir}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    checkpoint_dir: str
+    """The folder that pretraining or finetuning wrote, with or without the optimizer's state."""
+    output_dir: Path
+    """A folder for the model alone, in LitGPT's form."""
+    _: KW_ONLY
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for."""
+
+
+def pretrained(options: Pretrained) -> None:
+    """Write a model without the state of its training, in LitGPT's form.
+
+    Lathe needs no such step: it opens the folder as it is and never reads the optimizer's state.
+    """
+    from lathe import checkpoint
+
+    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints))
+    convert.write(source, options.output_dir, "litgpt", None)
+    print(f"Wrote {options.output_dir}", file=sys.stderr)

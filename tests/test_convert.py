@@ -1,0 +1,238 @@
+"""`lathe convert`: any form to any other and back, streamed, whole or not there, and checked when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lathe import checkpoint, cli, families
+from lathe.actions import compare
+from lathe.tokenizer import train_bpe
+from lathe.weights.tensors import Ref
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 290,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+}
+FORMS = ("hf", "litgpt")
+
+
+def tensors(config: dict, dtype: torch.dtype = torch.float32) -> dict[str, Ref]:
+    generator = torch.Generator().manual_seed(0)
+    slots = checkpoint.slots(checkpoint.blank(families.read(config)))
+    return {name: Ref.of((torch.randn(slot.shape, generator=generator) * 0.3).to(dtype)) for name, slot in slots}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def model(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = CONFIG | {"tie_word_embeddings": request.param}
+    checkpoint.save(folder, tensors(config), config, tokenizer=train_bpe(["a lathe turns wood"] * 5, 290))
+    return folder
+
+
+def target(folder: Path, form: str) -> Path:
+    return folder / ("model.gguf" if form == "gguf" else form)
+
+
+@pytest.mark.parametrize(("first", "second"), list(product(FORMS, FORMS)))
+def test_any_form_becomes_any_other_and_is_the_same_model(model, first, second, tmp_path, capsys):
+    one, two = target(tmp_path / "1", first), target(tmp_path / "2", second)
+    assert cli.main(["convert", str(model), str(one), "--to", first]) == 0
+    assert cli.main(["convert", str(one), str(two), "--to", second, "--verify"]) == 0
+    assert "all equal" in capsys.readouterr().out
+    found = compare.compare(checkpoint.open(model), checkpoint.open(two))
+    assert (found.changed, found.alone, found.specs, found.agreed) == (0, (), True, found.written)
+    assert found.weights == found.scores == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tied_head_is_stored_once(model, form, tmp_path):
+    tied = checkpoint.open(model).spec.tied
+    place = target(tmp_path, form)
+    assert cli.main(["convert", str(model), str(place), "--to", form]) == 0
+    files = [place] if place.is_file() else [f for f in place.iterdir() if f.suffix in (".safetensors", ".pth")]
+    parameters = sum(ref.nbytes for ref in tensors(CONFIG | {"tie_word_embeddings": tied}).values())
+    assert parameters <= sum(file.stat().st_size for file in files) < parameters + 60_000
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
+def test_weights_are_rounded_once_when_asked(model, form, dtype, stored, tmp_path, capsys):
+    place = target(tmp_path, form)
+    assert cli.main(["convert", str(model), str(place), "--to", form, "--dtype", dtype, "--verify"]) == 0
+    assert "all equal, rounded" in capsys.readouterr().out
+    name = "model.layers.0.mlp.up_proj.weight"
+    written, source = checkpoint.open(place).tensors[name].read(), checkpoint.open(model).tensors[name].read()
+    assert torch.equal(written, source.to(stored))
+
+
+def test_verify_finds_another_model(model, tmp_path, capsys):
+    """What --verify says of a copy in which one tensor was changed, and of one with another configuration."""
+    place = tmp_path / "copy"
+    assert cli.main(["convert", str(model), str(place)]) == 0
+    source = checkpoint.open(model)
+    changed = dict(source.tensors)
+    changed["model.norm.weight"] = Ref.of(changed["model.norm.weight"].read() + 100)
+    checkpoint.save(place, changed, source.config, tokenizer=source.tokenizer(), replace=True)
+    found = compare.compare(source, checkpoint.open(place))
+    assert (found.changed, found.same) == (1, False)
+    assert "NOT the same model" in found.told()[-1]
+    other = source.config | {"rms_norm_eps": 0.5}
+    checkpoint.save(place, source.tensors, other, tokenizer=source.tokenizer(), replace=True)
+    assert not compare.compare(source, checkpoint.open(place)).same
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dtype", "Q4_0"], "Only GGUF has it: add --to gguf"),
+        (["--dtype", "bf61"], 'Did you mean "bf16"?'),
+        (["--to", "gguf", "--dtype", "Q3_X"], "Q4_K_M"),
+        (["--to", "onnx"], "onnx"),
+    ],
+)
+def test_a_wrong_wish_is_named(model, words, said, tmp_path, capsys):
+    assert cli.main(["convert", str(model), str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_replaced_unless_asked(model, tmp_path, capsys):
+    (tmp_path / "precious.txt").write_text("mine")
+    assert cli.main(["convert", str(model), str(tmp_path)]) == 2
+    assert "add --force" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["precious.txt"]
+    assert cli.main(["convert", str(model), str(tmp_path), "--force"]) == 0
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not (tmp_path / "precious.txt").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_source_that_fails_midway_leaves_nothing(model, form, tmp_path):
+    source = checkpoint.open(model)
+
+    def fail(box):
+        raise OSError("the disk went away")
+
+    broken = {**source.tensors, "model.norm.weight": Ref((32,), torch.float32, fail)}
+    with pytest.raises(OSError, match="went away"):
+        checkpoint.save(target(tmp_path, form), broken, source.config, form=form, tokenizer=source.tokenizer())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_paragraph(model, tmp_path, capsys, monkeypatch):
+    usage = type("usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert cli.main(["convert", str(model), str(tmp_path / "out")]) == 2
+    assert "GB free" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
+@pytest.mark.parametrize(("form", "dtype"), [("hf", "bf16"), ("litgpt", "auto"), ("hf", "fp32")])
+def test_memory_holds_a_piece_of_a_tensor(form, dtype, tmp_path):
+    """A model of 200 MB whose largest tensor is 130 MB passes through less than the whole of that tensor."""
+    config = CONFIG | {
+        "vocab_size": 64_000,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "tie_word_embeddings": True,
+    }
+    checkpoint.save(tmp_path / "model", tensors(config, torch.bfloat16), config)
+    program = """if True:
+        import sys
+        from lathe import checkpoint
+        def anonymous(kind):
+            return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(kind)) / 1024
+        import threading, time
+        found = checkpoint.open(sys.argv[1])
+        before, most, done = anonymous("RssAnon"), 0, False
+        def watch():
+            global most
+            while not done:
+                most = max(most, anonymous("RssAnon"))
+                time.sleep(0.002)
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        dtype = None if sys.argv[4] == "auto" else sys.argv[4]
+        checkpoint.save(sys.argv[2], found.tensors, found.config, form=sys.argv[3], dtype=dtype)
+        done = True
+        watcher.join()
+        print(most - before)
+    """
+    dtype = {"bf16": "BF16", "fp32": "F32"}.get(dtype, dtype)
+    arguments = [str(tmp_path / "model"), str(target(tmp_path, form)), form, dtype]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    out = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, env=environment
+    )
+    assert float(out.stdout) < 200
+
+
+def test_a_repo_of_shards_becomes_one_file_and_back(model, tmp_path):
+    source = checkpoint.open(model)
+    checkpoint.save(
+        tmp_path / "shards", source.tensors, source.config, tokenizer=source.tokenizer(), shard_bytes=20_000
+    )
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    assert cli.main(["convert", str(tmp_path / "shards"), str(tmp_path / "one")]) == 0
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert compare.compare(source, checkpoint.open(tmp_path / "one")).changed == 0
+
+
+# ---- LitGPT's verbs -------------------------------------------------------------------------------------------------
+
+
+def test_convert_to_litgpt_puts_its_two_files_into_the_folder(model, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert cli.main(["convert_to_litgpt", str(folder), "--model_name", "Whatever", "--dtype", "bfloat16"]) == 0
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert after.keys() - before.keys() == {"lit_model.pth", "model_config.yaml"}
+    assert {name: after[name] for name in before} == before
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").unlink()
+    found = compare.compare(checkpoint.open(model), checkpoint.open(folder))
+    assert (found.changed, found.alone, found.specs) == (0, (), True)
+
+
+def test_convert_from_litgpt_writes_a_folder_and_model_pth(model, tmp_path):
+    checkpoint.save(tmp_path / "lit", (source := checkpoint.open(model)).tensors, source.config, form="litgpt")
+    assert cli.main(["convert_from_litgpt", str(tmp_path / "lit"), str(tmp_path / "out")]) == 0
+    theirs = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+    files = load_file(tmp_path / "out" / "model.safetensors")
+    assert theirs.keys() == files.keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in files.items())
+    assert compare.compare(checkpoint.open(tmp_path / "lit"), checkpoint.open(tmp_path / "out")).same
+
+
+def test_convert_pretrained_checkpoint_leaves_the_training_behind(model, tmp_path):
+    lit, out = tmp_path / "lit", tmp_path / "out"
+    checkpoint.save(lit, (source := checkpoint.open(model)).tensors, source.config, form="litgpt")
+    weights = torch.load(lit / "lit_model.pth", weights_only=True)
+    state = {name: torch.zeros(4, *tensor.shape) for name, tensor in weights.items()}
+    torch.save({"model": weights, "optimizer": {"state": state}, "iter_num": 3}, lit / "lit_model.pth")
+    out.mkdir()  # an empty folder is no obstacle
+    assert cli.main(["convert_pretrained_checkpoint", str(lit), str(out)]) == 0
+    again = torch.load(out / "lit_model.pth", weights_only=True)
+    assert again.keys() == weights.keys()
+    assert (out / "lit_model.pth").stat().st_size < (lit / "lit_model.pth").stat().st_size / 4
