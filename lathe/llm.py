@@ -197,7 +197,7 @@ class LLM:
         drafter = None
         if draft is not None:
             small = checkpoint.open(hub.find(str(draft), Path(checkpoints)))
-            _same_vocabulary(small, tokenizer, opened.path)
+            same_vocabulary(small, tokenizer, opened.path)
             drafter = engine.DraftModel(small.load(place, kind), draft_tokens)
         return LLM(opened.load(place, kind), tokenizer, opened.config, opened.generation, drafter)
 
@@ -287,7 +287,7 @@ def _ids(told: int | Sequence[int] | None) -> Sequence[int]:
     return () if told is None else [told] if isinstance(told, int) else told
 
 
-def _same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
+def same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
     """A draft's ids must mean what the model's mean; some more or fewer at the end do no harm. Raises UsageError."""
     theirs = draft.tokenizer()
     shared = min(words.vocab_size, theirs.vocab_size)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe import hub
-from lathe.errors import LatheError
+from lathe.actions import memory, soundness
+from lathe.errors import LatheError, UsageError
 
 if TYPE_CHECKING:
     from lathe.checkpoint import Checkpoint
     from lathe.model.spec import Layer, Spec
-
-SENTENCE = "A lathe turns; 3.14 is π, naïve 日本語 🙂.\n"
 
 
 @dataclass(frozen=True)
@@ -24,38 +23,71 @@ class Options:
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
+    deep: bool = False
+    """Read every tensor too: no number may be infinite or none, no matrix all zero, no file cut short."""
+    max_seq_length: int | None = None
+    """Tokens in a row, for the memory that training takes. By default 2048, or the context where it is shorter."""
+    micro_batch_size: int = 1
+    """Rows at once, for the same."""
+    draft: str | None = None
+    """Check that this model can guess for MODEL (see lathe generate --draft)."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
     json: bool = False
     """Print one JSON object instead of a page."""
 
+    def __post_init__(self) -> None:
+        for name in ("max_seq_length", "micro_batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}.", "It must be at least 1.")
+
 
 def run(options: Options) -> int:
-    """Show what a model is and check its files.
+    """Show what a model is, what it takes to run and to train it, and check its files.
 
-    Reads headers only, so it takes a moment for a model of any size. The exit status is 1 when something is wrong.
+    Reads headers only, so it takes a moment for a model of any size; --deep reads all. The exit status is 1 when
+    something is wrong. The memory is reckoned, not measured; lathe/actions/memory.py says how.
     """
     from lathe import checkpoint
 
     found = checkpoint.open(hub.find(options.model, options.checkpoints))
-    page = describe(found)
-    problems = check(found)
+    problems = soundness.check(found)
+    if options.deep:
+        problems += soundness.faults(found)
+    page = describe(found, options.max_seq_length, options.micro_batch_size)
+    if options.draft is not None:
+        small = checkpoint.open(hub.find(options.draft, options.checkpoints))
+        page["draft"] = told(small)
+        problems += soundness.mismatch(found, small)
     if options.json:
         print(json.dumps({**page, "problems": problems}, indent=2, ensure_ascii=False))
     else:
-        show(page, problems)
+        show(page, problems, options.deep)
     return 1 if problems else 0
 
 
-def describe(found: Checkpoint) -> dict[str, Any]:
-    """The facts, by name."""
-    spec = found.spec
+def told(found: Checkpoint) -> dict[str, Any]:
+    """A model in few words: those of another that goes with it."""
     total = sum(prod(ref.shape) for ref in found.tensors.values())
-    stored = Counter(str(ref.dtype).removeprefix("torch.") for ref in found.tensors.values())
+    return {"path": str(found.path), "form": found.form, "architecture": architecture(found), "parameters": total}
+
+
+def architecture(found: Checkpoint) -> str:
+    return (found.config.get("architectures") or [found.config.get("model_type")])[0]
+
+
+def describe(found: Checkpoint, length: int | None = None, batch: int = 1) -> dict[str, Any]:
+    """The facts, by name. length, batch: what a training step holds."""
+    from lathe import checkpoint
+
+    spec, decoder = found.spec, checkpoint.blank(found.spec)
+    total = sum(slot.numel() for _, slot in checkpoint.slots(decoder))
+    sizes = memory.Sizes.of(decoder)
+    length = min(length or 2048, spec.context)
+    ways = memory.training(spec, sizes, length, batch)
     return {
-        "path": str(found.path),
-        "form": found.form,
-        "architecture": (found.config.get("architectures") or [found.config.get("model_type")])[0],
+        **told(found),
+        "family": found.config.get("model_type"),
         "parameters": total,
         "active_parameters": total - idle(spec),
         "layers": layers(spec),
@@ -63,64 +95,88 @@ def describe(found: Checkpoint) -> dict[str, Any]:
         "vocabulary": spec.vocab,
         "context": spec.context,
         "tied_head": spec.tied,
-        "tensors": dict(stored),
+        "tokenizer": words(found),
+        "tensors": dict(Counter(str(ref.dtype).removeprefix("torch.") for ref in found.tensors.values())),
         "bytes": sum(ref.nbytes for ref in found.tensors.values()),
-        "cache_bytes_per_token": cache_size(spec) * found.dtype.itemsize,
+        "cache_bytes_per_token": memory.cached(spec) * found.dtype.itemsize,
+        "memory": {
+            "running": memory.running(spec, sizes, spec.context),
+            "training": {name: way.facts() for name, way in ways.items()},
+            "max_seq_length": length,
+            "micro_batch_size": batch,
+        },
     }
 
 
-def check(found: Checkpoint) -> list[str]:
-    """What does not fit together, a sentence each."""
-    from lathe import checkpoint
-
-    problems = []
-    try:
-        checkpoint.fit(checkpoint.blank(found.spec), found.tensors, found.path)
-    except LatheError as error:
-        problems.append(str(error))
+def words(found: Checkpoint) -> dict[str, Any] | None:
+    """What the tokenizer is like; None where it cannot be read, which is reported as a problem."""
     try:
         tokenizer = found.tokenizer()
-        if tokenizer.vocab_size > found.spec.vocab:
-            size = f"The tokenizer has {tokenizer.vocab_size} tokens, the model rows for {found.spec.vocab}."
-            problems.append(f"{size} Texts with the last ones cannot be run.")
-        # A vocabulary without some of these characters loses them; one that has them all gives the sentence back.
-        again = tokenizer.decode(tokenizer.encode(tokenizer.decode(tokenizer.encode(SENTENCE))))
-        if again != tokenizer.decode(tokenizer.encode(SENTENCE)):
-            problems.append(f"The tokenizer does not give back what it was given: {again!r} for {SENTENCE!r}.")
-        if tokenizer.has_template:
-            tokenizer.render([{"role": "user", "content": "Hello"}])
-    except LatheError as error:
-        problems.append(str(error))
-    return problems
+    except LatheError:
+        return None
+    ends = [tokenizer.get(id) for id in tokenizer.eos_ids]
+    return {
+        "size": tokenizer.vocab_size,
+        "bos": tokenizer.bos,
+        "ends": [end for end in ends if end is not None],
+        "chat_template": tokenizer.has_template,
+    }
 
 
-def show(page: dict[str, Any], problems: list[str]) -> None:
+def show(page: dict[str, Any], problems: list[str], deep: bool) -> None:
     """The page in the terminal, problems in red at its end."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    total, active = page["parameters"], page["active_parameters"]
-    rows = {
+    console = Console(highlight=False)
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows(page).items():
+        facts.add_row(f"[dim]{name}", Text(value))
+    console.print(facts)
+    kept = page["memory"]
+    training = f"To train, {kept['micro_batch_size']} x {kept['max_seq_length']:,} tokens"
+    for title, some in ((f"To run, context {page['context']:,}", kept["running"]), (training, kept["training"])):
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column(title)
+        for part in next(iter(some.values())):
+            table.add_column(part, justify="right", style="bold" if part == "total" else "")
+        for name, sizes in some.items():
+            table.add_row(f"  {name}", *(_human(size) for size in sizes.values()))
+        console.print()
+        console.print(table)
+    console.print()
+    for problem in problems:
+        console.print(Text.assemble(("wrong ", "red"), problem), soft_wrap=True)
+    if not problems:
+        every = "every number is finite" if deep else "every tensor has its place"
+        console.print(f"[green]whole[/] {every}, and the tokenizer gives back what it is given")
+
+
+def rows(page: dict[str, Any]) -> dict[str, str]:
+    """The facts in words."""
+    total, active, words, draft = (page.get(n) for n in ("parameters", "active_parameters", "tokenizer", "draft"))
+    found = {
         "path": page["path"],
         "form": page["form"],
-        "architecture": page["architecture"],
+        "family": f"{page['family']} ({page['architecture']})",
         "parameters": f"{total:,}" + (f", {active:,} active per token" if active != total else ""),
         "layers": "\n".join(f"{count} x {words}" for words, count in page["layers"].items()),
         "width": str(page["width"]),
         "vocabulary": f"{page['vocabulary']:,}" + (", head tied to the embedding" if page["tied_head"] else ""),
         "context": f"{page['context']:,} tokens",
-        "read as": ", ".join(f"{count} {dtype}" for dtype, count in page["tensors"].items()),
-        "memory": f"{_human(page['bytes'])} of weights, {_human(page['cache_bytes_per_token'])} of cache per token",
     }
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in rows.items():
-        table.add_row(f"[dim]{name}", value)
-    console = Console(highlight=False)
-    console.print(table)
-    for problem in problems:
-        console.print(f"[red]wrong[/] {problem}", soft_wrap=True)
-    if not problems:
-        console.print("[green]whole[/] every tensor has its place, and the tokenizer gives back what it is given")
+    if words:
+        ends = f", ends with {', '.join(words['ends'])}" if words["ends"] else ""
+        begins = f", begins with {words['bos']}" if words["bos"] else ""
+        template = "has a chat template" if words["chat_template"] else "no chat template"
+        found["tokenizer"] = f"{words['size']:,} tokens{begins}{ends}; {template}"
+    stored = ", ".join(f"{count} {dtype}" for dtype, count in page["tensors"].items())
+    found["read as"] = f"{stored}; {_human(page['bytes'])}"
+    found["cache"] = f"{_human(page['cache_bytes_per_token'])} per token"
+    if draft:
+        found["draft"] = f"{draft['path']}, {draft['architecture']} of {draft['parameters']:,} parameters"
+    return found
 
 
 def layers(spec: Spec) -> dict[str, int]:
@@ -158,12 +214,6 @@ def idle(spec: Spec) -> int:
 
     mixed = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Experts)]
     return sum((mlp.router.count - mlp.router.chosen) * 3 * mlp.each.width * spec.width for mlp in mixed)
-
-
-def cache_size(spec: Spec) -> int:
-    """Numbers that one token leaves in the cache, all layers together."""
-    shapes = [layer.mixer.cache for layer in spec.layers]
-    return sum(s.heads * (s.key_channels + (0 if s.values_in_keys else s.value_channels)) for s in shapes)
 
 
 def _human(count: float) -> str:

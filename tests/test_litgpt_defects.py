@@ -1,0 +1,67 @@
+"""What LitGPT 0.5.13 gets wrong, by the numbers of our list of its defects, and Lathe does not.
+
+That LitGPT fails is shown, in its own environment, by tests/oracles/test_litgpt_defects.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from published import PUBLISHED
+from test_engine import answers, decoder_of, prompt_of, run, whole
+
+from lathe import checkpoint, families
+from lathe.actions import inspect
+from lathe.engine import DraftModel, Engine, Sampling
+
+
+def test_1_a_prompt_read_into_the_cache_is_causal_under_a_soft_cap() -> None:
+    """LitGPT adds its boolean mask to capped scores, so that a prompt sees what follows in it."""
+    decoder = decoder_of("softcap")
+    engine, prompt = Engine(decoder), prompt_of(40)
+    engine.submit(prompt)
+    [part] = engine.scheduler.pick()
+    cached = decoder.logits(engine.runner.run([part]))
+    assert part.length == 40
+    assert torch.allclose(cached, whole(decoder, prompt, 96), atol=1e-5)
+    changed = [*prompt[:-1], (prompt[-1] + 1) % decoder.spec.vocab]
+    assert torch.allclose(cached[:-1], whole(decoder, changed, 96)[:-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 512])
+def test_2_a_prompt_may_be_longer_than_the_sliding_window(chunk: int) -> None:
+    """LitGPT refuses one: "use chunked prefill", which it does not have."""
+    decoder = decoder_of("window")
+    engine = Engine(decoder, chunk=chunk)
+    sequence = engine.submit(prompt_of(60), Sampling(temperature=0, max_new_tokens=20))
+    run(engine)
+    expected = whole(decoder, sequence.tokens, sequence.extent).argmax(-1).tolist()
+    assert [token.id for token in sequence.made] == expected[59:-1]
+
+
+@pytest.mark.parametrize("cold", [0.0, 1.0])
+def test_7_speculative_decoding_loses_no_token(cold: float) -> None:
+    """LitGPT drops the first token of an answer, and its greedy answers are not the target's."""
+    decoder = decoder_of("gqa")
+    [expected] = answers(Engine(decoder), [prompt_of(9)], [Sampling(temperature=0, max_new_tokens=50)])
+    for draft in (decoder, decoder_of("experts")):
+        wish = Sampling(temperature=cold, seed=1, max_new_tokens=50)
+        [made] = answers(Engine(decoder, drafter=DraftModel(draft, 3)), [prompt_of(9)], [wish])
+        assert len(made) == 50
+        assert cold or made == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        # 32 layers, in each 6 of 8 experts of 3 x 14,336 x 4,096 stay idle.
+        ("Mixtral-8x7B-v0.1", 46_702_792_704, 46_702_792_704 - 32 * 6 * 3 * 14_336 * 4_096),
+        # 48 layers, in each 120 of 128 experts of 3 x 768 x 2,048 stay idle.
+        ("Qwen3-30B-A3B", 30_532_122_624, 30_532_122_624 - 48 * 120 * 3 * 768 * 2_048),
+    ],
+)
+def test_16_all_experts_count(name: str, total: int, active: int) -> None:
+    """LitGPT's estimate has one expert in each layer: 7.2 B for Mixtral 8x7B, 3.3 B for Qwen3 30B."""
+    spec = families.read(PUBLISHED[name].config)
+    assert sum(slot.numel() for _, slot in checkpoint.slots(checkpoint.blank(spec))) == total
+    assert total - inspect.idle(spec) == active
