@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint unit oracles bench clean
+.PHONY: demo test lint unit oracles fuzz clean
 
 demo: $(VENV)/.demo  ## train a small model on the Python manual and let it speak: offline, about two minutes
 	$(BIN)/lathe demo
@@ -50,6 +50,9 @@ oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made  ## against LitGP
 	$(PYTHON) -m venv .venv-llamacpp
 	.venv-llamacpp/bin/python -m pip --disable-pip-version-check --quiet install --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	touch $@
+
+fuzz: $(VENV)/.test  ## a hundred thousand damaged checkpoints; only errors of ours may come of them
+	$(BIN)/python tests/fuzz.py 100000
 
 clean:
 	rm -rf $(VENV) .venv-* build dist out

@@ -9,6 +9,7 @@ only running a program's wishes could cause: a process, a connection, a file wri
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -98,7 +99,9 @@ def corpus(folder: Path) -> list[Path]:
     (folder / "hostile").mkdir()
     (folder / "hostile" / "config.json").write_text(json.dumps(CONFIG))
     torch.save({"a": Payload()} | whole, folder / "hostile" / "pytorch_model.bin")
-    return sorted(path for path in folder.iterdir())
+    for name in ("pickle", "old-pickle", "trained", "hostile"):
+        tokenizer.save(folder / name)
+    return sorted(folder.iterdir())
 
 
 class Payload:
@@ -127,6 +130,8 @@ def attempt(folder: Path) -> str:
 
 def run(count: int, seed: int = 0, report: bool = False) -> Counter[str]:
     """Open `count` damaged copies; what came of them, by name. AssertionError where one is no error of ours."""
+    for codec in ("raw_unicode_escape", "unicode_escape", "cp437", "latin1", "ascii"):
+        codecs.lookup(codec)  # Python imports each when it is first used
     rng, outcomes, watched = random.Random(seed), Counter[str](), Watched()
     with tempfile.TemporaryDirectory() as where:
         models = corpus(Path(where) / "good")
@@ -158,11 +163,10 @@ def run(count: int, seed: int = 0, report: bool = False) -> Counter[str]:
                 worst = max(worst, time.monotonic() - start)
                 assert not watched.seen, f"{file.name} of {model.name} caused {watched.seen}"
             shutil.rmtree(bad)
-            if report:
-                print(f"\r{outcomes.total()} {dict(outcomes)} worst {worst:.2f} s", end="", file=sys.stderr)
         assert not CANARY.exists()
     if report:
-        print(f"\n{outcomes.total()} in {time.monotonic() - begun:.0f} s, the slowest {worst:.2f} s, {peak()}")
+        took = f"{time.monotonic() - begun:.0f} s, the slowest {worst:.2f} s, {peak()}"
+        print(f"{outcomes.total()} damaged checkpoints: {dict(outcomes)}; {took}")
     return outcomes
 
 

@@ -173,6 +173,32 @@ def test_what_we_save_loads_in_transformers(reference, decoder, dialect, tmp_pat
         assert same(cases.ask(theirs, sequence), logits)
 
 
+# ---- through other hands --------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", ["litgpt", "gguf"])
+def test_through_another_hand_and_back(reference, decoder, form, tmp_path):
+    """Written for LitGPT or llama.cpp, opened, written for transformers again: the same bits, the same model. What the
+    other program has no words for is refused before anything is written."""
+    found, place = checkpoint.open(reference.folder), tmp_path / f"model.{form}"
+    if reference.case.name in cases.REFUSED[form]:
+        with pytest.raises(ConfigError):
+            checkpoint.save(place, found.tensors, found.config, form=form)
+        assert not list(tmp_path.iterdir())
+        return
+    checkpoint.save(place, found.tensors, found.config, form=form)
+    there = checkpoint.open(place)
+    checkpoint.save(tmp_path / "back", there.tensors, there.config)
+    back = checkpoint.open(tmp_path / "back").tensors
+    assert back.keys() == found.tensors.keys()
+    for name, ref in found.tensors.items():
+        shifted = form == "gguf" and "norm" in name and "Gemma" in str(found.config["architectures"])  # stored plus one
+        assert torch.allclose(back[name].read(), ref.read(), rtol=0, atol=1e-7 if shifted else 0), name
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager", dtype=torch.float32)
+    assert same(cases.ask(model, reference.sequences[-1]), reference.logits[-1])
+
+
 # ---- the same configuration -----------------------------------------------------------------------------------------
 
 

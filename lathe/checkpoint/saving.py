@@ -2,6 +2,7 @@
 
 hf      a folder: safetensors, config.json, generation_config.json, the tokenizer's files
 litgpt  a folder: lit_model.pth, model_config.yaml, and the same small files
+gguf    one file, with the tokenizer in it
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import yaml
 from lathe import families
 from lathe.checkpoint import placing
 from lathe.checkpoint.filling import blank, main_dtype, slots
+from lathe.checkpoint.packing import pack
 from lathe.errors import UsageError, did_you_mean
 from lathe.families import litgpt
 from lathe.model.decoder import Decoder
@@ -27,7 +29,7 @@ from lathe.weights.tensors import Ref
 if TYPE_CHECKING:
     from lathe.tokenizer import Tokenizer
 
-FORMS = ("hf", "litgpt")
+FORMS = ("hf", "litgpt", "gguf")
 SHARD_BYTES = 5_000_000_000  # what transformers and the hub call one shard
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -63,7 +65,7 @@ def save(
         placing.refuse(place)
     if isinstance(model, Decoder):
         model = {name: Ref.of(tensor.detach()) for name, tensor in slots(model)}
-    if dtype in DTYPES:
+    if dtype in DTYPES and form != "gguf":  # which keeps some tensors wide, and knows which
         learned = {name for name, _ in blank(families.read(config)).named_parameters()}  # buffers stay as they are
         model = {name: ref.to(DTYPES[dtype]) if name in learned else ref for name, ref in model.items()}
     family = families.find(config)
@@ -71,6 +73,9 @@ def save(
     config = {"architectures": [family.architecture], "model_type": family.model_type, **config}
     placing.room(place, sum(ref.nbytes for ref in model.values()) if dtype in (None, *DTYPES) else 0)
     with placing.beside(place, replace) as written:
+        if form == "gguf":
+            _write_gguf(written, dict(model), config, dtype, tokenizer)
+            return
         written.mkdir()
         write = _write_hugging_face if form == "hf" else _write_litgpt
         write(written, dict(model), config, shard_bytes)
@@ -95,6 +100,12 @@ def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], _: int) 
     settings = litgpt.settings(config, spec)
     (folder / "model_config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     _write_config(folder, named, config)
+
+
+def _write_gguf(
+    file: Path, model: Refs, config: Mapping[str, Any], dtype: str | None, tokenizer: Tokenizer | None
+) -> None:
+    pack(file, model, config, dtype or kept(main_dtype(model.values())), {})
 
 
 def kept(dtype: torch.dtype) -> str:

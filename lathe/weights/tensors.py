@@ -146,12 +146,8 @@ class Ref:
         return [one(n) for n in range(self.shape[0])]
 
     def plus(self, amount: float) -> Ref:
-        """Every element with `amount` added (in float32, rounded once)."""
-
-        def fetch(box: Box) -> Tensor:
-            return (self.fetch(box).float() + amount).to(self.dtype)
-
-        return Ref(self.shape, self.dtype, fetch, self.source)
+        """Every element with `amount` added, in float32: a narrower type would lose what is small beside it."""
+        return Ref(self.shape, torch.float32, lambda box: self.fetch(box).float() + amount, self.source)
 
     def to(self, dtype: torch.dtype) -> Ref:
         """Every element converted to `dtype` when read, some rows at a time: what it was is never whole in memory."""

@@ -79,6 +79,8 @@ def sizes(header: Header, architecture: str, *, head_dim: bool = True) -> Config
         "num_key_value_heads": keys.size("attention.head_count_kv", heads),
         "max_position_embeddings": keys.size("context_length"),
         "tie_word_embeddings": "output.weight" not in header.shapes,
+        # Where some configurations name no token for padding, transformers takes one, be there so many or not.
+        "pad_token_id": None,
     }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         token = header.metadata.get(f"tokenizer.ggml.{key}_token_id")

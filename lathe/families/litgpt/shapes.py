@@ -29,6 +29,8 @@ def _sizes(keys: Keys, architecture: str) -> Config:
         "head_dim": head,
         "max_position_embeddings": keys.size("block_size"),
         "tie_word_embeddings": False,
+        # Where some configurations name no token for padding, transformers takes one, be there so many or not.
+        "pad_token_id": None,
     }
 
 
@@ -159,8 +161,7 @@ def _llama(keys: Keys) -> Config:
         return _rms(keys, "LlamaForCausalLM", attention_bias=True, mlp_bias=True)
     _must(keys, bias=False)
     if share != 1.0:
-        # Where a Phi-3 names no token for padding, transformers takes number 32000, be there so many or not.
-        return _rms(keys, "Phi3ForCausalLM", partial_rotary_factor=share, sliding_window=window, pad_token_id=None)
+        return _rms(keys, "Phi3ForCausalLM", partial_rotary_factor=share, sliding_window=window)
     if window is not None:
         return _rms(keys, "MistralForCausalLM", sliding_window=window)
     return _rms(keys, "LlamaForCausalLM")
