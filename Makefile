@@ -43,7 +43,7 @@ oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made  ## against LitGP
 .venv-litgpt/.made: constraints.txt
 	$(PYTHON) -m venv .venv-litgpt
 	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt torch
-	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt litgpt==0.5.13 sentencepiece
+	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt litgpt==0.5.13 sentencepiece requests
 	touch $@
 
 .venv-llamacpp/.made:

@@ -1,7 +1,8 @@
 """Any folder or file becomes configuration, spec, tokenizer and tensors; fills a decoder; writes every form."""
 
+from lathe.checkpoint.documents import read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
-from lathe.checkpoint.opening import open, read_json, read_yaml
+from lathe.checkpoint.opening import open
 from lathe.checkpoint.placing import beside
 from lathe.checkpoint.saving import kept, save
 

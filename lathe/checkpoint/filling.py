@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lathe.checkpoint.documents import read_yaml
 from lathe.errors import CheckpointError
+from lathe.families import litgpt
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 from lathe.weights.tensors import Ref
@@ -64,6 +66,15 @@ class Checkpoint:
         decoder.load_state_dict(state, assign=True)
         return decoder.eval()
 
+    def prompt_style(self) -> str | None:
+        """The name of LitGPT's style that its prompt_style.yaml asks for; None where there is no such file.
+
+        Raises:
+            ConfigError: the file names a class that is none of LitGPT's styles; it is not imported.
+        """
+        file = self.folder / "prompt_style.yaml"
+        return litgpt.style(read_yaml(file)) if file.is_file() else None
+
     def tokenizer(self) -> Tokenizer:
         from lathe.tokenizer import Tokenizer
 
@@ -114,6 +125,13 @@ def fit(decoder: Decoder, tensors: Mapping[str, Ref], path: Path) -> None:
                 f"The configuration asks for {list(shape)}.",
                 "Check that config and weights are of one model.",
             )
+
+
+def named(tree: Any, file: Path) -> dict[str, Ref]:
+    """A mapping of names to tensors, or an error that says what stands there instead."""
+    if isinstance(tree, dict) and all(isinstance(k, str) and isinstance(v, Ref) for k, v in tree.items()):
+        return dict(tree)
+    raise CheckpointError(f"{file} holds something else than tensors by name.", "It should be a model's weights.")
 
 
 def some(names: list[str]) -> str:

@@ -6,18 +6,17 @@ that named the tensors (Hugging Face, LitGPT, ggml), seen from which configurati
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lathe import families
-from lathe.checkpoint.filling import Checkpoint, some
-from lathe.errors import CheckpointError, ConfigError, MissingError, UsageError
-from lathe.families import ggml, litgpt
-from lathe.weights import gguf, pickled, rules, safetensors
+from lathe.checkpoint import lightning
+from lathe.checkpoint.documents import generation, read_json
+from lathe.checkpoint.filling import Checkpoint, named, some
+from lathe.errors import CheckpointError, MissingError, UsageError
+from lathe.families import ggml
+from lathe.weights import distributed, gguf, pickled, rules, safetensors
 from lathe.weights.tensors import Ref
 
 
@@ -40,8 +39,10 @@ def open(path: Path | str) -> Checkpoint:
     # A zip, or a bare pickle, whose first byte could also be the length of a safetensors header: JSON follows that one.
     pickle = magic[:2] == b"PK" or (magic[:1] == b"\x80" and magic[8:] != b"{")
     read = pickled.open if pickle else safetensors.open
-    if (path.parent / "model_config.yaml").is_file() and not (path.parent / "model.safetensors").is_file():
-        return _open_litgpt(path.parent, path)
+    if lightning.describes(path.parent) and not (path.parent / "model.safetensors").is_file():
+        return lightning.open(path.parent, path)
+    if pickle and not (path.parent / "config.json").is_file():
+        return lightning.open(path.parent, path)  # whose options may say what it is
     return _open_hugging_face(path.parent, [path], read, path)
 
 
@@ -58,15 +59,18 @@ def _open_folder(folder: Path) -> Checkpoint:
         files = present(single) or [p for p in present(pattern) if not p.name.startswith("adapter_")]
         if files:
             return _open_hugging_face(folder, files, read)
-    if (folder / "lit_model.pth").is_file():
-        return _open_litgpt(folder, folder / "lit_model.pth")
+    if (folder / "lit_model.pth").exists():
+        return lightning.open(folder, folder / "lit_model.pth")
+    if distributed.is_folder(folder):
+        return lightning.open(folder if lightning.describes(folder) else folder.parent, folder)
     packed = present("*.gguf")
     if len(packed) == 1:
         return _open_gguf(packed[0])
     if packed:
         names = ", ".join(p.name for p in packed)
         raise UsageError(f"{folder} holds several GGUF files: {names}.", "", f"Name one of them, as in {packed[0]}.")
-    inside = [p.parent for p in sorted(folder.glob("*/config.json"))]
+    inside = sorted({p.parent for pattern in ("config.json", "model_config.yaml") for p in folder.glob(f"*/{pattern}")})
+    inside = [p for p in inside if p.name == "final"] or inside
     raise MissingError(
         f"{folder} holds no weights.",
         "A model's folder has model.safetensors (or shards with an index), lit_model.pth, or a .gguf file.",
@@ -96,7 +100,7 @@ def _open_hugging_face(
     spec = families.read(config)
     tensors: dict[str, Ref] = {}
     for file in files:
-        found = _named(read(file), file)
+        found = named(read(file), file)
         twice = tensors.keys() & found.keys()
         if twice:
             raise CheckpointError(f"{some(sorted(twice))} in {file} also stands in another file of {folder}.")
@@ -107,34 +111,8 @@ def _open_hugging_face(
         config=config,
         spec=spec,
         tensors=rules.into(families.rules(config, spec), tensors),
-        generation=_generation(folder),
+        generation=generation(folder),
     )
-
-
-def _open_litgpt(folder: Path, file: Path) -> Checkpoint:
-    told = read_yaml(folder / "model_config.yaml")
-    config = litgpt.config(told)
-    tree = pickled.open(file)
-    # finetune and pretrain wrap the tensors; convert_to_litgpt does not
-    tensors = _named(tree["model"] if isinstance(tree, dict) and isinstance(tree.get("model"), dict) else tree, file)
-    # LitGPT has no word for a tied head, but what it converts from one is one tensor under two names.
-    ends = [tensors[name] for name in ("transformer.wte.weight", "lm_head.weight") if name in tensors]
-    config["tie_word_embeddings"] = len(ends) == 2 and _one(*ends)
-    spec = families.read(config)
-    return Checkpoint(
-        path=folder,
-        form="LitGPT",
-        config=config,
-        spec=spec,
-        tensors=rules.into([*litgpt.rules(spec), *families.tie(spec)], tensors),
-        generation=_generation(folder),
-    )
-
-
-def _one(a: Ref, b: Ref) -> bool:
-    """Whether two tensors lie in the same bytes of a mapped file."""
-    first_rows = [ref[0:1].read() for ref in (a, b) if ref.shape and ref.shape[0]]
-    return a.shape == b.shape and len({row.data_ptr() for row in first_rows}) == 1
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -153,38 +131,3 @@ def _open_gguf(path: Path) -> Checkpoint:
         tensors=rules.into([*ggml.rules(config, spec), *families.tie(spec)], file.tensors),
         metadata=file.metadata,
     )
-
-
-def _generation(folder: Path) -> dict[str, Any]:
-    """What generation_config.json says; both hands that have folders keep one there, if any."""
-    file = folder / "generation_config.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def _named(tree: Any, file: Path) -> dict[str, Ref]:
-    """A mapping of names to tensors, or an error that says what stands there instead."""
-    if isinstance(tree, dict) and all(isinstance(k, str) and isinstance(v, Ref) for k, v in tree.items()):
-        return dict(tree)
-    raise CheckpointError(f"{file} holds something else than tensors by name.", "It should be a model's weights.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, with errors that name it."""
-    return _read_object(path, json.loads, "JSON")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file, with errors that name it."""
-    return _read_object(path, yaml.safe_load, "YAML")
-
-
-def _read_object(path: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any]:
-    try:
-        value = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{path} does not exist.", "It says what model the weights beside it are.") from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is not {kind}: {' '.join(str(error).split())}.") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no {kind} object.")
-    return value

@@ -1,24 +1,20 @@
 """A PyTorch checkpoint (lit_model.pth, pytorch_model.bin, *.ckpt) becomes the tree it holds, each tensor in it a Ref.
 
 Only the pickle program is read, by `program`, which can run nothing of Python's; the tensors stay in the mapped file.
-Both layouts of torch.save: a zip archive, and the older row of pickles. It does not know what the tree means. And Refs
-by name become such a file, in the zip layout.
+Both layouts of torch.save: a zip archive, and the older row of pickles. It does not know what the tree means.
 https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from io import BytesIO
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,14 +22,18 @@ import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
+from lathe.weights import beside
+from lathe.weights.pickling import write
 from lathe.weights.program import run
-from lathe.weights.safetensors import mapped, raw
-from lathe.weights.storage import KINDS, NAMES, Locate, storage
+from lathe.weights.safetensors import mapped
+from lathe.weights.storage import NAMES, Locate, storage
 from lathe.weights.tensors import Ref
+from lathe.weights.window import window
+
+__all__ = ["open", "part", "write"]
 
 MAX_PROGRAM = 32 << 20  # bytes, some 250,000 tensors: it bounds the time and memory that a hostile program can take
 MAX_DEFLATE = 1032  # no deflated byte stands for more bytes than this: an entry that claims more is lying
-ALIGNMENT = 64  # where torch.save lets storages begin: a mapped tensor is then aligned for any vector instruction
 OLD_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of the older layout
 
 # All that zipfile raises when it meets damage: OSError where a directory sends it before the file's beginning.
@@ -83,13 +83,23 @@ def _foreign(path: Path) -> CheckpointError:
     )
 
 
+def part(path: Path, begin: int, length: int) -> Any:
+    """The same of what torch.save put into a part of a larger file, `length` bytes from byte `begin` on, as a zip."""
+    with window(path, begin, length) as file:
+        return _archive(path, file, begin)
+
+
 def _load(program: BytesIO, locate: Locate, path: Path) -> Any:
-    return run(program, NAMES, lambda pid: storage(pid, locate), path)
+    return run(program, {**NAMES, **beside.NAMES}, lambda pid: storage(pid, locate), path)
 
 
-def _archive(path: Path, file: IO[bytes]) -> Any:
-    """The layout since PyTorch 1.6: NAME/data.pkl is the program, NAME/data/KEY the bytes of each storage."""
+def _archive(path: Path, file: IO[bytes], base: int = 0) -> Any:
+    """The layout since PyTorch 1.6: NAME/data.pkl is the program, NAME/data/KEY the bytes of each storage.
+
+    base: where in the file at `path` the archive begins, which `file` is.
+    """
     try:
+        size = file.seek(0, os.SEEK_END)
         archive = zipfile.ZipFile(file)
         entries = {info.filename: info for info in archive.infolist()}
         roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
@@ -102,7 +112,6 @@ def _archive(path: Path, file: IO[bytes]) -> Any:
         raise _damaged(path, f"its zip archive cannot be read ({error})") from error
     if order == b"big":
         raise _foreign(path)
-    size = path.stat().st_size
     whole = cache(partial(mapped, path))
 
     @cache
@@ -112,11 +121,11 @@ def _archive(path: Path, file: IO[bytes]) -> Any:
             holds = "is not in the archive" if info is None else f"holds {info.file_size}"
             raise _damaged(path, f"storage {key} should hold {nbytes} bytes and {holds}")
         if info.compress_type == zipfile.ZIP_DEFLATED and nbytes <= info.compress_size * MAX_DEFLATE:
-            return partial(_unpacked, path, info)
+            return partial(_unpacked, path, base, size, info)
         begin = _begin(file, info)
         if begin is None or begin + nbytes > size:
             raise _damaged(path, f"storage {key} does not lie where the archive's directory says")
-        return lambda: whole()[begin : begin + nbytes]
+        return lambda: whole()[base + begin : base + begin + nbytes]
 
     return _load(BytesIO(program), locate, path)
 
@@ -144,10 +153,10 @@ def _begin(file: IO[bytes], info: zipfile.ZipInfo) -> int | None:
     return info.header_offset + 30 + name + extra
 
 
-def _unpacked(path: Path, info: zipfile.ZipInfo) -> Tensor:
+def _unpacked(path: Path, base: int, size: int, info: zipfile.ZipInfo) -> Tensor:
     """The bytes of a compressed storage: torch.save never compresses, but an archive may have been packed again."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with window(path, base, size) as file, zipfile.ZipFile(file) as archive:
             data = archive.read(info)
     except UNZIP_ERRORS as error:
         raise _damaged(path, f"{info.filename} cannot be unpacked ({error})") from error
@@ -183,82 +192,3 @@ def _row(path: Path, file: IO[bytes]) -> Any:
             fix="Download or copy it again.",
         )
     return tree
-
-
-# ---- writing --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class _Storage:
-    """The bytes of one Ref in the archive, under `key`."""
-
-    key: str
-    dtype: torch.dtype
-    count: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Tensor:
-    """A storage seen as a contiguous tensor."""
-
-    storage: _Storage
-    shape: tuple[int, ...]
-
-
-class _Pickler(pickle.Pickler):
-    """Writes our stand-ins as torch.save writes what they stand for."""
-
-    def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, _Storage):
-            return None
-        if obj.dtype in CLASSES:
-            return "storage", CLASSES[obj.dtype], obj.key, "cpu", obj.count
-        return "storage", torch.UntypedStorage, obj.key, "cpu", obj.count * obj.dtype.itemsize
-
-    def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, _Tensor):
-            return NotImplemented
-        strides = torch.empty(obj.shape, device="meta").stride()
-        args: tuple[Any, ...] = (obj.storage, 0, obj.shape, strides, False, OrderedDict())
-        if obj.storage.dtype in CLASSES:
-            return torch._utils._rebuild_tensor_v2, args
-        return torch._utils._rebuild_tensor_v3, (*args, obj.storage.dtype)
-
-
-CLASSES = {dtype: getattr(torch, name) for name, dtype in KINDS.items()}  # younger dtypes have no class of storage
-
-
-def write(path: Path, tree: Mapping[str, Ref]) -> None:
-    """Write tensors by name to a new file and sync it, holding a piece of one in memory at a time.
-
-    Names of one and the same Ref share one storage, as tied parameters do in a file of torch.save's. Any torch.load
-    reads it, also with weights_only and mapped.
-    """
-    storages: dict[int, tuple[_Storage, Ref]] = {}
-    tensors: dict[str, _Tensor] = {}
-    for name, ref in tree.items():
-        storage, _ = storages.setdefault(id(ref), (_Storage(str(len(storages)), ref.dtype, prod(ref.shape)), ref))
-        tensors[name] = _Tensor(storage, ref.shape)
-    program = BytesIO()
-    _Pickler(program, protocol=2).dump(tensors)
-    texts = {"data.pkl": program.getvalue(), "byteorder": b"little", "version": b"3\n"}
-    with path.open("wb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, text in texts.items():
-                with _entry(archive, file, name, len(text)) as entry:
-                    entry.write(text)
-            for storage, ref in storages.values():
-                with _entry(archive, file, f"data/{storage.key}", ref.nbytes) as entry:
-                    for piece in ref.pieces():
-                        assert piece.dtype == ref.dtype, ref.source
-                        entry.write(raw(piece))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _entry(archive: zipfile.ZipFile, file: IO[bytes], name: str, size: int) -> IO[bytes]:
-    """A new entry to write `size` bytes to, which begin aligned: an empty field of that length ends its header."""
-    info = zipfile.ZipInfo(f"model/{name}")  # with one date for all: the same tensors make the same file
-    info.file_size, info.CRC = size, 0
-    large = size >= 1 << 30
-    begin = file.tell() + len(info.FileHeader(zip64=large)) + 4
-    info.extra = b"FB" + struct.pack("<H", -begin % ALIGNMENT) + bytes(-begin % ALIGNMENT)
-    return archive.open(info, "w", force_zip64=large)

@@ -39,17 +39,35 @@ class Function:
     call: Callable[[tuple], Any]
 
 
+@dataclass(frozen=True)
+class Class:
+    """Our stand-in for a class whose objects are only data: what a program makes of it is a `Record`."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """An object of a class named `kind`: its attributes, or where it keeps something else of itself, that as "state".
+
+    It equals only itself, so that it can be a key.
+    """
+
+    kind: str
+    fields: dict[str, Any]
+
+
 def run(program: BytesIO, names: Mapping[str, Any], load: Callable[[Any], Any], path: Path) -> Any:
     """What the pickle program that begins at the stream's position builds; the stream is left behind its end.
 
     Args:
-        names: what "module.name" means: a `Function`, or a value to stand there.
+        names: what "module.name" means: a `Function`, a `Class`, or a value to stand there.
         load: what a persistent id means; ValueError if it is not one.
         path: the file it came from, for errors.
 
-    The result holds what `names` and `load` gave, and dict, list, tuple, str, bytes, int, float, bool and None of its
-    own. One thing may appear in it many times, even inside itself, as in any pickle: do not walk it to all its depths.
-    Time and memory are in proportion to the length of the program.
+    The result holds what `names` and `load` gave, and Record, dict, list, tuple, str, bytes, int, float, bool and None
+    of its own. One thing may appear in it many times, even inside itself, as in any pickle: do not walk it to all its
+    depths. Time and memory are in proportion to the length of the program.
 
     Raises:
         UnsafeError: the program uses a name or an instruction that a checkpoint has no need of.
@@ -132,10 +150,14 @@ def _run(program: BytesIO, names: Mapping[str, Any], load: Callable[[Any], Any])
                 if type(function) is not Function or type(args) is not tuple:
                     raise ValueError("a call of what is no function")
                 stack.append(function.call(args))
+            case "NEWOBJ":
+                args, kind = stack.pop(), stack.pop()
+                if type(kind) is not Class or args != ():
+                    raise ValueError("an object of what is no class, or made of something")
+                stack.append(Record(kind.name, {}))
             case "BUILD":
-                stack.pop()  # the attributes of an OrderedDict: a state dict keeps the versions of its modules there
-                if type(stack[-1]) is not dict:
-                    raise ValueError("attributes given to what has none")
+                state = stack.pop()
+                _build(stack[-1], state)
             case "BINPERSID":
                 stack.append(load(stack.pop()))
             case constant if constant in CONSTANTS:
@@ -153,6 +175,14 @@ def _find(names: Mapping[str, Any], name: str) -> Any:
     return names[name]
 
 
+def _build(target: Any, state: Any) -> None:
+    if type(target) is Record:
+        named = type(state) is dict and all(type(name) is str for name in state)
+        target.fields.update(state if named else {"state": state})
+    elif type(target) is not dict:  # an OrderedDict: a state dict keeps the versions of its modules in attributes
+        raise ValueError("attributes given to what has none")
+
+
 def _extend(target: Any, items: list[Any]) -> None:
     if type(target) is not list:
         raise ValueError("an item added to what is no list")
@@ -163,6 +193,10 @@ def _update(target: Any, items: list[Any]) -> None:
     if type(target) is not dict:
         raise ValueError("an entry added to what is no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not (type(key) in (str, bool, bytes) or key is None or (type(key) is int and key.bit_length() <= KEY_BITS)):
+        if not (
+            type(key) in (str, bool, bytes, Record)
+            or key is None
+            or (type(key) is int and key.bit_length() <= KEY_BITS)
+        ):
             raise ValueError("a key that no checkpoint has")
         target[key] = value

@@ -245,6 +245,19 @@ class Adopt(Rule):
 
 
 @dataclass(frozen=True)
+class Old(Rule):
+    """A rule of files that are no longer written so: they are read by it."""
+
+    rule: Rule
+
+    def into(self, tensors: Refs) -> None:
+        self.rule.into(tensors)
+
+    def back(self, tensors: Refs) -> None:
+        return None
+
+
+@dataclass(frozen=True)
 class Tie(Rule):
     """Two names of one tensor: `copy` may be stored or not, and is never a tensor of its own in memory."""
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from lathe.errors import ConfigError
 from lathe.families.keys import Keys
-from lathe.families.litgpt.shapes import SHAPES, Config
+from lathe.families.litgpt.shapes import MOST_LAYERS, SHAPES, Config
 
+FILE = "model_config.yaml"
 # What a key that the file leaves out means to LitGPT, where that is not null.
 DEFAULTS: Config = {
     "name": "",
@@ -69,6 +70,33 @@ IDLE = """
 """.split()
 
 
+# What LitGPT works out from the rest, and keeps with an object that was saved whole.
+DERIVED = frozenset(
+    "rope_n_elem q_lora_rank kv_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim qk_head_dim".split()
+)
+# Words of older versions, when they were Lit-GPT: the key that came after.
+RENAMED = {"_norm_class": "norm_class_name", "_mlp_class": "mlp_class_name", "condense_ratio": "rope_condense_ratio"}
+
+
+def _modern(old: Mapping[str, Any]) -> Config:
+    """The same configuration in the words of LitGPT 0.5.13."""
+    told = {RENAMED.get(name, name): value for name, value in old.items() if name != "rope_n_elem"}
+    if "org" in told:
+        told["hf_config"] = {"org": told.pop("org"), "name": told.get("name")}
+    # How often a layer has a window, and from which layer on: a word, or a number, or (for some days) a family.
+    placing = told.pop("sliding_window_layer_placing", None)
+    if placing in (None, "all", "interleaved"):
+        placing = 2 if placing == "interleaved" else 1
+    stride = told.pop("sliding_window_layer_stride", None) or placing
+    offset = told.pop("sliding_window_offset", None) or int(told.pop("sliding_window_type", None) == "gemma3")
+    if told.get("sliding_window_size") is not None and told.get("sliding_window_indices") is None:
+        keys = Keys({"sliding_window_layer_placing": stride, "sliding_window_offset": offset}, file=FILE)
+        step, first = keys.size("sliding_window_layer_placing"), keys.size("sliding_window_offset", least=0)
+        layers = Keys({**DEFAULTS, **told}, file=FILE).size("n_layer", most=MOST_LAYERS)
+        told["sliding_window_indices"] = [int((layer + first) % step == 0) for layer in range(layers)]
+    return told
+
+
 def config(model_config: Mapping[str, Any]) -> Config:
     """The `config.json` of the model that a parsed `model_config.yaml` describes.
 
@@ -77,7 +105,7 @@ def config(model_config: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a key is missing, unknown, or has a value that no known architecture has in this combination.
     """
-    keys = Keys({**DEFAULTS, **model_config}, file="model_config.yaml", noise=())
+    keys = Keys({**DEFAULTS, **_modern(model_config)}, file=FILE, noise=())
     shape = (str(keys.take("norm_class_name")), str(keys.take("mlp_class_name")))
     read = SHAPES.get(shape)
     if read is None:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from lathe.model.spec import Attention, Experts, Gated, Mlp, Order, Spec
-from lathe.weights.rules import Adopt, Prefix, Rename, Rule, Split, Stack, Twin
+from lathe.weights.rules import Old, Prefix, Rename, Reorder, Rule, Split, Stack, Twin
+
+T = TypeVar("T")
+
+# What stands in a name where something was wrapped around a module: torch.compile, FSDP, activation checkpointing, DDP,
+# Lightning, and LitGPT's LoRA and adapters, in which the layer itself is called so.
+WRAPPERS = frozenset("_orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module module _forward_module linear".split())
+ANCHOR = "transformer.wte.weight"  # of every model, so it shows what stands before all names
 
 DISK, MEMORY = "transformer.h.{i}.", "model.layers.{i}."
 
@@ -32,12 +42,22 @@ GATED = {"fc_1": "gate_proj", "fc_2": "up_proj", "proj": "down_proj"}
 PLAIN = {"fc": "up_proj", "proj": "down_proj"}
 
 
+def plain(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Tensors by LitGPT's own names, without what wrappers put into them, or a Trainer's module before them.
+
+    What stands outside of the module that the model is, as an optimizer's state, is left out.
+    """
+    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): tensors[name] for name in tensors}
+    roots = [name.removesuffix(ANCHOR) for name in bare if name == ANCHOR or name.endswith("." + ANCHOR)]
+    if len(bare) < len(tensors) or len(roots) != 1:
+        return dict(tensors)  # not one model by LitGPT's names: whoever misses its tensors says which
+    return {name.removeprefix(roots[0]): ref for name, ref in bare.items() if name.startswith(roots[0])}
+
+
 def rules(spec: Spec) -> list[Rule]:
     """What LitGPT's files call the tensors of `spec`; `lm_head` has the same name in both hands."""
     mixer, names = spec.layers[0].mixer, dict(NORMS[spec.layers[0].order])
-    # torch.compile leaves its mark on the names of what it has wrapped.
     found: list[Rule] = [
-        Adopt("_orig_mod.", ""),
         Prefix("transformer.wte.", "model.embed_tokens."),
         Prefix("transformer.ln_f.", "model.norm."),
     ]
@@ -46,7 +66,7 @@ def rules(spec: Spec) -> list[Rule]:
         rows = (mixer.heads * mixer.channels, *(mixer.kv_heads * mixer.channels,) * 2)
         for end in ("weight", "bias"):
             parts = tuple(f"{MEMORY}self_attn.{part}_proj.{end}" for part in "qkv")
-            found.append(Split(f"{DISK}attn.qkv.{end}", parts, rows))
+            found += [*_interleaved(mixer, end), Split(f"{DISK}attn.qkv.{end}", parts, rows)]
     else:
         names |= LATENT
     for mlp in dict.fromkeys(layer.mlp for layer in spec.layers):
@@ -64,6 +84,20 @@ def rules(spec: Spec) -> list[Rule]:
     if spec.tied:
         found.append(Twin("model.embed_tokens.weight", "lm_head.weight"))
     return found
+
+
+def _interleaved(mixer: Attention, end: str) -> list[Rule]:
+    """Until the end of 2024 the queries of one group lay before its key and value, then those of the next."""
+    groups, each, channels = mixer.kv_heads, mixer.heads // mixer.kv_heads, mixer.channels
+    disk = f"{DISK}attn.attn.{end}"
+    parts = tuple(f"{DISK}attn.attn.{part}.{end}" for part in "qkv")
+    laws: list[Rule] = [
+        Reorder(disk, (groups, each + 2, channels), (1, 0, 2)),
+        Split(disk, parts, (groups * each * channels, *(groups * channels,) * 2)),
+        Reorder(parts[0], (each, groups, channels), (1, 0, 2)),
+        *(Rename(name, f"{MEMORY}self_attn.{part}_proj.{end}") for name, part in zip(parts, "qkv", strict=True)),
+    ]
+    return [Old(law) for law in laws]
 
 
 def _mlp(mlp: Mlp) -> dict[str, str]:
