@@ -18,6 +18,7 @@ from lathe.checkpoint.filling import blank, slots
 from lathe.checkpoint.packing import pack
 from lathe.errors import CheckpointError, ConfigError, UsageError
 from lathe.families import ggml
+from lathe.weights import gguf as lathe_gguf
 from lathe.weights.tensors import Ref
 
 LLAMA_CPP = json.loads((Path(__file__).parent / "data" / "llama_cpp.json").read_text())
@@ -158,3 +159,22 @@ def test_a_file_says_what_kind_it_is(kind, number, tmp_path):
 def test_an_unknown_kind_is_refused_with_a_suggestion():
     with pytest.raises(UsageError, match=r'Did you mean "Q8_0"\?'):
         ggml.described("Q80")
+
+
+# ---- files in parts -------------------------------------------------------------------------------------------------
+def test_a_folder_that_holds_a_model_in_parts_is_a_model(tmp_path):
+    config = CASES[0].config
+    memory, file = tensors(config), tmp_path / "whole.gguf"
+    pack(file, memory, config, "F32", {})
+    whole = lathe_gguf.open(file)
+    names = list(whole.tensors)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number, (metadata, some) in enumerate([(whole.metadata, names[:3]), ({}, names[3:])]):
+        split = {**metadata, "split.no": number, "split.count": 2}
+        refs = {name: whole.tensors[name] for name in some}
+        lathe_gguf.write(folder / f"a-0000{number + 1}-of-00002.gguf", split, refs, lambda name, ref: "F32")
+    for place in (folder, folder / "a-00001-of-00002.gguf", folder / "a-00002-of-00002.gguf"):
+        found = checkpoint.open(place)
+        assert found.spec == families.read(config)
+        assert all(torch.equal(found.tensors[name].read(), memory[name].read()) for name in memory)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import damaged, draw_box, same_bits
 
-from lathe.errors import CheckpointError
+from lathe.errors import CheckpointError, MissingError
 from lathe.weights import gguf
 from lathe.weights.blocks import PACKINGS
 from lathe.weights.tensors import Ref
@@ -134,6 +134,8 @@ SCALES = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
     "MXFP4": (),
 }
 
@@ -451,3 +453,71 @@ def test_any_float_is_written(tmp_path: Path) -> None:
         write(tmp_path / "a", {"x": Ref.of(values)}, "Q8_0")
         expected = reference.quantize(values.float().numpy(), GGMLQuantizationType.Q8_0)
         assert np.array_equal(reference.GGUFReader(tmp_path / "a").tensors[0].data, expected)
+
+
+# ---- files in parts -------------------------------------------------------------------------------------------------
+def cut(folder: Path, name: str = "model") -> list[Path]:
+    """Five tensors in three files, as the reference writes them."""
+    writer = GGUFWriter(folder / f"{name}.gguf", "llama", split_max_tensors=2)
+    writer.add_token_list(["a", "b"])
+    for n in range(5):
+        writer.add_tensor(f"t{n}", np.full((2, 3), n, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob(f"{name}-*.gguf"))
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_a_file_in_parts_is_one_by_any_of_its_names(tmp_path: Path, part: int) -> None:
+    files = cut(tmp_path)
+    assert [file.name for file in files] == [f"model-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    found = gguf.whole(files[part])
+    assert found.metadata["tokenizer.ggml.tokens"] == ["a", "b"]
+    assert not [key for key in found.metadata if key.startswith("split.")]
+    assert [ref.read().mean().item() for ref in found.tensors.values()] == [0, 1, 2, 3, 4]
+
+
+def test_models_in_a_folder_are_counted_once_each(tmp_path: Path) -> None:
+    files = [*cut(tmp_path), *cut(tmp_path, "other"), written(tmp_path / "single.gguf")]
+    names = ["model-00001-of-00003.gguf", "other-00001-of-00003.gguf", "single.gguf"]
+    assert [file.name for file in gguf.models(files)] == names
+
+
+def test_a_part_that_is_not_there(tmp_path: Path) -> None:
+    files = cut(tmp_path)
+    files[1].unlink()
+    with pytest.raises(MissingError, match=r"model-00002-of-00003\.gguf, 1 of 3 parts"):
+        gguf.whole(files[0])
+
+
+def test_parts_of_two_models(tmp_path: Path) -> None:
+    ours, theirs = cut(tmp_path), cut(tmp_path, "other")
+    theirs[0].replace(ours[1])
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.gguf is not part 2 of 3"):
+        gguf.whole(ours[0])
+
+
+def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
+    files = cut(tmp_path)
+    content = bytearray(files[1].read_bytes())
+    at = content.index(b"t2")
+    content[at : at + 2] = b"t0"
+    files[1].write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"t0 in .*model-00002-of-00003\.gguf also stands"):
+        gguf.whole(files[0])
+
+
+@pytest.mark.parametrize(("kind", "count"), [(8, text("3")), (12, struct.pack("<d", 3.0)), (10, bytes(7) + b"\x40")])
+def test_a_count_of_parts_that_is_none(tmp_path: Path, kind: int, count: bytes) -> None:
+    (tmp_path / "a-00001-of-00003.gguf").write_bytes(header([pair("split.count", kind, count)]))
+    with pytest.raises(CheckpointError, match="its name does not say which"):
+        gguf.whole(tmp_path / "a-00001-of-00003.gguf")
+
+
+def test_a_part_under_another_name(tmp_path: Path) -> None:
+    files = cut(tmp_path)
+    files[1].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(CheckpointError, match=r"renamed\.gguf is one of 3 parts"):
+        gguf.whole(tmp_path / "renamed.gguf")

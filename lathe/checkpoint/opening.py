@@ -63,7 +63,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         return lightning.open(folder, folder / "lit_model.pth")
     if distributed.is_folder(folder):
         return lightning.open(folder if lightning.describes(folder) else folder.parent, folder)
-    packed = present("*.gguf")
+    packed = gguf.models(present("*.gguf"))
     if len(packed) == 1:
         return _open_gguf(packed[0])
     if packed:
@@ -116,7 +116,7 @@ def _open_hugging_face(
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = gguf.open(path)
+    file = gguf.whole(path)
     small = {name: file.tensors[name] for name in ggml.SETTINGS if name in file.tensors}
     settings = {
         name: ref.read().tolist() for name, ref in small.items() if len(ref.shape) == 1 and ref.nbytes < 1 << 20

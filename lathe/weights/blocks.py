@@ -130,6 +130,23 @@ def _mxfp4(raw: Tensor) -> Tensor:  # exponent 1 | q 16
     return _scaled(powers[raw[:, :1].int()], floats[_bits(raw[:, 1:], (0, 4), 15, 16).int()])
 
 
+# Sixteen numbers, closer together near zero, as weights are.
+BELL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def _bell(raw: Tensor, run: int) -> Tensor:
+    return torch.tensor(BELL, dtype=torch.int8)[_bits(raw, (0, 4), 15, run).int()]
+
+
+def _iq4_nl(raw: Tensor) -> Tensor:  # d 2 | q 16
+    return _scaled(_half(raw[:, :2]), _bell(raw[:, 2:], 16))
+
+
+def _iq4_xs(raw: Tensor) -> Tensor:  # d 2 | high bits of scales 2 | low halves of scales 4 | q 128
+    scales = _bits(raw[:, 4:8], (0, 4), 15, 1) | _bits(raw[:, 2:4], (0, 2, 4, 6), 3, 1) << 4
+    return _scaled(_half(raw[:, :2]) * _signed(scales, 32), _bell(raw[:, 8:], 16))
+
+
 PACKINGS = {  # by ggml's type number
     2: Packing("Q4_0", 32, 18, _q4_0, packing.q4_0),
     3: Packing("Q4_1", 32, 20, _q4_1, packing.q4_1),
@@ -141,5 +158,7 @@ PACKINGS = {  # by ggml's type number
     12: Packing("Q4_K", 256, 144, _q4_k, packing.q4_k),
     13: Packing("Q5_K", 256, 176, _q5_k, packing.q5_k),
     14: Packing("Q6_K", 256, 210, _q6_k, packing.q6_k),
+    20: Packing("IQ4_NL", 32, 18, _iq4_nl),
+    23: Packing("IQ4_XS", 256, 136, _iq4_xs),
     39: Packing("MXFP4", 32, 17, _mxfp4),
 }

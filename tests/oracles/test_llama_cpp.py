@@ -43,7 +43,7 @@ UNHEEDED = {
     "qwen2-window": {"use_sliding_window": False},
     "phi3-window": {"sliding_window": None},
 }  # fmt: skip
-# Of DeepSeek's two numbers for YaRN only one is in the file, and llama.cpp norms latents with the same epsilon as all else.
+# Of DeepSeek's two numbers for YaRN only one is in the file; and llama.cpp has one epsilon for all norms.
 ALTERED = {"deepseek-v3": {"rms_norm_eps": 1e-6, "rope_scaling": {
     "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1,
     "mscale": 0.7, "mscale_all_dim": 0.7,
@@ -149,7 +149,7 @@ NUMBERS = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}
 @pytest.mark.parametrize("name", ["llama-2", "llama-3.2-tied-llama3-rope", "mixtral", "phi3-longrope", "gemma"])
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_a_mixture_is_llama_cpp_s(answers, words, tmp_path, name, kind):
-    """Every tensor has the type that llama.cpp's own quantizer gives it, and where it is that type's, the same error."""
+    """Every tensor has the type that llama.cpp's own quantizer gives it, and is as near to what it was."""
     config = wide(name, layers=9)  # enough for layers to differ in a mixture
     if name == "phi3-longrope":
         config["rope_scaling"] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from lathe.weights.gguf.parts import models, whole
 from lathe.weights.gguf.reading import Gguf, open
 from lathe.weights.gguf.writing import write
 
-__all__ = ["Gguf", "open", "write"]
+__all__ = ["Gguf", "models", "open", "whole", "write"]
