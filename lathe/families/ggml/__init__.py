@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lathe.families.ggml.header import SETTINGS
+from lathe.families.ggml.kinds import KINDS, described, mix
 from lathe.families.ggml.lineages import config
-from lathe.families.ggml.mixture import KINDS, described, mix
 from lathe.families.ggml.names import rules
 from lathe.families.ggml.telling import check, metadata, settings
 

@@ -5,7 +5,6 @@ Keys are named as in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; 
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,13 @@ from typing import Any
 from lathe.errors import ConfigError
 from lathe.families import FAMILIES
 from lathe.families.keys import Keys
-from lathe.model.spec import Llama3
 
 Config = dict[str, Any]
+Facts = dict[str, Any]  # metadata, without the architecture's name before each key
+SCORES = {"softmax": 1, "sigmoid": 2}  # ggml's numbers for what a router makes of its logits
 
 # Small tensors that are settings, not weights: divisors of the rotary frequencies.
 FREQUENCIES, LONG, SHORT = SETTINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-LLAMA3 = 1.0, 4.0  # the ends of the ramp in Llama 3's scaling, in all models that have it
-LLAMA3_CONTEXT = 8192  # and, where the file does not say it, the length of the first training
 
 
 @dataclass(frozen=True)
@@ -92,21 +89,6 @@ def sizes(header: Header, architecture: str, *, head_dim: bool = True) -> Config
     return found
 
 
-def dense(header: Header, architecture: str) -> Config:
-    """Attention with rotary positions over whole heads, and RMSNorm: the Llama and all that is like it."""
-    found = sizes(header, architecture)
-    channels = header.keys.size("rope.dimension_count", found["head_dim"])
-    if channels != found["head_dim"]:
-        raise header.keys.wrong("rope.dimension_count", channels, f"{found['head_dim']}, all channels of a head")
-    found |= {"rms_norm_eps": header.keys.real("attention.layer_norm_rms_epsilon"), **rope(header, channels)}
-    # Where queries, keys and values alone have one (Qwen 2), the architecture says so.
-    if {"blk.0.attn_q.bias", "blk.0.attn_output.bias"} <= header.shapes.keys():
-        found["attention_bias"] = True
-    if "blk.0.ffn_gate.bias" in header.shapes:
-        found["mlp_bias"] = True
-    return found
-
-
 def windows(header: Header, layers: int, every: int = 0, window: int = 0) -> tuple[int, list[bool]]:
     """A window's size, 0 for none, and which layers have it: those that the file's pattern names, or all but each
     `every`th, or, with `every` 0, all. window: the size where the file gives none."""
@@ -125,89 +107,10 @@ def named(local: Sequence[bool]) -> list[str]:
     return ["sliding_attention" if slides else "full_attention" for slides in local]
 
 
-def turning(header: Header, channels: int) -> tuple[int, float]:
-    """How many of a head's channels turn, and what share of them that is."""
-    turned = header.keys.size("rope.dimension_count", channels)
-    if turned > channels:
-        raise header.keys.wrong("rope.dimension_count", turned, f"at most {channels}, the channels of a head")
-    share = turned / channels
-    # Whoever multiplies them again rounds down.
-    return turned, share if int(channels * share) == turned else math.nextafter(share, 1.0)
-
-
-def rope(header: Header, channels: int, base: float = 10_000.0) -> Config:
-    """`rope_theta` and `rope_scaling`. `channels`: of a head, those that turn."""
-    base = header.keys.real("rope.freq_base", base)
-    if base <= 0:
-        raise header.keys.wrong("rope.freq_base", base, "above 0")
-    return {"rope_theta": base, "rope_scaling": _scaling(header, channels, base)}
-
-
-def _scaling(header: Header, channels: int, base: float) -> Config | None:
-    keys, context = header.keys, header.keys.size("context_length")
-    kind = keys.take("rope.scaling.type", "linear")
-    factor = keys.real("rope.scaling.factor", keys.real("rope.scale_linear", 0.0)) or 1.0
-    if kind not in ("none", "linear", "yarn", "longrope"):
-        raise keys.wrong("rope.scaling.type", kind, "none, linear, yarn or longrope")
-    original = keys.size("rope.scaling.original_context_length", context)
-    attention = keys.real("rope.scaling.attn_factor", 1.0)
-    if {LONG, SHORT} <= header.shapes.keys():
-        return _long(header.factors(SHORT, channels), header.factors(LONG, channels), original, attention, context)
-    if kind == "longrope":
-        raise keys.wrong("rope.scaling.type", kind, f'accompanied by the tensors "{SHORT}" and "{LONG}"')
-    keys.expect("rope.scaling.attn_factor", 1.0)
-    plain = kind == "none" or factor == 1.0
-    if FREQUENCIES in header.shapes:
-        if not plain:
-            raise keys.wrong("rope.scaling.factor", factor, f'1 beside the tensor "{FREQUENCIES}"')
-        trained = keys.size("rope.scaling.original_context_length", LLAMA3_CONTEXT)
-        return _divided(header.factors(FREQUENCIES, channels), base, context, trained)
-    if plain:
-        return None
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    keys.expect("rope.scaling.yarn_ext_factor", 1.0)
-    found = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    for name, key in (("attention_factor", "attn_factor"), ("beta_fast", "beta_fast"), ("beta_slow", "beta_slow")):
-        value = keys.real_or_none("rope.scaling.yarn_" + key)
-        found |= {} if value is None else {name: value}
-    return found
-
-
-def divisors(scaling: Llama3, base: float, pairs: int) -> tuple[float, ...]:
-    """What the frequency of each pair of channels is divided by, in Llama 3's scaling."""
-
-    def divisor(pair: int) -> float:
-        turns = scaling.original / (2 * math.pi * base ** (pair / pairs))  # in the first training's context
-        kept = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
-        return 1 / ((1 - kept) / scaling.factor + kept)
-
-    return tuple(map(divisor, range(pairs)))
-
-
-def _divided(factors: Sequence[float], base: float, context: int, original: int) -> Config:
-    """Llama 3's scaling, where that is what the divisors come from; the divisors themselves where it is not."""
-    scaling = Llama3(shortest(max(factors)), *LLAMA3, original)
-    expected = divisors(scaling, base, len(factors)) if scaling.factor > 0 else ()
-    if expected and all(math.isclose(f, want, rel_tol=1e-3) for f, want in zip(factors, expected, strict=True)):
-        return {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low,
-            "high_freq_factor": scaling.high,
-            "original_max_position_embeddings": original,
-        }
-    return _long(factors, factors, context, 1.0, context)
-
-
-def _long(short: Sequence[float], long: Sequence[float], original: int, attention: float, context: int) -> Config:
-    grown = context / original
-    usual = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 and original > 1 else 1.0
-    found = {
-        "rope_type": "longrope",
-        "short_factor": list(short),
-        "long_factor": list(long),
-        "original_max_position_embeddings": original,
-    }
-    # transformers 4 takes only what it needs here.
-    return found if math.isclose(attention, usual, rel_tol=1e-6) else found | {"attention_factor": attention}
+def chosen(header: Header, norm: bool = True) -> Config:
+    """Scores are a softmax, and the weights of the chosen experts sum to 1, or, without `norm`, are what they are."""
+    keys = header.keys
+    keys.expect("expert_gating_func", SCORES["softmax"])
+    keys.expect("expert_weights_norm", norm)
+    keys.expect("expert_weights_scale", 1.0)
+    return {"num_experts_per_tok": keys.size("expert_used_count")}

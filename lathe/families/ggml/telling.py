@@ -14,9 +14,10 @@ from typing import Any
 
 from lathe.errors import ConfigError
 from lathe.families import read
-from lathe.families.ggml.header import FREQUENCIES, LONG, SHORT, divisors
-from lathe.families.ggml.lineages import SCORES, find
+from lathe.families.ggml.header import FREQUENCIES, LONG, SCORES, SHORT, Facts
 from lathe.families.ggml.lineages import config as meaning
+from lathe.families.ggml.lineages import find
+from lathe.families.ggml.scaling import divisors
 from lathe.families.positions import mscale
 from lathe.model.spec import (
     Attention,
@@ -33,7 +34,6 @@ from lathe.model.spec import (
     Yarn,
 )
 
-Facts = dict[str, Any]
 TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 

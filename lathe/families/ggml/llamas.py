@@ -1,0 +1,87 @@
+"""Llama and its like in GGUF: rotary positions, RMSNorm, a gated MLP; what their keys mean in Hugging Face's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lathe.families.ggml.header import Config, Facts, Header, chosen, named, sizes, windows
+from lathe.families.ggml.scaling import rope, turning
+from lathe.model.spec import Spec
+
+
+def dense(header: Header, architecture: str) -> Config:
+    """Attention with rotary positions over whole heads, and RMSNorm: the Llama and all that is like it."""
+    found = sizes(header, architecture)
+    channels = header.keys.size("rope.dimension_count", found["head_dim"])
+    if channels != found["head_dim"]:
+        raise header.keys.wrong("rope.dimension_count", channels, f"{found['head_dim']}, all channels of a head")
+    found |= {"rms_norm_eps": header.keys.real("attention.layer_norm_rms_epsilon"), **rope(header, channels)}
+    # Where queries, keys and values alone have one (Qwen 2), the architecture says so.
+    if {"blk.0.attn_q.bias", "blk.0.attn_output.bias"} <= header.shapes.keys():
+        found["attention_bias"] = True
+    if "blk.0.ffn_gate.bias" in header.shapes:
+        found["mlp_bias"] = True
+    return found
+
+
+def llama(header: Header) -> Config:
+    """Windows are Mistral's, and llama.cpp itself does not heed them."""
+    keys = header.keys
+    mixed = keys.size("expert_count", 0, least=0)
+    found = dense(header, "MixtralForCausalLM" if mixed else "LlamaForCausalLM")
+    window, local = windows(header, found["num_hidden_layers"])
+    if window and not all(local):
+        raise keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
+    if mixed:
+        keys.expect("expert_feed_forward_length", found["intermediate_size"])
+        return {**found, "num_local_experts": mixed, **chosen(header), "sliding_window": window or None}
+    keys.expect("expert_used_count", 0)
+    if window:
+        mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+        return {**found, **mistral, "sliding_window": window}
+    return found
+
+
+def qwen(header: Header, architecture: str) -> Config:
+    """Windows in some layers, which llama.cpp itself does not heed."""
+    found = dense(header, architecture)
+    window, local = windows(header, found["num_hidden_layers"])
+    if not window:
+        return found
+    return {**found, "use_sliding_window": True, "sliding_window": window, "layer_types": named(local)}
+
+
+def granite(header: Header) -> Config:
+    found, keys = dense(header, "GraniteForCausalLM"), header.keys
+    return {
+        **found,
+        "attention_multiplier": keys.real("attention.scale", found["head_dim"] ** -0.5),
+        "embedding_multiplier": keys.real("embedding_scale", 1.0),
+        "residual_multiplier": keys.real("residual_scale", 1.0),
+        "logits_scaling": keys.real("logit_scale", 1.0),
+    }
+
+
+def granite_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
+    return {
+        "attention.scale": spec.layers[0].mixer.scale,
+        "embedding_scale": spec.embed_scale,
+        "residual_scale": spec.layers[0].residual,
+        "logit_scale": 1 / spec.logit_scale,
+    }
+
+
+def phi3(header: Header) -> Config:
+    found, keys = sizes(header, "Phi3ForCausalLM"), header.keys
+    turned, share = turning(header, found["head_dim"])
+    found |= {
+        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "partial_rotary_factor": share,
+        "sliding_window": keys.size("attention.sliding_window", 0, least=0) or None,
+        **rope(header, turned),
+    }
+    if found["rope_scaling"]:  # Phi-3 keeps this one outside
+        original = found["rope_scaling"].pop("original_max_position_embeddings", found["max_position_embeddings"])
+        found["original_max_position_embeddings"] = original
+    return found
