@@ -21,6 +21,7 @@ from torch import Tensor
 from lathe.errors import CheckpointError
 from lathe.weights import beside, pickled, storage
 from lathe.weights.program import Class, Function, Record, run
+from lathe.weights.safetensors import mapped
 from lathe.weights.tensors import Box, Ref, possible
 
 METADATA = ".metadata"
@@ -45,16 +46,27 @@ def open(folder: Path) -> dict[str, Ref]:
     tree = run(BytesIO(path.read_bytes()), NAMES, _no_storage, path)
     try:
         kinds, places = _tables(tree)
-        sizes = {file: (folder / file).stat().st_size for file in {place.file for place in places.values()}}
+        files = {place.file: folder / place.file for place in places.values()}
+        for name, file in files.items():
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{folder} lacks {name}, which {METADATA} names.",
+                    fix="Finish the copy; each process that saved wrote files of its own.",
+                )
+        stored = {name: _File(file, file.stat().st_size, cache(partial(mapped, file))) for name, file in files.items()}
         tensors = {name: kind for name, kind in kinds.items() if kind.kind == "TensorStorageMetadata"}
-        return {name: _tensor(folder, name, record, places, sizes) for name, record in tensors.items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} lacks {Path(error.filename).name}, which {METADATA} names.",
-            fix="Finish the copy; each process that saved wrote files of its own.",
-        ) from None
+        return {name: _tensor(folder, name, record, places, stored) for name, record in tensors.items()}
     except (KeyError, ValueError) as error:
         raise _damaged(path, str(error)) from error
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of shards, mapped when it is first read."""
+
+    path: Path
+    size: int
+    bytes: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,9 +102,11 @@ def _place(index: Any, info: Any) -> tuple[tuple[str, tuple[int, ...]], _Place]:
         case (
             Record("MetadataIndex", {"fqn": str(name)} as key),
             Record("_StorageInfo", {"relative_path": str(file), "offset": int(begin), "length": int(length)} as rest),
-        ) if rest.get("transform_descriptors") is None and Path(file).name == file and begin >= 0 and length >= 0:
+        ) if rest.get("transform_descriptors") is None and min(begin, length) >= 0:
             offsets = key.get("offset")
-            return (name, tuple(offsets) if isinstance(offsets, tuple) else ()), _Place(file, begin, length)
+            # A name, not a path: what lies outside of the folder is not read.
+            if file not in ("", "..") and Path(file).name == file:
+                return (name, tuple(offsets) if isinstance(offsets, tuple) else ()), _Place(file, begin, length)
     raise ValueError("a chunk is not described as torch does")
 
 
@@ -101,7 +115,7 @@ def _tensor(
     name: str,
     record: Record,
     places: Mapping[tuple[str, tuple[int, ...]], _Place],
-    sizes: Mapping[str, int],
+    files: Mapping[str, _File],
 ) -> Ref:
     match record.fields:
         case {
@@ -122,10 +136,11 @@ def _tensor(
                 if not all(lengths) and all(shape):
                     continue  # a rank that had nothing of it
                 place = places[name, low]
-                if place.begin + place.length > sizes[place.file]:
+                file = files[place.file]
+                if place.begin + place.length > file.size:
                     raise ValueError(f'a chunk of tensor "{name}" reaches beyond the end of {place.file}')
                 box = tuple(slice(a, a + n) for a, n in zip(low, lengths, strict=True))
-                chunks.append(_Chunk(box, cache(partial(_read, folder / place.file, place, lengths, dtype, source))))
+                chunks.append(_Chunk(box, cache(partial(_read, file, place, lengths, dtype, source))))
             case _:
                 raise ValueError(f'a chunk of tensor "{name}" has no proper offsets and sizes')
     if not _tiled([chunk.box for chunk in chunks], shape):
@@ -148,9 +163,9 @@ def _tiled(boxes: Sequence[Box], shape: Sequence[int], dim: int = 0) -> bool:
     return edge == shape[dim] and all(_tiled(group, shape, dim + 1) for group in groups.values())
 
 
-def _read(path: Path, place: _Place, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> Ref:
+def _read(file: _File, place: _Place, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> Ref:
     """What is stored of a chunk."""
-    ref = pickled.part(path, place.begin, place.length)
+    ref = pickled.part(file.path, place.begin, place.length, file.bytes)
     if not isinstance(ref, Ref) or (ref.shape, ref.dtype) != (shape, dtype):
         raise CheckpointError(
             f"{source} has a chunk that is not of the shape and type it should be.", fix="Copy the folder again."

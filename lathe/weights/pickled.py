@@ -54,7 +54,7 @@ def open(path: Path) -> Any:
         start = file.read(16)
         file.seek(0)
         if start[:2] == b"PK":
-            return _named(_archive(path, file), path)
+            return _named(_archive(path, file, cache(partial(mapped, path))), path)
         if OLD_MAGIC in start:
             return _named(_row(path, file), path)
     raise CheckpointError(
@@ -83,17 +83,20 @@ def _foreign(path: Path) -> CheckpointError:
     )
 
 
-def part(path: Path, begin: int, length: int) -> Any:
-    """The same of what torch.save put into a part of a larger file, `length` bytes from byte `begin` on, as a zip."""
+def part(path: Path, begin: int, length: int, whole: Callable[[], Tensor]) -> Any:
+    """The same of what torch.save put into a part of a larger file, `length` bytes from byte `begin` on, as a zip.
+
+    whole: how to get all the file's bytes, mapped.
+    """
     with window(path, begin, length) as file:
-        return _archive(path, file, begin)
+        return _archive(path, file, whole, begin)
 
 
 def _load(program: BytesIO, locate: Locate, path: Path) -> Any:
     return run(program, {**NAMES, **beside.NAMES}, lambda pid: storage(pid, locate), path)
 
 
-def _archive(path: Path, file: IO[bytes], base: int = 0) -> Any:
+def _archive(path: Path, file: IO[bytes], whole: Callable[[], Tensor], base: int = 0) -> Any:
     """The layout since PyTorch 1.6: NAME/data.pkl is the program, NAME/data/KEY the bytes of each storage.
 
     base: where in the file at `path` the archive begins, which `file` is.
@@ -112,7 +115,6 @@ def _archive(path: Path, file: IO[bytes], base: int = 0) -> Any:
         raise _damaged(path, f"its zip archive cannot be read ({error})") from error
     if order == b"big":
         raise _foreign(path)
-    whole = cache(partial(mapped, path))
 
     @cache
     def locate(key: str, nbytes: int) -> Callable[[], Tensor]:
