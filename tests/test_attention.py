@@ -18,7 +18,15 @@ from lathe.model.layout import Layout
 
 
 def by_definition(
-    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: tuple[int, ...],
+    scale: float,
+    window: int | None = None,
+    chunk: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """softmax(q k) v of every head and token in turn, in float64."""
     q, k, v = q.double(), k.double(), v.double()
@@ -26,12 +34,14 @@ def by_definition(
     for low, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
         for t in range(low, low + length):
             first = low if window is None else max(low, t + 1 - window)
+            first = first if chunk is None else t - (t - low) % chunk
             heads = []
             for h in range(q.shape[1]):
                 scores = k[first : t + 1, h // share] @ q[t, h] * scale
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)
-                heads.append(scores.softmax(0) @ v[first : t + 1, h // share])
+                past = scores.exp().sum() + (0 if sinks is None else sinks[h].double().exp())
+                heads.append(scores.exp() / past @ v[first : t + 1, h // share])
             rows.append(torch.stack(heads))
     return torch.stack(rows).float()
 
@@ -44,33 +54,32 @@ class Problem:
     q: Tensor
     k: Tensor
     v: Tensor
-    window: int | None
-    softcap: float | None
-    scale: float = 0.4
+    how: dict[str, object]
 
     def answer(self) -> Tensor:
-        return by_definition(self.q, self.k, self.v, self.lengths, self.scale, self.window, self.softcap)
+        return by_definition(self.q, self.k, self.v, self.lengths, **self.how)
 
     def attend(self, layout: Layout, rows: Tensor | slice = slice(None), cache: kernels.Cache | None = None) -> Tensor:
-        how = {"scale": self.scale, "window": self.window, "softcap": self.softcap}
-        return kernels.attend(self.q[rows], self.k[rows], self.v[rows], layout, cache=cache, **how)
+        return kernels.attend(self.q[rows], self.k[rows], self.v[rows], layout, cache=cache, **self.how)
 
 
-def problem(
-    lengths: tuple[int, ...], heads: int = 4, kv_heads: int = 2, window: int | None = None, softcap: float | None = None
-) -> Problem:
+def problem(lengths: tuple[int, ...], heads: int = 4, kv_heads: int = 2, sinks: bool = False, **how: object) -> Problem:
     generator = torch.Generator().manual_seed(sum(lengths))
     q, k, v = (
         torch.randn(sum(lengths), h, c, generator=generator) for h, c in ((heads, 8), (kv_heads, 8), (kv_heads, 6))
     )
-    return Problem(lengths, q, k, v, window, softcap)
+    drain = torch.randn(heads, generator=generator) if sinks else None
+    return Problem(lengths, q, k, v, {"scale": 0.4, "sinks": drain, **how})
 
 
 problems = st.builds(
-    lambda lengths, heads, window, softcap: problem(tuple(lengths), *heads, window, softcap),
+    lambda lengths, heads, sinks, reach, softcap: problem(tuple(lengths), *heads, sinks, softcap=softcap, **reach),
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
     st.sampled_from([(1, 1), (3, 3), (4, 2), (4, 1)]),
-    st.none() | st.integers(1, 10),
+    st.booleans(),
+    st.just({})
+    | st.fixed_dictionaries({"window": st.integers(1, 10)})
+    | st.fixed_dictionaries({"chunk": st.integers(1, 5)}),
     st.none() | st.just(1.5),
 )
 
@@ -117,12 +126,13 @@ def test_any_cuts_through_a_cache_are_its_definition(p, data):
     assert_close(got, p.answer(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("reach", [{}, {"window": 3}, {"chunk": 3}], ids=str)
+@pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("lengths", [(7,), (5, 5), (2, 6, 1)], ids=str)
-def test_gradients_are_those_of_the_definition(lengths, window, softcap):
-    p = problem(lengths, window=window, softcap=softcap)
-    leaves = [x.requires_grad_() for x in (p.q, p.k, p.v)]
+def test_gradients_are_those_of_the_definition(lengths, reach, softcap, sinks):
+    p = problem(lengths, sinks=sinks, softcap=softcap, **reach)
+    leaves = [x.requires_grad_() for x in (p.q, p.k, p.v, *((p.how["sinks"],) if sinks else ()))]
     pull = torch.randn(*p.q.shape[:2], p.v.shape[-1])
     ours = torch.autograd.grad((p.attend(Layout.of(lengths)) * pull).sum(), leaves)
     theirs = torch.autograd.grad((p.answer() * pull).sum(), leaves)
@@ -141,13 +151,23 @@ def test_a_cache_of_fewer_bits_rounds_keys_and_values():
 
 
 def test_a_window_counts_the_query_itself():
-    assert kernels.visible(3, 5, 2, torch.device("cpu")).int().tolist() == [
+    assert kernels.Seen(1.0, 2, None, None).mask(3, 5, torch.device("cpu")).int().tolist() == [
         [0, 1, 1, 0, 0],
         [0, 0, 1, 1, 0],
         [0, 0, 0, 1, 1],
     ]
     p = problem((6,), window=1)
     assert_close(p.attend(Layout.of((6,))), p.v.repeat_interleave(2, dim=1))
+
+
+def test_a_chunk_begins_where_its_last_ended():
+    assert kernels.Seen(1.0, None, 3, None).mask(5, 5, torch.device("cpu")).int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
 
 
 # ---- latent attention -----------------------------------------------------------------------------------------------
@@ -216,9 +236,25 @@ def test_through_two_layers_a_window_reaches_twice_as_far():
     assert moved.tolist() == [4 <= t <= 4 + 2 * 2 for t in range(12)]
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=5))
+@pytest.mark.parametrize("product", [kernels.expert_products, kernels.grouped_products])
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_rows_meet_their_own_expert(counts):
-    x, weight = torch.randn(sum(counts), 6), torch.randn(len(counts), 4, 6)
+def test_rows_meet_their_own_expert(product, counts, biased):
+    """Also in the form for GPUs, of which torch has a plain one for the CPU."""
+    x, weight, bias = torch.randn(sum(counts), 16), torch.randn(len(counts), 8, 16), torch.randn(len(counts), 8)
     of = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    assert_close(kernels.expert_products(x, weight, counts), torch.einsum("nd,nfd->nf", x, weight[of]))
+    right = torch.einsum("nd,nfd->nf", x, weight[of]) + (bias[of] if biased else 0)
+    groups = kernels.Groups(torch.tensor(counts))
+    assert_close(product(x, weight, bias if biased else None, groups), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("counts", [(3, 0, 5), (0, 0, 1), (128, 7, 64)], ids=str)
+def test_one_kernel_for_all_experts_is_one_product_each(counts):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x, weight, bias = (torch.randn(*shape).bfloat16() for shape in ((sum(counts), 64), (3, 32, 64), (3, 32)))
+    sizes = torch.tensor(counts)
+    right = kernels.expert_products(x, weight, bias, kernels.Groups(sizes))
+    got = kernels.expert_products(x.cuda(), weight.cuda(), bias.cuda(), kernels.Groups(sizes.cuda()))
+    assert_close(got.cpu(), right, rtol=2e-2, atol=2e-2)

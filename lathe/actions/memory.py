@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lathe.model.decoder import Decoder
-    from lathe.model.spec import Layer, Mixer, Mlp, Spec
+    from lathe.model.spec import Clamped, Layer, Mixer, Mlp, Spec
 
 RANK, PREFIX = 8, 10  # LitGPT's defaults for LoRA and adapters
 INT4 = 4.5 / 8
@@ -52,7 +52,8 @@ class Sizes:
 
     @staticmethod
     def of(decoder: Decoder) -> Sizes:
-        from lathe.model.layers import Linear, Stacked
+        from lathe.model.layers import Linear
+        from lathe.model.mlps import Stacked
 
         modules = [module for module in decoder.model.layers.modules() if isinstance(module, (Linear, Stacked))]
         weights = [module.weight for module in modules]
@@ -131,7 +132,7 @@ def _mixer(part: Mixer) -> int:
     return latents + part.heads * (2 * joined + part.plain_channels + 2 * part.value_channels)
 
 
-def _mlp(part: Mlp, width: int) -> int:
+def _mlp(part: Mlp | Clamped, width: int) -> int:
     from lathe.model.spec import Experts, Plain
 
     if isinstance(part, Experts):

@@ -12,6 +12,8 @@ from lathe.model.layout import Layout
 class Attention(nn.Module):
     """Multi-head, grouped-query or multi-query attention. Vaswani et al. 2017; Ainslie et al., arXiv:2305.13245."""
 
+    sinks: nn.Parameter | None
+
     def __init__(self, part: spec.Attention, width: int) -> None:
         super().__init__()
         self.part = part
@@ -24,6 +26,7 @@ class Attention(nn.Module):
         if part.qk_norm is not None:
             self.q_norm = layers.norm(part.qk_norm.norm, queries if self.by_row else part.channels)
             self.k_norm = layers.norm(part.qk_norm.norm, keys if self.by_row else part.channels)
+        self.register_parameter("sinks", nn.Parameter(torch.empty(part.heads)) if part.sinks else None)
 
     def forward(self, x: Tensor, layout: Layout, cache: kernels.Cache | None) -> Tensor:
         part = self.part
@@ -36,10 +39,31 @@ class Attention(nn.Module):
         if part.rope is not None:
             turn = rope.angles(part.rope, layout)
             q, k = rope.rotate(q, turn, part.rope), rope.rotate(k, turn, part.rope)
+        if part.temperature is not None:
+            q = (q * heat(part.temperature, layout)).type_as(q)
         y = kernels.attend(
-            q, k, v, layout, scale=part.scale, window=part.window, softcap=part.softcap, cache=cache
+            q,
+            k,
+            v,
+            layout,
+            scale=part.scale,
+            window=part.window,
+            chunk=part.chunk,
+            softcap=part.softcap,
+            sinks=self.sinks,
+            cache=cache,
         )  # T H C
         return self.o_proj(y.flatten(-2))
+
+
+def heat(part: spec.Temperature, layout: Layout) -> Tensor:
+    """What the queries of each token are multiplied by, T 1 1, float32."""
+
+    def made() -> Tensor:
+        turns = ((layout.positions + part.ahead) // part.every).float()
+        return (1 + part.strength * turns.log1p())[:, None, None]
+
+    return layout.once(part, made)
 
 
 class LatentAttention(nn.Module):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lathe.model import attention, layers
+from lathe.model import attention, layers, mlps
 from lathe.model.kernels import Cache
 from lathe.model.layout import Layout
 from lathe.model.spec import Layer, Order, Spec
@@ -47,7 +47,7 @@ class Block(nn.Module):
     def __init__(self, part: Layer, width: int) -> None:
         super().__init__()
         self.self_attn = attention.mixer(part.mixer, width)
-        self.mlp = layers.mlp(part.mlp, width)
+        self.mlp = mlps.mlp(part.mlp, width)
         self.residual = part.residual
         for name in self.norms:
             self.add_module(name, layers.norm(part.norm, width))

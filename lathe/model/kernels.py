@@ -5,8 +5,9 @@ Everything else in `model` is ordinary tensor algebra; what a device does best i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -25,70 +26,135 @@ def attend(
     *,
     scale: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
     """Causal softmax attention of every sequence on the ribbon to itself and to its past in the cache.
 
-    q: T H C, k: T K C, v: T K Cv; H is a multiple of K. Returns T H Cv. With a cache, this ribbon's keys and values are
-    first written to `layout.write`, then each sequence reads `layout.read`.
+    q: T H C, k: T K C, v: T K Cv; H is a multiple of K; sinks: H. Returns T H Cv. With a cache, this ribbon's keys and
+    values are first written to `layout.write`, then each sequence reads what it sees of `layout.read`.
     """
+    assert window is None or chunk is None
+    seen = Seen(scale, window, chunk, softcap)
     spans = list(pairwise(layout.seams))
+    reads: tuple[slice | Tensor, ...] = tuple(slice(a, b) for a, b in spans)
     if cache is None:
         n = layout.lengths[0]
         if all(length == n for length in layout.lengths):  # equal lengths are a batch
             sq, sk, sv = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # S H n C
-            return _attend(sq, sk, sv, layout, scale, window, softcap).transpose(1, 2).flatten(0, 1)
-        contexts = [(k[a:b], v[a:b]) for a, b in spans]
+            return _attend(sq, sk, sv, layout, seen, sinks).transpose(1, 2).flatten(0, 1)
+        keys, values = k, v
     else:
         assert layout.write is not None and layout.read is not None
         keys, values = cache
         keys.index_copy_(0, layout.write, k.to(keys.dtype))
         values.index_copy_(0, layout.write, v.to(values.dtype))
-        contexts = [(keys[read], values[read]) for read in layout.read]
+        reads = layout.read
 
     out = []
-    for (a, b), (k, v) in zip(spans, contexts, strict=True):
-        if window is not None:  # from the oldest key that the first query sees
-            k, v = k[-(b - a - 1 + window) :], v[-(b - a - 1 + window) :]
-        sq, sk, sv = (x.transpose(0, 1)[None].to(q.dtype) for x in (q[a:b], k, v))  # 1 H n C
-        out.append(_attend(sq, sk, sv, layout, scale, window, softcap)[0].transpose(0, 1))
+    for (a, b), read in zip(spans, reads, strict=True):
+        read = seen.part(read, b - a)
+        sq, sk, sv = (x.transpose(0, 1)[None].to(q.dtype) for x in (q[a:b], keys[read], values[read]))  # 1 H n C
+        out.append(_attend(sq, sk, sv, layout, seen, sinks)[0].transpose(0, 1))
     return torch.cat(out) if len(out) > 1 else out[0]
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
+@dataclass(frozen=True)
+class Seen:
+    """How scores are scaled, and which keys a query sees: all before it, or a window of them, or those of its chunk."""
+
+    scale: float
+    window: int | None
+    chunk: int | None
+    softcap: float | None
+
+    def part(self, read: slice | Tensor, n: int) -> slice | Tensor:
+        """What the last `n` queries see of the slots of a whole sequence: from the oldest key that the first sees."""
+        first = (read.stop - read.start if isinstance(read, slice) else len(read)) - n  # the first query's position
+        if self.window is not None:
+            first = max(first + 1 - self.window, 0)
+        elif self.chunk is not None:
+            first -= first % self.chunk
+        else:
+            return read
+        return slice(read.start + first, read.stop) if isinstance(read, slice) else read[first:]
+
+    def past(self, m: int) -> bool:
+        """Whether each of m positions sees all that stands before it."""
+        return all(most is None or m <= most for most in (self.window, self.chunk))
+
+    def mask(self, n: int, m: int, device: torch.device) -> Tensor:
+        """Which of m keys each of the last n positions sees, itself included. n m, bool."""
+        query = torch.arange(m - n, m, device=device)[:, None]
+        key = torch.arange(m, device=device)
+        seen = key <= query
+        if self.window is not None:
+            seen &= key > query - self.window
+        if self.chunk is not None:  # the first key is the first of a chunk
+            seen &= key >= query - query % self.chunk
+        return seen
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, seen: Seen, sinks: Tensor | None) -> Tensor:
     """q: S H n C, k: S K m C, v: S K m Cv, the queries being the last n of m positions. Returns S H n Cv."""
     n, m = q.shape[2], k.shape[2]
-    causal = n > 1 and n == m and (window is None or n <= window)  # no mask needed where the kernel knows the shape
+    plain = seen.softcap is None and sinks is None
+    causal = n > 1 and n == m and seen.past(m)  # no mask needed where the kernel knows the shape
     mask = None
-    if n > 1 and (softcap is not None or not causal):
-        mask = layout.once((n, m, window), lambda: visible(n, m, window, q.device))
-    if softcap is None:
+    if n > 1 and not (plain and causal):
+        mask = layout.once((n, m, seen.window, seen.chunk), lambda: seen.mask(n, m, q.device))
+    if plain:
         if n == 1:  # the heads that share keys are so many queries of them: the keys are read once, not once a head
             grouped = q.reshape(len(q), k.shape[1], -1, q.shape[-1])  # S K H/K C
-            return F.scaled_dot_product_attention(grouped, k, v, scale=scale).reshape(*q.shape[:3], v.shape[-1])
+            return F.scaled_dot_product_attention(grouped, k, v, scale=seen.scale).reshape(*q.shape[:3], v.shape[-1])
         gqa = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=seen.scale, enable_gqa=gqa)
     q = q.unflatten(1, (k.shape[1], -1))  # S K H/K n C
-    scores = torch.einsum("skhnc,skmc->skhnm", q, k) * scale
-    scores = softcap * torch.tanh(scores / softcap)
+    scores = torch.einsum("skhnc,skmc->skhnm", q, k) * seen.scale
+    if seen.softcap is not None:
+        scores = seen.softcap * torch.tanh(scores / seen.softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    if sinks is not None:  # one more score, of a key that gives nothing
+        sink = sinks.to(scores.dtype).view(*scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat((scores, sink), dim=-1).softmax(-1, dtype=torch.float32)[..., :-1].to(v.dtype)
+    else:
+        weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
     return torch.einsum("skhnm,skmc->skhnc", weights, v).flatten(1, 2)
 
 
-def visible(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """Which of m keys each of the last n positions sees: itself and the past, at most `window` in all. n m, bool."""
-    query = torch.arange(m - n, m, device=device)[:, None]
-    key = torch.arange(m, device=device)
-    seen = key <= query
-    return seen if window is None else seen & (key > query - window)
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """How many rows each expert gets, one expert after the other. sizes: (E,) int64."""
+
+    sizes: Tensor
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Where each expert's rows end, as a grouped product wants it: (E,) int32, on the device."""
+        return self.sizes.cumsum(0).to(torch.int32)
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """The experts that get rows: number, first row, end."""
+        sizes = self.sizes.tolist()
+        return [(e, end - n, end) for e, (n, end) in enumerate(zip(sizes, accumulate(sizes), strict=True)) if n]
 
 
-def expert_products(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
-    """Rows of x, sorted by expert, times each expert's own matrix. x: N D, weight: E F D, counts: rows per expert."""
-    out = [F.linear(rows, w) for rows, w, n in zip(x.split(list(counts)), weight, counts, strict=True) if n]
-    return torch.cat(out) if out else x.new_empty(0, weight.shape[1])
+def expert_products(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
+    """Rows of x, sorted by expert, times each expert's own matrix. x: N D, weight: E F D, bias: E F. Returns N F."""
+    if x.is_cuda and x.dtype == weight.dtype == torch.bfloat16 and x.shape[-1] % 8 == weight.shape[1] % 8 == 0:
+        return grouped_products(x, weight, bias, groups)  # which wants rows of whole 16 bytes
+    rows = [F.linear(x[a:b], weight[e], None if bias is None else bias[e]) for e, a, b in groups.spans]
+    return torch.cat(rows) if rows else x.new_empty(0, weight.shape[1])
+
+
+def grouped_products(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
+    """The same in one kernel, which learns on the device how many rows each expert has: the host does not wait."""
+    y = torch._grouped_mm(x, weight.transpose(1, 2), offs=groups.ends)
+    if bias is None:
+        return y
+    of = torch.searchsorted(groups.ends, torch.arange(len(x), dtype=torch.int32, device=x.device), right=True)
+    return y + bias[of]

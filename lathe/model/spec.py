@@ -114,9 +114,23 @@ class QKNorm:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Queries times 1 + strength * log(1 + floor((position + ahead) / every)), so that the far past stays in focus.
+
+    arXiv:2501.19399; Llama 4 counts positions from 1 (`ahead`), others from 0.
+    """
+
+    strength: float
+    every: int
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
 class Attention:
     """Softmax attention with `kv_heads` shared by `heads` (MHA, GQA, MQA). `window`: how many keys a query sees, itself
-    included. `softcap` bounds scores: cap * tanh(score / cap)."""
+    included; or `chunk`: positions fall into chunks of so many, and a query sees its own chunk only (Llama 4).
+    `softcap` bounds scores: cap * tanh(score / cap). `sinks`: a learned score for each head that takes its share of the
+    softmax and gives nothing (gpt-oss)."""
 
     heads: int
     kv_heads: int
@@ -127,7 +141,10 @@ class Attention:
     out_bias: bool = False
     qk_norm: QKNorm | None = None
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
+    sinks: bool = False
+    temperature: Temperature | None = None
 
     @property
     def cache(self) -> CacheShape:
@@ -179,12 +196,24 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Clamped:
+    """down((u + 1) * g * sigmoid(alpha * g)) with g = min(gate(x), limit) and u = up(x) held between -limit and limit.
+    gpt-oss, arXiv:2508.10925"""
+
+    width: int
+    limit: float = 7.0
+    alpha: float = 1.702
+    bias: bool = True
+
+
+@dataclass(frozen=True)
 class Router:
     """Which `chosen` of `count` experts a token visits, and with what weights.
 
     Scores are a softmax or sigmoids of the router's logits. With `groups`, only the `top_groups` best groups take part,
-    judged by the sum of their two best scores. `correction`: a learned bias that counts for the choice, not for the
-    weight. `renormalise` makes the chosen weights sum to 1; `scale` multiplies them. arXiv:2412.19437
+    judged by the sum of their `judges` best scores. `correction`: a learned bias that counts for the choice, not for
+    the weight; `bias`: one in the logits. `renormalise` makes the chosen weights sum to 1; `scale` multiplies them.
+    arXiv:2412.19437
     """
 
     count: int
@@ -193,17 +222,35 @@ class Router:
     renormalise: bool = True
     groups: int = 1
     top_groups: int = 1
+    judges: int = 2
     correction: bool = False
+    bias: bool = False
     scale: float = 1.0
 
 
 @dataclass(frozen=True)
-class Experts:
-    """A mixture of `each`, chosen by `router`, plus a `shared` MLP that sees every token."""
+class SparseMixer:
+    """Experts chosen one after the other, each weighted by a softmax over those left whose logits come near the best:
+    by less than 2 * `jitter` of the larger of the two sizes. Phi-3.5-MoE, arXiv:2409.12136"""
 
-    each: Gated
-    router: Router
+    count: int
+    chosen: int = 2
+    jitter: float = 0.01
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of `each`, chosen by `router`, plus a `shared` MLP that sees every token.
+
+    `weighs`: whether the router's weights multiply what an expert gives or (Llama 4) what it is given. `shared_gate`:
+    what the shared MLP gives is multiplied by the sigmoid of a learned projection (Qwen 2).
+    """
+
+    each: Gated | Clamped
+    router: Router | SparseMixer
     shared: Gated | None = None
+    shared_gate: bool = False
+    weighs: Literal["output", "input"] = "output"
 
 
 Mlp = Gated | Plain | Experts

@@ -8,7 +8,7 @@ from typing import Any
 from lathe.families.ggml.header import SCORES, Config, Facts, Header, chosen, sizes, windows
 from lathe.families.ggml.llamas import dense
 from lathe.families.ggml.scaling import rope
-from lathe.model.spec import Experts, Spec
+from lathe.model.spec import Experts, Router, Spec
 
 
 def qwen3moe(header: Header) -> Config:
@@ -76,7 +76,7 @@ def deepseek2_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
     stretch = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("mscale_all_dim")
     if stretch:
         found["rope.scaling.yarn_log_multiplier"] = stretch / 10
-    if mixtures:
+    if mixtures and isinstance(mixtures[0].router, Router):
         router, each, shared = mixtures[0].router, mixtures[0].each, mixtures[0].shared
         found |= {
             "expert_shared_count": shared.width // each.width if shared else 0,

@@ -30,6 +30,7 @@ from lathe.model.spec import (
     LongRope,
     Mixer,
     Rope,
+    SparseMixer,
     Spec,
     Yarn,
 )
@@ -121,6 +122,8 @@ def _mlps(config: Mapping[str, Any], spec: Spec) -> Facts:
     if not mixtures:
         return {"feed_forward_length": dense[0].width}
     each, router = mixtures[0].each, mixtures[0].router
+    if isinstance(router, SparseMixer):
+        raise ConfigError("llama.cpp has no words for experts chosen one after the other.")
     return {
         "feed_forward_length": dense[0].width if dense else config.get("intermediate_size", each.width),
         "expert_feed_forward_length": each.width,

@@ -29,6 +29,7 @@ from lathe.model.spec import (
     Rope,
     Router,
     Scaling,
+    SparseMixer,
     Spec,
     Yarn,
 )
@@ -214,7 +215,9 @@ def _gelu(act: str) -> str:
     raise _cannot(f"it has no MLP with {act}")
 
 
-def _router(router: Router) -> Config:
+def _router(router: Router | SparseMixer) -> Config:
+    if isinstance(router, SparseMixer):
+        raise _cannot("it has no experts chosen one after the other")
     found = {"n_expert": router.count, "n_expert_per_token": router.chosen, "norm_topk_prob": router.renormalise}
     if router.score == "softmax":
         return found
