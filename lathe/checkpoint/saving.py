@@ -95,9 +95,9 @@ def _write_hugging_face(folder: Path, model: Refs, config: Mapping[str, Any], sh
 
 def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], _: int) -> None:
     spec = families.read(config)
-    named = rules.back(litgpt.rules(spec), untied(model, spec.tied))
+    settings = litgpt.settings(config, spec)  # before anything is written: some models LitGPT cannot have
+    named = rules.back(litgpt.rules(spec), model)
     pickled.write(folder / "lit_model.pth", named)
-    settings = litgpt.settings(config, spec)
     (folder / "model_config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     _write_config(folder, named, config)
 
