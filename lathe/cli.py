@@ -18,6 +18,8 @@ from lathe import __version__
 from lathe.errors import LatheError, UsageError, did_you_mean
 
 ACTIONS = {
+    "download": "Bring a model from the Hugging Face Hub to this machine.",
+    "models": "List the families and the well-known repos.",
     "generate": "Print the text that follows a prompt.",
     "chat": "Talk with a model in the terminal.",
     "pretrain": "Train a model on text, from random weights or from given ones.",
