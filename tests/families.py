@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 ORIGINAL, WINDOW = 16, 8  # the first training's length and the window; LENGTHS lie on both sides
 LENGTHS = (1, 7, 13, 40, 40)  # ascending: transformers' dynamic rope remembers the longest sequence it has seen
 
-EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 TINY = {
     "hidden_size": 64,
     "intermediate_size": 80,
@@ -27,6 +27,8 @@ TINY = {
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
+    "num_kv_heads": 2,
+    "ffn_hidden_size": 80,
     "vocab_size": 96,
     **dict.fromkeys(EPS, 0.03),  # so large that another would show
     "bos_token_id": 1,
@@ -133,6 +135,15 @@ CASES = [
          {"original_max_position_embeddings": ORIGINAL, "rope_scaling": {**LONG_8, "type": "longrope"}}),
     Case("phi4-mini", "Phi-4-mini-instruct",
          {"original_max_position_embeddings": ORIGINAL, "rope_scaling": {**LONG, "type": "longrope"}}),
+    Case("stablelm", "stablelm-2-1_6b"),
+    Case("stablelm-parallel-normed-heads", "stablelm-2-12b", {"partial_rotary_factor": 0.5}),
+    Case("falcon-7b", "falcon-7b", {"max_position_embeddings": 64}),
+    Case("falcon-40b", "falcon-40b", {"bias": True}),
+    Case("falcon-11b", "falcon-11B"),
+    Case("falcon-one-after-the-other", "falcon-7b", {"parallel_attn": False, "multi_query": False}),
+    Case("phi-2", "phi-2"),
+    Case("phi-normed-heads", "phi-1_5", {"qk_layernorm": True, "num_key_value_heads": 2}),
+    Case("olmo", "OLMo-1B-hf", {"clip_qkv": 0.5}),
     Case("olmo2", "OLMo-2-1124-7B"),
     Case("neox", "pythia-160m"),
     Case("neox-one-after-the-other", "pythia-160m", {"use_parallel_residual": False, "rotary_pct": 1.0}),
@@ -146,8 +157,13 @@ CASES = [
 ]  # fmt: skip
 
 # Cases that another program has no words for, whatever its hand is asked to write.
+FAR = {
+    "stablelm", "stablelm-parallel-normed-heads", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-one-after-the-other",
+    "phi-2", "phi-normed-heads", "olmo",
+}  # fmt: skip
 REFUSED: dict[str, set[str]] = {
     "litgpt": {
+        *FAR,
         # its YaRN runs the wrong way
         "llama-yarn", "llama-yarn-attention-betas", "llama-yarn-mscale", "llama-yarn-untruncated", "qwen2-yarn",
         "llama-dynamic", "phi3-longrope", "phi4-mini",
@@ -156,6 +172,7 @@ REFUSED: dict[str, set[str]] = {
         "deepseek-v3", "deepseek-v3-plain",  # its norms all have the latents' epsilon
     },
     "gguf": {
+        *FAR,
         "llama-dynamic", "llama-yarn-untruncated", "smollm3-window", "gpt2-wide-unscaled",
         "qwen3-moe-some-dense",  # its chosen experts' weights sum to 1
         "gemma3",  # what queries are scaled by follows from the sizes

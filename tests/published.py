@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from published_dense import DENSE
+
 
 class Published(NamedTuple):
     parameters: int  # tied matrices counted once
@@ -715,4 +717,5 @@ PUBLISHED = {
             "vocab_size": 49155,
         },
     ),
+    **{name: Published(*row) for name, row in DENSE.items()},
 }

@@ -218,6 +218,24 @@ def test_older_words_for_the_same():
     assert families.read(typed) == families.read(yarn)
 
 
+@pytest.mark.parametrize("name", ["falcon-7b", "falcon-40b"])
+def test_the_first_falcons_words_for_the_same(name):
+    """As the files said it before transformers knew the family, in RefinedWeb's words."""
+    config = PUBLISHED[name].config
+    words = {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "num_kv_heads": "n_head_kv"}
+    older = {words.get(key, key): value for key, value in config.items() if key != "new_decoder_architecture"}
+    kind = "RefinedWeb" if "n_head_kv" in older else "RefinedWebModel"
+    older |= {"architectures": ["RWForCausalLM"], "model_type": kind}
+    assert families.read(older) == families.read(config)
+    del older["architectures"]
+    assert families.read(older) == families.read(config)
+
+
+def test_positions_added_to_the_scores_are_refused_by_name():
+    with pytest.raises(ConfigError, match='"alibi"'):
+        families.read(PUBLISHED["falcon-7b"].config | {"alibi": True})
+
+
 @cache
 def rewritten(name: str) -> dict[str, Any]:
     """A published configuration in the words of transformers 5."""

@@ -117,7 +117,7 @@ def training(spec: Spec, sizes: Sizes, length: int, batch: int) -> dict[str, Tra
 
 def activations(layer: Layer, width: int) -> int:
     """A of one layer: numbers that one token leaves for the way back."""
-    norms = 4 if layer.order == "sandwich" else 2
+    norms = {"sandwich": 4, "shared": 1}.get(layer.order, 2)
     return (2 + 2 * norms) * width + _mixer(layer.mixer) + _mlp(layer.mlp, width)
 
 

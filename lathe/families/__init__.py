@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lathe.errors import ConfigError, did_you_mean
-from lathe.families import deepseek, gemma, gpt, llama, olmo, phi, qwen
+from lathe.families import deepseek, falcon, gemma, gpt, llama, olmo, phi, qwen, stablelm
 from lathe.families.keys import Family, Keys
 from lathe.model.spec import Spec
 from lathe.weights.rules import Adopt, Drop, Rule, Tie
@@ -32,7 +32,11 @@ FAMILIES: dict[str, Family] = {
         Family("GemmaForCausalLM", "gemma", gemma.gemma),
         Family("Gemma2ForCausalLM", "gemma2", gemma.gemma2),
         Family("Gemma3ForCausalLM", "gemma3_text", gemma.gemma3),
+        Family("StableLmForCausalLM", "stablelm", stablelm.stablelm, stablelm.stablelm_rules),
+        Family("FalconForCausalLM", "falcon", falcon.falcon, falcon.falcon_rules, older=falcon.OLDER),
+        Family("PhiForCausalLM", "phi", phi.phi, phi.phi_rules),
         Family("Phi3ForCausalLM", "phi3", phi.phi3, phi.phi3_rules),
+        Family("OlmoForCausalLM", "olmo", olmo.olmo),
         Family("Olmo2ForCausalLM", "olmo2", olmo.olmo2),
         Family("GPTNeoXForCausalLM", "gpt_neox", gpt.neox, gpt.neox_rules),
         Family("GPT2LMHeadModel", "gpt2", gpt.gpt2, gpt.gpt2_rules),
@@ -53,12 +57,13 @@ def find(config: Mapping[str, Any]) -> Family:
             f'config.json has "architectures": {named!r}.', 'It should be a list of names, as in ["LlamaForCausalLM"].'
         )
     by_type = {family.model_type: family for family in FAMILIES.values()}
+    older = {name: family for family in FAMILIES.values() for name in family.older}
     for name in named:
-        if name in FAMILIES:
-            return FAMILIES[name]
+        if name in FAMILIES or name in older:
+            return FAMILIES.get(name) or older[name]
     name = named[0] if named else config.get("model_type")
-    if isinstance(name, str) and not named and name in by_type:
-        return by_type[name]
+    if isinstance(name, str) and not named and (name in by_type or name in older):
+        return by_type.get(name) or older[name]
     if name is None:
         raise ConfigError(
             "The configuration names no architecture.",

@@ -51,12 +51,16 @@ assert set(ACTIVATIONS.values()) == set(get_args(Activation))
 
 @dataclass(frozen=True)
 class Family:
-    """A lineage: what `architectures` and `model_type` call it, how its keys become a Spec, what it calls tensors."""
+    """A lineage: what `architectures` and `model_type` call it, how its keys become a Spec, what it calls tensors.
+
+    older: what either called it in files that came with code of their own.
+    """
 
     architecture: str
     model_type: str
     spec: Callable[[Keys], Spec]
     rules: Callable[[Spec], Sequence[Rule]] = lambda spec: ()
+    older: tuple[str, ...] = ()
 
 
 class Keys:

@@ -22,23 +22,27 @@ class Attention(nn.Module):
         self.k_proj = layers.Linear(width, keys, part.qkv_bias)
         self.v_proj = layers.Linear(width, keys, part.qkv_bias)
         self.o_proj = layers.Linear(queries, width, part.out_bias)
-        self.by_row = part.qk_norm is not None and part.qk_norm.over == "row"
+        self.normed = None if part.qk_norm is None else _normed(part.qk_norm)
         if part.qk_norm is not None:
-            self.q_norm = layers.norm(part.qk_norm.norm, queries if self.by_row else part.channels)
-            self.k_norm = layers.norm(part.qk_norm.norm, keys if self.by_row else part.channels)
+            self.q_norm = _norm(part.qk_norm, part.heads, part.channels)
+            self.k_norm = _norm(part.qk_norm, part.kv_heads, part.channels)
         self.register_parameter("sinks", nn.Parameter(torch.empty(part.heads)) if part.sinks else None)
 
     def forward(self, x: Tensor, layout: Layout, cache: kernels.Cache | None) -> Tensor:
         part = self.part
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.by_row:
+        if part.clip is not None:
+            q, k, v = (y.clamp(-part.clip, part.clip) for y in (q, k, v))
+        if self.normed == "rows":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.unflatten(-1, (-1, part.channels)) for y in (q, k, v))  # T H C, T K C
-        if part.qk_norm is not None and not self.by_row:
+        if self.normed == "heads":
             q, k = self.q_norm(q), self.k_norm(k)
         if part.rope is not None:
             turn = rope.angles(part.rope, layout)
             q, k = rope.rotate(q, turn, part.rope), rope.rotate(k, turn, part.rope)
+        if self.normed == "turned heads":
+            q, k = self.q_norm(q), self.k_norm(k)
         if part.temperature is not None:
             q = (q * heat(part.temperature, layout)).type_as(q)
         y = kernels.attend(
@@ -64,6 +68,20 @@ def heat(part: spec.Temperature, layout: Layout) -> Tensor:
         return (1 + part.strength * turns.log1p())[:, None, None]
 
     return layout.once(part, made)
+
+
+def _normed(part: spec.QKNorm) -> str:
+    """What the norms are given."""
+    if part.over == "row":
+        return "rows"
+    return "turned heads" if part.turned else "heads"
+
+
+def _norm(part: spec.QKNorm, heads: int, channels: int) -> nn.Module:
+    if part.over == "own head":
+        assert isinstance(part.norm, spec.LayerNorm)
+        return layers.OwnLayerNorm(part.norm, heads, channels)
+    return layers.norm(part.norm, heads * channels if part.over == "row" else channels)
 
 
 class LatentAttention(nn.Module):

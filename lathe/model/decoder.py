@@ -85,7 +85,21 @@ class Parallel(Block):
         return self.add(x, mixed + self.mlp(self.post_attention_layernorm(x)))
 
 
-BLOCKS: dict[Order, type[Block]] = {"pre": PreNorm, "post": PostNorm, "sandwich": Sandwich, "parallel": Parallel}
+class Shared(Block):
+    norms = ("input_layernorm",)
+
+    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        normed = self.input_layernorm(x)
+        return self.add(x, self.self_attn(normed, layout, cache) + self.mlp(normed))
+
+
+BLOCKS: dict[Order, type[Block]] = {
+    "pre": PreNorm,
+    "post": PostNorm,
+    "sandwich": Sandwich,
+    "parallel": Parallel,
+    "shared": Shared,
+}
 
 
 class Trunk(nn.Module):
@@ -107,7 +121,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.model = Trunk(spec)
-        self.lm_head = layers.Linear(spec.width, spec.vocab)
+        self.lm_head = layers.Linear(spec.width, spec.vocab, spec.head_bias)
         if spec.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -58,7 +58,35 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
 
+class OffsetLayerNorm(LayerNorm):
+    """Nemotron's: the stored weight is what is added to `offset`, and the product is rounded once, not twice."""
+
+    def __init__(self, part: spec.LayerNorm, width: int) -> None:
+        super().__init__(part, width)
+        self.offset = part.offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        weight, bias = self.offset + self.weight.float(), None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), (x.shape[-1],), weight, bias, self.eps).type_as(x)
+
+
+class OwnLayerNorm(nn.Module):
+    """Every head has weights of its own, H C. x: T H C; each head is normed by itself."""
+
+    def __init__(self, part: spec.LayerNorm, heads: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads, channels))
+        self.eps = part.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.layer_norm(x.float(), (x.shape[-1],), eps=self.eps) * self.weight.float()).type_as(x)
+
+
+NORMS = (RMSNorm, LayerNorm, OwnLayerNorm)
+
+
 def norm(part: spec.Norm, width: int) -> nn.Module:
     if isinstance(part, spec.LayerNorm):
-        return LayerNorm(part, width)
+        return OffsetLayerNorm(part, width) if part.offset else LayerNorm(part, width)
     return OffsetRMSNorm(part, width) if part.offset else RMSNorm(part, width)

@@ -23,11 +23,13 @@ class RMSNorm:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """(x - mean) / std * weight + bias; `affine=False` has neither weight nor bias (OLMo 1)."""
+    """(x - mean) / std * (offset + weight) + bias. Ba et al., arXiv:1607.06450. `affine=False` has neither weight nor
+    bias (OLMo 1). Nemotron stores weight - 1: offset 1."""
 
     eps: float
     bias: bool = True
     affine: bool = True
+    offset: float = 0.0
 
 
 Norm = RMSNorm | LayerNorm
@@ -107,10 +109,15 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class QKNorm:
-    """Queries and keys normed before rotation, over each head (Qwen 3, Gemma 3) or over the whole row (OLMo 2)."""
+    """Queries and keys normed, before they turn or after (Hunyuan).
+
+    over: each head, all by the same weights (Qwen 3, Gemma 3), each `own head` by its own (StableLM, Cohere), or the
+    whole row (OLMo 2).
+    """
 
     norm: Norm
-    over: Literal["head", "row"] = "head"
+    over: Literal["head", "own head", "row"] = "head"
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Attention:
     """Softmax attention with `kv_heads` shared by `heads` (MHA, GQA, MQA). `window`: how many keys a query sees, itself
     included; or `chunk`: positions fall into chunks of so many, and a query sees its own chunk only (Llama 4).
     `softcap` bounds scores: cap * tanh(score / cap). `sinks`: a learned score for each head that takes its share of the
-    softmax and gives nothing (gpt-oss)."""
+    softmax and gives nothing (gpt-oss). `clip` bounds what is projected, to either side."""
 
     heads: int
     kv_heads: int
@@ -145,6 +152,7 @@ class Attention:
     softcap: float | None = None
     sinks: bool = False
     temperature: Temperature | None = None
+    clip: float | None = None
 
     @property
     def cache(self) -> CacheShape:
@@ -256,7 +264,7 @@ class Experts:
 Mlp = Gated | Plain | Experts
 
 
-Order = Literal["pre", "post", "sandwich", "parallel"]
+Order = Literal["pre", "post", "sandwich", "parallel", "shared"]
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------
@@ -268,6 +276,7 @@ class Layer:
     post      x += norm(mixer(x));        x += norm(mlp(x))                   OLMo 2
     sandwich  x += norm(mixer(norm(x)));  x += norm(mlp(norm(x)))             Gemma 2, 3
     parallel  x += mixer(norm(x)) + mlp(norm'(x))                             GPT-NeoX
+    shared    n = norm(x);                x += mixer(n) + mlp(n)              Falcon, Phi, Cohere
 
     `residual` multiplies what is added to the stream (Granite).
     """
@@ -282,7 +291,7 @@ class Layer:
 @dataclass(frozen=True)
 class Spec:
     """A whole decoder. `context`: the longest sequence it was made for. `tied`: the head is the embedding's matrix.
-    `learned_positions`: rows of a position table added to the embeddings (GPT-2)."""
+    `learned_positions`: rows of a position table added to the embeddings (GPT-2). `head_bias`: the head has one."""
 
     vocab: int
     width: int
@@ -294,3 +303,4 @@ class Spec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     learned_positions: int | None = None
+    head_bias: bool = False

@@ -37,7 +37,7 @@ def fill(decoder: Decoder, generator: torch.Generator) -> None:
         for own_name, parameter in slots:
             if own_name != "weight":  # a bias, or what a router adds to its scores
                 parameter.zero_()
-            elif isinstance(module, layers.RMSNorm | layers.LayerNorm):
+            elif isinstance(module, layers.NORMS):
                 parameter.fill_(1.0 - getattr(module, "offset", 0.0))
             elif module is not decoder.lm_head or not decoder.spec.tied:
                 _normal(parameter, std * depth if name.endswith(INTO_STREAM) else std, generator)

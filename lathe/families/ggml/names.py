@@ -15,6 +15,7 @@ DISK, MEMORY = "blk.{i}.", "model.layers.{i}."
 NORMS: dict[Order, dict[str, str]] = {
     "pre": {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
     "parallel": {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+    "shared": {"attn_norm": "input_layernorm"},
     "post": {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
     "sandwich": {
         "attn_norm": "input_layernorm",

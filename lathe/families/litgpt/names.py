@@ -20,6 +20,7 @@ DISK, MEMORY = "transformer.h.{i}.", "model.layers.{i}."
 NORMS: dict[Order, dict[str, str]] = {
     "pre": {"norm_1": "input_layernorm", "norm_2": "post_attention_layernorm"},
     "parallel": {"norm_1": "input_layernorm", "norm_2": "post_attention_layernorm"},
+    "shared": {"norm_1": "input_layernorm"},
     "post": {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"},
     "sandwich": {
         "norm_1": "input_layernorm",

@@ -102,6 +102,7 @@ def _parts(spec: Spec) -> Config:
 ORDERS: dict[str, Config] = {
     "pre": {"parallel_residual": False},
     "parallel": {"parallel_residual": True},
+    "shared": {"parallel_residual": True, "shared_attention_norm": True},
     "post": {"norm_1": False, "norm_2": False, "post_attention_norm": True, "post_mlp_norm": True},
     "sandwich": {"post_attention_norm": True, "post_mlp_norm": True},
 }
