@@ -29,6 +29,7 @@ from lathe.tokenizer.bytelevel import CUTS, letters
 WHOLE = ["gpt2", "minimind", "phi-3-mini", "pythia-gpt-neox-20b", "qwen3"]  # folders with a tokenizer.json
 SENTENCEPIECE = ["llama-2", "mistral-7b-v0.1"]
 
+HELLO = [{"role": "user", "content": "Hello"}]
 PLAIN = [
     *("", " ", "  ", "a", " a", "a ", "   leading", "trailing   ", "two  three   four    spaces", "\t", "\n", "\r\n"),
     *("\n\n\n x", " \t \n", "tabs\t\tand\nlines\r\nof\x0ball\x0ckinds", "nul \x00 bell \x07 escape \x1b delete \x7f"),
@@ -265,6 +266,76 @@ def test_gguf_saved_is_read_the_same_by_lathe_and_transformers(
             assert again.encode(text, special=False) == ids == theirs.encode(text, add_special_tokens=False)
             if not text.startswith(tokenizer.bos or "\0"):
                 assert again.encode(text) == tokenizer.encode(text) == theirs.encode(text)
+
+
+FOLDERS = [f"tokenizers/{name}" for name in (*WHOLE, *SENTENCEPIECE, "llama-3", "qwen2.5")]
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "models/stories260K-hf"])
+def test_gguf_metadata_of_ours_gives_our_ids_again(shared: Path, long: list[str], name: str) -> None:
+    ours = Tokenizer.open(shared / "data" / name)
+    metadata = ours.to_gguf()
+    again = Tokenizer.from_gguf(metadata)
+    assert again.to_gguf() == metadata
+    assert again.eos_ids == ours.eos_ids and again.template == ours.template
+    assert (again.bos, again.vocab_size) == (ours.bos, ours.vocab_size)
+    specials = [ours.token(number) for number in range(ours.vocab_size) if number in ours._special][:40]
+    for text in [*PLAIN, *long, *with_specials(specials)]:
+        # Phi-3's special tokens take the spaces after them, for which GGUF has no word.
+        text = re.sub(r"(?<=>)\s+", "", text) if name.endswith("phi-3-mini") else text
+        ids = ours.encode(text)
+        assert again.encode(text) == ids
+        assert again.decode(ids) == ours.decode(ids)
+        assert again.decode(ids, skip_special=False) == ours.decode(ids, skip_special=False)
+    if ours.has_template:
+        assert again.render(HELLO) == ours.render(HELLO)
+
+
+def test_gguf_metadata_of_a_gguf_file_says_the_same(ggufs: dict[str, Tokenizer], shared: Path) -> None:
+    for file in (shared / "data/formats/gguf-vocab").glob("*.gguf"):
+        told = {key: field.contents() for key, field in GGUFReader(file).fields.items() if key.startswith("tokenizer")}
+        written = ggufs[file.stem].to_gguf()
+        for key in told.keys() - {"tokenizer.ggml.scores", "tokenizer.ggml.merges"}:
+            assert written[key] == told[key], key
+        assert set(written.get("tokenizer.ggml.merges", ())) == set(told.get("tokenizer.ggml.merges", ()))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "pythia-gpt-neox-20b", "qwen3", "minimind", "llama-3"])
+def test_how_text_is_cut_is_recognised_and_not_guessed_from_a_name(shared: Path, name: str) -> None:
+    pre = {"pythia-gpt-neox-20b": "olmo", "qwen3": "qwen2", "llama-3": "llama-bpe"}.get(name, "gpt-2")
+    assert Tokenizer.open(shared / "data/tokenizers" / name).to_gguf()["tokenizer.ggml.pre"] == pre
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_every_cut_that_is_read_is_written_as_one_of_its_names(name: str) -> None:
+    metadata = {"model": "gpt2", "pre": name, "tokens": [*letters(), "ab"], "merges": ["a b"]}
+    read = Tokenizer.from_gguf({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    written = read.to_gguf()["tokenizer.ggml.pre"]
+    assert CUTS[written].patterns == CUTS[name].patterns and CUTS[written].whole == CUTS[name].whole
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts text in a way"),
+        ({"normalizer": {"type": "NFKC"}}, "cuts text in a way"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0, "<s>": 1, "</s>": 2}, "unk_token": "a"}}, "kind WordLevel"),
+        (
+            {
+                "model": {
+                    "type": "BPE",
+                    "vocab": {t: n for n, t in enumerate(["<s>", "</s>", "a", "▁", "▁a"])},
+                    "merges": [],
+                },
+                "decoder": {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            },
+            "no scores",
+        ),
+    ],
+)
+def test_what_gguf_cannot_say_is_not_written(tmp_path: Path, parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(TokenizerError, match=said):
+        Tokenizer.open(small(tmp_path, **parts)).to_gguf()
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -5,6 +5,7 @@ Knows the cuts by the names GGUF gives them; knows no special token, no chat tem
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ class Cut:
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPELLED_SUFFIX = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
 _LLAMA3, _QWEN2 = _WORDS % "{1,3}", _WORDS % ""
+_MARKS = r"[\p{P}$+<=>^~|`]+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
@@ -50,14 +53,15 @@ _DEEPSEEK3 = (
     r"| ?[\p{P}\p{S}]+[\r\n]*|" + _SPACES,
 )
 
-# tokenizer.ggml.pre -> the cut of the tokenizer.json it was converted from. A name that is not here is an error.
+# tokenizer.ggml.pre -> the cut of the tokenizer.json it was converted from. A name that is not here is an error. Of
+# several names for one cut, the first is the one that llama.cpp knows and that we write.
 CUTS: dict[str, Cut] = {
-    **dict.fromkeys(("default", "gpt-2", "phi-2", "exaone4", "jais", "trillion"), Cut((_GPT2,))),
-    **dict.fromkeys(("gpt-neox", "olmo", "mpt"), Cut((_GPT2,), nfc=True)),
+    **dict.fromkeys(("gpt-2", "default", "phi-2", "exaone4", "jais", "trillion"), Cut((_GPT2,))),
+    **dict.fromkeys(("olmo", "mpt", "gpt-neox"), Cut((_GPT2,), nfc=True)),
     **dict.fromkeys(("starcoder", "refact", "smollm", "codeshell", "exaone"), Cut((r"\p{N}", _GPT2))),
     "command-r": Cut((r"\p{N}", _GPT2), nfc=True),
-    "falcon": Cut((r"[\p{P}$+<=>^~|`]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe"), Cut((_LLAMA3,), whole=True, bos=True)),
+    "falcon": Cut((_MARKS, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), Cut((_LLAMA3,), whole=True, bos=True)),
     **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), Cut((_LLAMA3,))),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), Cut((_QWEN2,), nfc=True)),
     **dict.fromkeys(("stablelm2", "hunyuan"), Cut((_QWEN2,))),
@@ -66,6 +70,48 @@ CUTS: dict[str, Cut] = {
     **dict.fromkeys(("gpt-4o", "llama4", "minimax-m2"), Cut((_O200K,))),
     "tekken": Cut((_TEKKEN,), whole=True, bos=True),
 }
+
+
+def name(pipeline: Tokenizer, whole: bool, reached: bool) -> str | None:
+    """The first name in `CUTS` of how a pipeline cuts text; None if there is none.
+
+    One that brings text to its composed form may get the name of one that does not, where no other is there.
+
+    Args:
+        whole: its cuts that are tokens are taken whole.
+        reached: its merges lead to every token, so that it makes no difference whether they are.
+    """
+    form = json.loads(pipeline.normalizer.__getstate__()) if pipeline.normalizer else {"normalizers": []}
+    normal = [part["type"] for part in form.get("normalizers", [form])]
+    if normal not in ([], ["NFC"]):
+        return None
+    patterns = _patterns(pipeline)
+    found = [(name, cut) for name, cut in CUTS.items() if cut.patterns == patterns and (reached or cut.whole == whole)]
+    found.sort(key=lambda pair: (pair[1].nfc != bool(normal), pair[1].whole != whole))
+    return next((name for name, cut in found if normal or not cut.nfc), None)
+
+
+def _patterns(pipeline: Tokenizer) -> tuple[str, ...] | None:
+    """The patterns by which a pipeline cuts text, one after another; None if it does so in another way."""
+    form = json.loads(pipeline.pre_tokenizer.__getstate__()) if pipeline.pre_tokenizer else {}
+    patterns: list[str] = []
+    for part in form.get("pretokenizers", [form]):
+        match part:
+            # Patterns that match all text cut it the same whether the matches stay or what is between them goes.
+            case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": how, "invert": inverted} if (
+                how,
+                inverted,
+            ) in (("Isolated", False), ("Removed", True)):
+                patterns.append(pattern.replace(_SPELLED_SUFFIX, _SUFFIX))
+            case {"type": "Digits", "individual_digits": individual}:
+                patterns.append(r"\p{N}" if individual else r"\p{N}+")
+            case {"type": "Punctuation", "behavior": "Contiguous"}:
+                patterns.append(_MARKS)
+            case {"type": "ByteLevel", "add_prefix_space": False}:
+                patterns += [_GPT2] * part.get("use_regex", True)
+            case _:
+                return None
+    return tuple(patterns)
 
 
 def letters() -> list[str]:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe.errors import TokenizerError
-from lathe.tokenizer import bytelevel, files, vocab
+from lathe.tokenizer import bytelevel, files, ggml
 from lathe.tokenizer.stream import Spelling, TextStream
 from lathe.tokenizer.vocab import Vocab
 
 if TYPE_CHECKING:  # jinja2 is imported when a conversation is first rendered
     from lathe.tokenizer.template import Rendered, Template
+
+_TEMPLATE = "tokenizer.chat_template"  # GGUF's word; a named one has its name behind a dot
 
 
 class Tokenizer:
@@ -98,9 +100,22 @@ class Tokenizer:
         Raises:
             TokenizerError: a tokenizer of a kind that is not known, or one that does not fit together.
         """
-        key = "tokenizer.chat_template"
-        named = {name[len(key) + 1 :]: text for name, text in metadata.items() if name.startswith(key + ".")}
-        return cls(vocab.gguf(metadata), named | ({"default": metadata[key]} if key in metadata else {}))
+        named = {
+            name[len(_TEMPLATE) + 1 :]: text for name, text in metadata.items() if name.startswith(_TEMPLATE + ".")
+        }
+        return cls(ggml.read(metadata), named | ({"default": metadata[_TEMPLATE]} if _TEMPLATE in metadata else {}))
+
+    def to_gguf(self) -> dict[str, Any]:
+        """The tokenizer as a GGUF file's metadata: what `from_gguf` takes, and what llama.cpp gives the same ids from.
+
+        Raises:
+            TokenizerError: GGUF has no words for it.
+        """
+        words = ggml.write(self._words, self._before, self._after, self.eos_ids)
+        default = {} if self.template is None else {_TEMPLATE: self.template}
+        others = {name: text for name, text in self._templates.items() if name != "default"}
+        named: dict[str, Any] = {f"{_TEMPLATE}.{name}": text for name, text in others.items()}
+        return {**words, **default, **named, **({f"{_TEMPLATE}s": list(others)} if others else {})}
 
     # ------------------------------------------------------------ text and ids
 

@@ -1,4 +1,4 @@
-"""Vocabularies in other hands (SentencePiece, tiktoken ranks, GGUF metadata) -> one `tokenizers` pipeline.
+"""Vocabularies in other hands (SentencePiece, tiktoken ranks) -> one `tokenizers` pipeline.
 
 Knows which merges a score or a rank stands for; knows no folder, no chat template and no model.
 """
@@ -52,45 +52,45 @@ class Vocab:
 # ---------------------------------------------------------------- merges from scores
 
 
-def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+def joins(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Every way in which two pieces join into a third, in the order SentencePiece and tiktoken would take them.
 
     Both join, again and again, the neighbours whose joint piece scores best, and of equals the leftmost. Ranked
     merges cannot say "leftmost", but equals are runs of one character (Llama's spaces all score -1e9), and such a
     run grows from the left just when the longer left part ranks first.
     """
-    joins = [
+    pairs = [
         (-score, -at, text[:at], text[at:])
         for text, score in scores.items()
         for at in range(1, len(text))
         if text[:at] in scores and text[at:] in scores
     ]
-    joins.sort(key=lambda join: join[:2])
-    return [(left, right) for _, _, left, right in joins]
+    pairs.sort(key=lambda pair: pair[:2])
+    return [(left, right) for _, _, left, right in pairs]
 
 
-def _ids(texts: Sequence[str], where: str) -> dict[str, int]:
-    ids = {text: number for number, text in enumerate(texts)}
-    if len(ids) != len(texts):
-        twice = next(text for number, text in enumerate(texts) if ids[text] != number)
+def numbered(texts: Sequence[str], where: str) -> dict[str, int]:
+    numbers = {text: number for number, text in enumerate(texts)}
+    if len(numbers) != len(texts):
+        twice = next(text for number, text in enumerate(texts) if numbers[text] != number)
         raise TokenizerError(f"{where} holds the token {twice!r} twice.", "Every token has one id.")
-    return ids
+    return numbers
 
 
-def _mark(pipeline: Tokenizer, texts: Sequence[str], kinds: Sequence[int]) -> None:
+def mark(pipeline: Tokenizer, texts: Sequence[str], kinds: Sequence[int]) -> None:
     """Tells the pipeline which tokens are found in the text before it is cut, and which of them are special."""
     added = [(text, kind) for text, kind in zip(texts, kinds, strict=True) if kind in (UNKNOWN, CONTROL, USER)]
     pipeline.add_tokens([AddedToken(text, special=kind != USER, normalized=False) for text, kind in added])
 
 
-def _scored(pieces: Sequence[Piece], before: Sequence[normalizers.Normalizer], prefix: bool, where: str) -> Tokenizer:
+def scored(pieces: Sequence[Piece], before: Sequence[normalizers.Normalizer], prefix: bool, where: str) -> Tokenizer:
     """SentencePiece's BPE. `prefix`: a space goes before every part of the text between special tokens."""
     kinds = [piece.kind for piece in pieces]
     # User-defined pieces are looked for before the text's spaces are turned into ▁.
     texts = [piece.text.replace(SPACE, " ") if piece.kind == USER else piece.text for piece in pieces]
     model = models.BPE(
-        vocab=_ids(texts, where),
-        merges=_merges({piece.text: piece.score for piece in pieces if piece.kind == NORMAL}),
+        vocab=numbered(texts, where),
+        merges=joins({piece.text: piece.score for piece in pieces if piece.kind == NORMAL}),
         unk_token=next((piece.text for piece in pieces if piece.kind == UNKNOWN), None),
         fuse_unk=True,
         byte_fallback=BYTE in kinds,
@@ -102,7 +102,7 @@ def _scored(pieces: Sequence[Piece], before: Sequence[normalizers.Normalizer], p
     pipeline.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    _mark(pipeline, texts, kinds)
+    mark(pipeline, texts, kinds)
     return pipeline
 
 
@@ -195,7 +195,7 @@ def sentencepiece(data: bytes, every_part: bool = True) -> Vocab:
     # An id of -1, meaning none, reads as 2^64 - 1.
     names = {name: pieces[number].text for name, number in ids.items() if number < len(pieces)}
     return Vocab(
-        _scored(pieces, before, prefix and every_part, "tokenizer.model"),
+        scored(pieces, before, prefix and every_part, "tokenizer.model"),
         names,
         add_bos="bos_token" in names,  # the convention of every such class; tokenizer_config.json may say otherwise
         leading_space=prefix and not every_part,
@@ -243,76 +243,8 @@ def tiktoken(data: bytes) -> Vocab:
     specials = [_LLAMA3_NAMES.get(offset) or next(reserved) for offset in range(256)]
     vocab = {**ranks, **{special: 128_000 + offset for offset, special in enumerate(specials)}}
     cut = bytelevel.CUTS["llama3"]
-    merges = _merges({token: -rank for token, rank in ranks.items()})
+    merges = joins({token: -rank for token, rank in ranks.items()})
     pipeline = bytelevel.pipeline(models.BPE(vocab=vocab, merges=merges, ignore_merges=cut.whole), cut)
-    _mark(pipeline, specials, [CONTROL] * 256)
+    mark(pipeline, specials, [CONTROL] * 256)
     names = {"bos_token": specials[0], "eos_token": specials[1]}
     return Vocab(pipeline, names, add_bos=cut.bos, ends=(vocab["<|eom_id|>"], vocab["<|eot_id|>"]))
-
-
-# ---------------------------------------------------------------- GGUF
-
-
-def gguf(metadata: Mapping[str, Any]) -> Vocab:
-    """A GGUF file's tokenizer.
-
-    Args:
-        metadata: the keys `tokenizer.ggml.*` as plain values (lists of str, float and int; int; bool; str).
-
-    Raises:
-        TokenizerError: a key is missing, or names a tokenizer whose ids could not be given exactly.
-    """
-
-    def key(name: str, default: Any = None) -> Any:
-        return metadata.get(f"tokenizer.ggml.{name}", default)
-
-    model, tokens = key("model"), key("tokens")
-    if model not in ("llama", "gpt2") or not tokens:
-        found = f"a tokenizer of the kind {model!r}" if model and tokens else "no tokenizer"
-        raise TokenizerError(f"The GGUF file holds {found}.", 'Lathe reads the kinds "llama" and "gpt2".')
-    kinds = key("token_type", [NORMAL] * len(tokens))
-    scores = key("scores", [0.0] * len(tokens))
-    if not len(tokens) == len(kinds) == len(scores):
-        raise TokenizerError("The GGUF file's tokens, token types and scores differ in number.")
-    if model == "llama":
-        pieces = [Piece(*piece) for piece in zip(tokens, scores, kinds, strict=True)]
-        pipeline = _scored(pieces, [], bool(key("add_space_prefix", True)), "The GGUF file")
-        bos, eos, begins = key("bos_token_id", 1), key("eos_token_id", 2), True
-    else:
-        cut = _cut(key("pre", "default"))
-        pipeline = _merged(tokens, kinds, key("merges"), cut)
-        bos, eos, begins = key("bos_token_id"), key("eos_token_id"), cut.bos
-    ids = {"bos_token": bos, "eos_token": eos}
-    ids |= {"unk_token": key("unknown_token_id"), "pad_token": key("padding_token_id")}
-    names = {name: tokens[number] for name, number in ids.items() if number is not None and number < len(tokens)}
-    ends = (key("eot_token_id"), key("eom_token_id"))
-    return Vocab(
-        pipeline,
-        names,
-        add_bos="bos_token" in names and bool(key("add_bos_token", begins)),
-        add_eos="eos_token" in names and bool(key("add_eos_token", False)),
-        ends=tuple(number for number in ends if number is not None),
-    )
-
-
-def _cut(pre: str) -> bytelevel.Cut:
-    if pre not in bytelevel.CUTS:
-        raise TokenizerError(
-            f"The GGUF file's tokenizer cuts text in a way named {pre!r}, which Lathe does not know.",
-            f"Known are {', '.join(sorted(bytelevel.CUTS))}.",
-            "Use the model's Hugging Face folder instead.",
-        )
-    return bytelevel.CUTS[pre]
-
-
-def _merged(tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str] | None, cut: bytelevel.Cut) -> Tokenizer:
-    if not merges:
-        raise TokenizerError('The GGUF file\'s tokenizer of the kind "gpt2" lacks its merges.')
-    pairs = [(merge[:at], merge[at + 1 :]) for merge in merges if (at := merge.find(" ", 1)) > 0]
-    try:
-        model = models.BPE(vocab=_ids(tokens, "The GGUF file"), merges=pairs, ignore_merges=cut.whole)
-    except Exception as error:  # the library raises nothing narrower
-        raise TokenizerError(f"The GGUF file's merges do not fit its tokens: {error}.") from error
-    pipeline = bytelevel.pipeline(model, cut)
-    _mark(pipeline, tokens, kinds)
-    return pipeline
