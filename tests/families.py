@@ -83,6 +83,11 @@ DEEPSEEK = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 20,
 }
+GPT_OSS = {
+    "num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": WINDOW, "swiglu_limit": 0.5,
+    "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_scaling": {**YARN, "rope_type": "yarn", "beta_fast": 2, "beta_slow": 0.5, "truncate": False},
+}  # fmt: skip
 DEEPSEEK_YARN = {**YARN, "type": "yarn", "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.7}
 
 CASES = [
@@ -122,6 +127,13 @@ CASES = [
         **EXPERTS, "num_experts": 6, "head_dim": 16, "num_hidden_layers": 4, "mlp_only_layers": [1],
         "decoder_sparse_step": 2, "norm_topk_prob": False, "use_sliding_window": True, "sliding_window": WINDOW,
     }),
+    Case("qwen2-moe", "Qwen1.5-MoE-A2.7B", {**EXPERTS, "num_experts": 6, "shared_expert_intermediate_size": 56}),
+    Case("qwen2-moe-window", "Qwen1.5-MoE-A2.7B", {
+        **EXPERTS, "num_experts": 6, "shared_expert_intermediate_size": 56, "num_hidden_layers": 4,
+        "mlp_only_layers": [1], "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": WINDOW,
+        "max_window_layers": 2,
+    }),
+    Case("olmoe", "OLMoE-1B-7B-0924", {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.9}),
     Case("gemma", "gemma-2b", {"head_dim": 24, "num_key_value_heads": 1}),
     Case("gemma2", "gemma-2-2b", {**GEMMA, **CAPS, "query_pre_attn_scalar": 24}),
     Case("gemma3", "gemma-3-1b-it", {**GEMMA, "sliding_window_pattern": 2, "num_key_value_heads": 1}),
@@ -149,6 +161,13 @@ CASES = [
     Case("neox-one-after-the-other", "pythia-160m", {"use_parallel_residual": False, "rotary_pct": 1.0}),
     Case("gpt2", "gpt2"),
     Case("gpt2-wide-unscaled", "gpt2", {"n_inner": 96, "scale_attn_weights": False}),
+    Case("gpt-oss", "gpt-oss-20b", GPT_OSS),
+    Case("deepseek-v2-lite", "DeepSeek-V2-Lite", {
+        **DEEPSEEK, "q_lora_rank": None, "rope_scaling": DEEPSEEK_YARN,
+    }),
+    Case("deepseek-v2", "DeepSeek-V2-Lite", {
+        **DEEPSEEK, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.7, "rope_scaling": None,
+    }),
     Case("deepseek-v3", "DeepSeek-V3", {**DEEPSEEK, "rope_scaling": DEEPSEEK_YARN}),
     Case("deepseek-v3-plain", "DeepSeek-V3", {
         **DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 2, "norm_topk_prob": False,
@@ -161,9 +180,12 @@ FAR = {
     "stablelm", "stablelm-parallel-normed-heads", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-one-after-the-other",
     "phi-2", "phi-normed-heads", "olmo",
 }  # fmt: skip
+# Families that neither of them knows, or knows under names that Lathe does not write yet.
+SPARSE = {"qwen2-moe", "qwen2-moe-window", "olmoe", "gpt-oss", "deepseek-v2", "deepseek-v2-lite"}
 REFUSED: dict[str, set[str]] = {
     "litgpt": {
         *FAR,
+        *SPARSE,
         # its YaRN runs the wrong way
         "llama-yarn", "llama-yarn-attention-betas", "llama-yarn-mscale", "llama-yarn-untruncated", "qwen2-yarn",
         "llama-dynamic", "phi3-longrope", "phi4-mini",
@@ -173,6 +195,7 @@ REFUSED: dict[str, set[str]] = {
     },
     "gguf": {
         *FAR,
+        *SPARSE,
         "llama-dynamic", "llama-yarn-untruncated", "smollm3-window", "gpt2-wide-unscaled",
         "qwen3-moe-some-dense",  # its chosen experts' weights sum to 1
         "gemma3",  # what queries are scaled by follows from the sizes

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from published_dense import DENSE
+from published_sparse import SPARSE
 
 
 class Published(NamedTuple):
@@ -718,4 +719,5 @@ PUBLISHED = {
         },
     ),
     **{name: Published(*row) for name, row in DENSE.items()},
+    **{name: Published(*row) for name, row in SPARSE.items()},
 }

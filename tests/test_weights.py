@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,21 @@ from torch import Tensor
 
 from lathe.errors import CheckpointError
 from lathe.weights import rules, safetensors
-from lathe.weights.rules import Adopt, Drop, Prefix, Rename, Reorder, Rule, Shift, Split, Stack, Tie, Transpose
+from lathe.weights.rules import (
+    Adopt,
+    Drop,
+    Microscaled,
+    Prefix,
+    Rename,
+    Reorder,
+    Rule,
+    Shift,
+    Split,
+    Stack,
+    Tie,
+    Top,
+    Transpose,
+)
 from lathe.weights.tensors import Box, Ref
 
 
@@ -49,18 +64,24 @@ def test_operations_on_a_ref_equal_those_on_its_tensor(data: st.DataObject) -> N
             case "transpose":
                 ref, tensor = ref.transposed(), tensor.T
             case "cat":
-                rows = slice(0, data.draw(st.integers(0, ref.shape[0])))
-                ref, tensor = ref.cat(ref[rows], ref), torch.cat([tensor, tensor[rows], tensor])
+                dim = data.draw(st.integers(0, 1))
+                rows = (*[slice(None)] * dim, slice(0, data.draw(st.integers(0, ref.shape[dim]))))
+                ref, tensor = ref.cat(ref[rows], ref, dim=dim), torch.cat([tensor, tensor[rows], tensor], dim)
             case "stack":
                 whole, many = ref.stack(ref.plus(1), ref), torch.stack([tensor, tensor + 1, tensor])
                 assert whole.shape == many.shape
                 box = draw_box(data, whole.shape)
                 assert torch.equal(whole.fetch(box), many[box])
+                assert torch.equal(whole.transposed().read(), many.transpose(1, 2))
                 ref, tensor = whole.unstack()[1], many[1]
             case "reorder" if ref.shape[0] % 2 == 0:
                 half = ref.shape[0] // 2
                 tensor = tensor.reshape(2, half, ref.shape[1]).transpose(0, 1).reshape(ref.shape)
                 ref = ref.reordered((2, half), (1, 0))
+            case "reorder" if ref.shape[1] % 2 == 0:
+                half = ref.shape[1] // 2
+                tensor = tensor.reshape(ref.shape[0], 2, half).transpose(1, 2).reshape(ref.shape)
+                ref = ref.reordered((2, half), (1, 0), dim=1)
             case "plus":
                 ref, tensor = ref.plus(3), tensor + 3
             case "to":
@@ -143,7 +164,9 @@ RULES: list[tuple[Rule, dict[str, tuple[int, ...]], set[str]]] = [
         {f"{i}.experts.{e}.up": (2, 5) for i in range(2) for e in range(3)},
         {"0.up", "1.up"},
     ),
-    (Transpose("{i}.fc.weight"), {"0.fc.weight": (3, 5)}, {"0.fc.weight"}),
+    (Transpose("{i}.fc.weight"), {"0.fc.weight": (3, 5), "1.fc.weight": (2, 3, 5)}, {"0.fc.weight", "1.fc.weight"}),
+    (Split("{i}.both", ("{i}.gate", "{i}.up"), (2, 2), 1), {"0.both": (3, 4, 5)}, {"0.gate", "0.up"}),
+    (Reorder("{i}.both", (3, 2), (1, 0), 1), {"0.both": (2, 6, 5)}, {"0.both"}),
     (
         Reorder("{i}.qkv.weight", (2, 3, 4), (1, 0, 2)),
         {"0.qkv.weight": (24, 5), "1.qkv.weight": (24,)},
@@ -180,9 +203,36 @@ def test_what_the_rules_say() -> None:
     assert torch.equal(qkv["v"].read(), torch.cat([x[4:6], x[10:12]]))
     norm = rules.into([Shift("n", 1.0)], {"n": Ref.of(torch.tensor([1.5]))})
     assert norm["n"].read().item() == 0.5
+    pairs = rules.into(
+        [Reorder("w", (2, 2), (1, 0), 1), Split("w", ("gate", "up"), (2, 2), 1)], {"w": Ref.of(x.view(2, 4, 3))}
+    )
+    assert torch.equal(pairs["gate"].read(), x.view(2, 4, 3)[:, ::2])
+    assert torch.equal(pairs["up"].read(), x.view(2, 4, 3)[:, 1::2])
+    assert torch.equal(rules.into([Top("w", 3)], {"w": Ref.of(x)})["w"].read(), x[:3])
     written = dict.fromkeys(["model.embed", "head", "rope.inv"], Ref.of(x))
     tied = rules.into([Tie("embed", "head"), Drop("rope.*"), Adopt("model.", "")], written)
     assert list(tied) == ["embed"]
+
+
+def test_blocks_of_four_bit_floats_with_a_scale_are_dequantized_as_they_are_read() -> None:
+    blocks = torch.randint(256, (2, 3, 4, 16), dtype=torch.uint8)
+    scales = torch.randint(120, 130, (2, 3, 4), dtype=torch.uint8)
+    right = torch.empty(2, 3, 4, 32)
+    for place in np.ndindex(2, 3, 4, 32):
+        *block, n = place
+        code = int(blocks[(*block, n // 2)]) >> 4 * (n % 2) & 15
+        size = [0, 0.5, 1, 1.5, 2, 3, 4, 6][code % 8]
+        right[place] = (-size if code > 7 else size) * 2.0 ** (int(scales[tuple(block)]) - 127)
+    rule = Microscaled("{i}.w_blocks", "{i}.w_scales", "{i}.w")
+    read = rules.into([rule], {"0.w_blocks": Ref.of(blocks), "0.w_scales": Ref.of(scales)})
+    assert read.keys() == {"0.w"}
+    assert torch.equal(read["0.w"].read().float(), right.flatten(-2))
+    assert torch.equal(read["0.w"][1:2, 1:3, 30:70].read().float(), right.flatten(-2)[1:2, 1:3, 30:70])
+    for other in (Ref.of(scales[0]), Ref.of(scales.int())):
+        assert rules.into([rule], {"0.w_blocks": Ref.of(blocks), "0.w_scales": other}).keys() == {
+            "0.w_blocks",
+            "0.w_scales",
+        }
 
 
 def test_rules_run_in_order_and_back_in_reverse() -> None:

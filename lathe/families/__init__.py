@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lathe.errors import ConfigError, did_you_mean
-from lathe.families import deepseek, falcon, gemma, gpt, llama, olmo, phi, qwen, stablelm
+from lathe.families import deepseek, falcon, gemma, gpt, gptoss, llama, olmo, phi, qwen, sparse, stablelm
 from lathe.families.keys import Family, Keys
 from lathe.model.spec import Spec
 from lathe.weights.rules import Adopt, Drop, Rule, Tie
@@ -29,6 +29,7 @@ FAMILIES: dict[str, Family] = {
         Family("Qwen2ForCausalLM", "qwen2", qwen.qwen2),
         Family("Qwen3ForCausalLM", "qwen3", qwen.qwen3),
         Family("Qwen3MoeForCausalLM", "qwen3_moe", qwen.qwen3_moe, qwen.expert_rules),
+        Family("Qwen2MoeForCausalLM", "qwen2_moe", sparse.qwen2_moe, sparse.qwen2_moe_rules),
         Family("GemmaForCausalLM", "gemma", gemma.gemma),
         Family("Gemma2ForCausalLM", "gemma2", gemma.gemma2),
         Family("Gemma3ForCausalLM", "gemma3_text", gemma.gemma3),
@@ -40,6 +41,9 @@ FAMILIES: dict[str, Family] = {
         Family("Olmo2ForCausalLM", "olmo2", olmo.olmo2),
         Family("GPTNeoXForCausalLM", "gpt_neox", gpt.neox, gpt.neox_rules),
         Family("GPT2LMHeadModel", "gpt2", gpt.gpt2, gpt.gpt2_rules),
+        Family("OlmoeForCausalLM", "olmoe", sparse.olmoe, qwen.expert_rules),
+        Family("GptOssForCausalLM", "gpt_oss", gptoss.gpt_oss, gptoss.gpt_oss_rules),
+        Family("DeepseekV2ForCausalLM", "deepseek_v2", deepseek.v2, qwen.expert_rules),
         Family("DeepseekV3ForCausalLM", "deepseek_v3", deepseek.v3, deepseek.v3_rules),
     )
 }

@@ -1,4 +1,7 @@
-"""DeepSeek V3: latent attention, experts chosen in groups by sigmoids, some dense layers first. arXiv:2412.19437"""
+"""DeepSeek V2 and V3: latent attention, experts chosen in groups, some dense layers first.
+
+arXiv:2405.04434, arXiv:2412.19437
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,39 @@ def v3(keys: Keys) -> Spec:
         shared=Gated(each * keys.size("n_shared_experts", 1), dense.act),
     )
     first = keys.size("first_k_dense_replace", 3, least=0)
+    mlps = [dense if i < first else mixed for i in range(depth(keys))]
+    return model(keys, [Layer(latent(keys), mlp, norm(keys)) for mlp in mlps], norm(keys))
+
+
+def v2(keys: Keys) -> Spec:
+    """Scores are a softmax, groups are judged by their best expert, and weights are not made to sum to 1."""
+    keys.expect("moe_layer_freq", 1)
+    keys.expect("scoring_func", "softmax")
+    keys.expect("norm_topk_prob", False)
+    keys.expect("rope_interleave", True)
+    keys.ignore("ep_size", "aux_loss_alpha", "seq_aux", "output_router_logits", "router_aux_loss_coef")
+    keys.ignore("num_key_value_heads", "head_dim", "qk_head_dim", "n_group", "topk_group")
+    keys.expect("topk_method", "greedy", "group_limited_greedy")
+    dense = gated(keys)
+    each, count = keys.size("moe_intermediate_size", 1407), keys.size("n_routed_experts", 64)
+    groups = top = 1
+    if keys.config.get("topk_method") == "group_limited_greedy":
+        groups = keys.size("n_group", most=count)
+        top = keys.size("topk_group", most=groups)
+        if count % groups:
+            raise keys.wrong("n_group", groups, f"a number of groups that {count} experts fall into")
+    router = Router(
+        count=count,
+        chosen=keys.size("num_experts_per_tok", 6, most=count // groups * top),
+        renormalise=False,
+        groups=groups,
+        top_groups=top,
+        judges=1,
+        scale=keys.real("routed_scaling_factor", 1.0),
+    )
+    shared = Gated(each * keys.size("n_shared_experts", 2), dense.act, dense.bias)
+    mixed = Experts(Gated(each, dense.act), router, shared)
+    first = keys.size("first_k_dense_replace", 0, least=0)
     mlps = [dense if i < first else mixed for i in range(depth(keys))]
     return model(keys, [Layer(latent(keys), mlp, norm(keys)) for mlp in mlps], norm(keys))
 

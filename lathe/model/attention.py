@@ -31,10 +31,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, cache: kernels.Cache | None) -> Tensor:
         part = self.part
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if part.clip is not None:
-            q, k, v = (y.clamp(-part.clip, part.clip) for y in (q, k, v))
         if self.normed == "rows":
             q, k = self.q_norm(q), self.k_norm(k)
+        if part.clip is not None:
+            q, k, v = (y.clamp(-part.clip, part.clip) for y in (q, k, v))
         q, k, v = (y.unflatten(-1, (-1, part.channels)) for y in (q, k, v))  # T H C, T K C
         if self.normed == "heads":
             q, k = self.q_norm(q), self.k_norm(k)

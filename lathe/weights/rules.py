@@ -60,12 +60,14 @@ def matches(pattern: str, names: Iterable[str]) -> Iterator[tuple[str, dict[str,
             yield name, found.groupdict()
 
 
-def _alike(tensors: Refs, names: Sequence[str], first: int = 0) -> bool:
-    """Whether all these tensors are there, and of one shape from dimension `first` on, so that they can be joined."""
+def _alike(tensors: Refs, names: Sequence[str], but: int | None = None) -> bool:
+    """Whether all these tensors are there, and of one shape but for one dimension, so that they can be joined."""
     if not all(name in tensors for name in names):
         return False
     shapes = [tensors[name].shape for name in names]
-    return len({shape[first:] for shape in shapes}) == 1 and min(map(len, shapes)) >= first
+    if but is None:
+        return len(set(shapes)) == 1
+    return len({(shape[:but], shape[but + 1 :]) for shape in shapes}) == 1 and min(map(len, shapes)) > but
 
 
 @dataclass(frozen=True)
@@ -100,28 +102,32 @@ class Prefix(Rule):
 
 @dataclass(frozen=True)
 class Split(Rule):
-    """One tensor on disk is several in memory, which lie in it one below the other: `rows[n]` rows for `memory[n]`."""
+    """One tensor on disk is several in memory, which lie in it one below the other: `rows[n]` rows for `memory[n]`.
+
+    dim: which dimension counts the rows; 1 in a stack of matrices.
+    """
 
     disk: str
     memory: tuple[str, ...]
     rows: tuple[int, ...]
+    dim: int = 0
 
     def into(self, tensors: Refs) -> None:
         for name, holes in matches(self.disk, tensors):
             whole, low = tensors[name], 0
-            if whole.shape[:1] != (sum(self.rows),):
+            if whole.shape[self.dim : self.dim + 1] != (sum(self.rows),):
                 continue  # the wrong shape is reported, with its name, by whoever misses the parts
             del tensors[name]
             for part, rows in zip(self.memory, self.rows, strict=True):
-                tensors[part.format(**holes)] = whole[low : low + rows]
+                tensors[part.format(**holes)] = whole[(*[slice(None)] * self.dim, slice(low, low + rows))]
                 low += rows
 
     def back(self, tensors: Refs) -> None:
         for _, holes in matches(self.memory[0], tensors):
             names = [part.format(**holes) for part in self.memory]
-            if _alike(tensors, names, first=1):
+            if _alike(tensors, names, self.dim):
                 first, *rest = (tensors.pop(name) for name in names)
-                tensors[self.disk.format(**holes)] = first.cat(*rest)
+                tensors[self.disk.format(**holes)] = first.cat(*rest, dim=self.dim)
 
 
 @dataclass(frozen=True)
@@ -161,13 +167,13 @@ class Inverse(Rule):
 
 @dataclass(frozen=True)
 class Transpose(Rule):
-    """A matrix stored with rows and columns exchanged, under the same name (GPT-2's Conv1D)."""
+    """A matrix, or a stack of them, stored with rows and columns exchanged, under the same name (GPT-2's Conv1D)."""
 
     name: str
 
     def into(self, tensors: Refs) -> None:
         for name, _ in matches(self.name, tensors):
-            if len(tensors[name].shape) == 2:
+            if len(tensors[name].shape) >= 2:
                 tensors[name] = tensors[name].transposed()
 
     back = into
@@ -178,11 +184,13 @@ class Reorder(Rule):
     """Rows stored in another order: seen as a block of shape `view`, its axes are permuted to `axes`.
 
     GPT-NeoX keeps q, k, v of one head together: rows (H, 3, C) with axes (1, 0, 2) are all q, then all k, then all v.
+    dim: which dimension counts the rows; 1 in a stack of matrices.
     """
 
     name: str
     view: tuple[int, ...]
     axes: tuple[int, ...]
+    dim: int = 0
 
     def into(self, tensors: Refs) -> None:
         self._apply(tensors, self.view, self.axes)
@@ -196,8 +204,8 @@ class Reorder(Rule):
         for n in view:
             rows *= n
         for name, _ in matches(self.name, tensors):
-            if tensors[name].shape[:1] == (rows,):
-                tensors[name] = tensors[name].reordered(view, axes)
+            if tensors[name].shape[self.dim : self.dim + 1] == (rows,):
+                tensors[name] = tensors[name].reordered(view, axes, self.dim)
 
 
 @dataclass(frozen=True)
@@ -214,6 +222,42 @@ class Shift(Rule):
     def back(self, tensors: Refs) -> None:
         for name, _ in matches(self.name, tensors):
             tensors[name] = tensors[name].plus(self.amount)
+
+
+@dataclass(frozen=True)
+class Microscaled(Rule):
+    """Blocks of 4-bit floats and their scales (MXFP4), dequantized as they are read; never written back."""
+
+    blocks: str
+    scales: str
+    memory: str
+
+    def into(self, tensors: Refs) -> None:
+        for name, holes in matches(self.blocks, tensors):
+            blocks, scales = tensors[name], tensors.get(self.scales.format(**holes))
+            if scales is None or {str(blocks.dtype), str(scales.dtype)} != {"torch.uint8"}:
+                continue
+            if blocks.shape == (*scales.shape, 16):
+                del tensors[name], tensors[self.scales.format(**holes)]
+                tensors[self.memory.format(**holes)] = blocks.microscaled(scales)
+
+    def back(self, tensors: Refs) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Top(Rule):
+    """The first `rows` rows are what the model wants; there may be more on disk (placeholders), which are not kept."""
+
+    name: str
+    rows: int
+
+    def into(self, tensors: Refs) -> None:
+        for name, _ in matches(self.name, tensors):
+            tensors[name] = tensors[name][: self.rows]
+
+    def back(self, tensors: Refs) -> None:
+        return None
 
 
 @dataclass(frozen=True)

@@ -79,48 +79,54 @@ class Ref:
         return Ref(tuple(shape), self.dtype, fetch, self.source)
 
     def transposed(self) -> Ref:
-        """Rows and columns of a matrix exchanged."""
-        rows, columns = self.shape
-        return Ref((columns, rows), self.dtype, lambda box: self.fetch((box[1], box[0])).T, self.source)
+        """Rows and columns of a matrix, or of each matrix of a stack, exchanged."""
+        *stack, rows, columns = self.shape
 
-    def reordered(self, view: Sequence[int], axes: Sequence[int]) -> Ref:
-        """The rows seen as a block of shape `view`, its axes permuted, flattened again.
+        def fetch(box: Box) -> Tensor:
+            return self.fetch((*box[:-2], box[-1], box[-2])).transpose(-1, -2)
+
+        return Ref((*stack, columns, rows), self.dtype, fetch, self.source)
+
+    def reordered(self, view: Sequence[int], axes: Sequence[int], dim: int = 0) -> Ref:
+        """The rows (dimension `dim`) seen as a block of shape `view`, its axes permuted, flattened again.
 
         Reading some rows reads the span of rows they come from.
         """
-        index = torch.arange(self.shape[0]).view(*view).permute(*axes).flatten()
+        index = torch.arange(self.shape[dim]).view(*view).permute(*axes).flatten()
 
         def fetch(box: Box) -> Tensor:
-            rows = index[box[0]]
-            if not len(rows):
-                return self.fetch((slice(0, 0), *box[1:]))
-            low = int(rows.min())
-            return self.fetch((slice(low, int(rows.max()) + 1), *box[1:]))[rows - low]
+            rows = index[box[dim]]
+            low, high = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
+            return self.fetch((*box[:dim], slice(low, high), *box[dim + 1 :])).index_select(dim, rows - low)
 
         return Ref(self.shape, self.dtype, fetch, self.source)
 
-    def cat(self, *others: Ref) -> Ref:
-        """This tensor and others one below the other, along rows; of different dtypes, in one that holds them all.
+    def cat(self, *others: Ref, dim: int = 0) -> Ref:
+        """This tensor and others one below the other, along `dim`; of different dtypes, in one that holds them all.
 
         Raises:
-            CheckpointError: their rows have different shapes.
+            CheckpointError: their shapes differ elsewhere.
         """
-        parts = _alike((self, *others), 1)
+        parts = _alike((self, *others), dim)
         edges = [0]
         for part in parts:
-            edges.append(edges[-1] + part.shape[0])
+            edges.append(edges[-1] + part.shape[dim])
 
         def fetch(box: Box) -> Tensor:
+            def of(part: Ref, start: int, stop: int) -> Tensor:
+                return part.fetch((*box[:dim], slice(start, stop), *box[dim + 1 :]))
+
+            start, stop = box[dim].start, box[dim].stop
             cut = [
-                part.fetch((slice(max(box[0].start, lo) - lo, min(box[0].stop, hi) - lo), *box[1:]))
+                of(part, max(start, lo) - lo, min(stop, hi) - lo)
                 for part, lo, hi in zip(parts, edges, edges[1:], strict=False)
-                if box[0].start < hi and lo < box[0].stop
+                if start < hi and lo < stop
             ]
             if not cut:
-                return parts[0].fetch((slice(0, 0), *box[1:]))
-            return torch.cat(cut) if len(cut) != 1 else cut[0]
+                return of(parts[0], 0, 0)
+            return torch.cat(cut, dim) if len(cut) != 1 else cut[0]
 
-        return Ref((edges[-1], *self.shape[1:]), parts[0].dtype, fetch, self.source)
+        return Ref((*self.shape[:dim], edges[-1], *self.shape[dim + 1 :]), parts[0].dtype, fetch, self.source)
 
     def stack(self, *others: Ref) -> Ref:
         """This tensor and others of the same shape as one, along a new first dimension; dtypes as in `cat`.
@@ -128,7 +134,7 @@ class Ref:
         Raises:
             CheckpointError: they have different shapes.
         """
-        parts = _alike((self, *others), 0)
+        parts = _alike((self, *others))
 
         def fetch(box: Box) -> Tensor:
             if box[0].start == box[0].stop:
@@ -149,6 +155,25 @@ class Ref:
         """Every element with `amount` added, in float32: a narrower type would lose what is small beside it."""
         return Ref(self.shape, torch.float32, lambda box: self.fetch(box).float() + amount, self.source)
 
+    def microscaled(self, scales: Ref) -> Ref:
+        """Floats of 4 bits, two to a byte, the first in its low half, as blocks of 32 that share a power of two: MXFP4.
+
+        This tensor is ... G 16 of bytes and `scales` is ... G of exponents, with 127 for 1. Gives ... 32 * G in
+        bfloat16, which holds them exactly. OCP Microscaling Formats 1.0
+        """
+        floats = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.bfloat16)
+        floats = torch.cat((floats, -floats))
+
+        def fetch(box: Box) -> Tensor:
+            low, high = box[-1].start // 32, -(-box[-1].stop // 32)
+            raw = self.fetch((*box[:-1], slice(low, high), slice(0, 16)))
+            powers = scales.fetch((*box[:-1], slice(low, high))).int() - 127
+            pairs = torch.stack((floats[(raw & 15).int()], floats[(raw >> 4).int()]), dim=-1)  # ... G 16 2
+            values = torch.ldexp(pairs.flatten(-2), powers[..., None]).flatten(-2).to(torch.bfloat16)
+            return values[..., box[-1].start - 32 * low : box[-1].stop - 32 * low]
+
+        return Ref((*scales.shape[:-1], 32 * scales.shape[-1]), torch.bfloat16, fetch, self.source)
+
     def to(self, dtype: torch.dtype) -> Ref:
         """Every element converted to `dtype` when read, some rows at a time: what it was is never whole in memory."""
         if dtype == self.dtype:
@@ -168,11 +193,11 @@ class Ref:
         return Ref(self.shape, dtype, fetch, self.source)
 
 
-def _alike(parts: Sequence[Ref], dim: int) -> Sequence[Ref]:
-    """The parts of one tensor, checked to have the same shape from dimension `dim` on, all in one dtype."""
+def _alike(parts: Sequence[Ref], but: int | None = None) -> Sequence[Ref]:
+    """The parts of one tensor, checked to have the same shape but for dimension `but`, all in one dtype."""
     first = parts[0]
     for part in parts:
-        if not dim <= len(part.shape) == len(first.shape) or part.shape[dim:] != first.shape[dim:]:
+        if len(part.shape) <= (-1 if but is None else but) or _without(part.shape, but) != _without(first.shape, but):
             raise CheckpointError(
                 f"{first.source} has shape {list(first.shape)} and {part.source} has {list(part.shape)}.",
                 "They are parts of one tensor, whose shapes should agree.",
@@ -182,3 +207,8 @@ def _alike(parts: Sequence[Ref], dim: int) -> Sequence[Ref]:
         return parts
     # every narrower floating-point number is one of these too; torch itself promotes no 8-bit ones
     return [part.to(torch.float64 if torch.float64 in dtypes else torch.float32) for part in parts]
+
+
+def _without(shape: tuple[int, ...], dim: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after a dimension."""
+    return (shape, ()) if dim is None else (shape[:dim], shape[dim + 1 :])
