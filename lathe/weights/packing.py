@@ -88,26 +88,26 @@ def q5_1(x: Tensor) -> Tensor:
 
 # ---- 256 values, in runs with scales of their own -------------------------------------------------------------------
 def _fit(x: Tensor, top: int, stretches: Iterable[float]) -> tuple[Tensor, Tensor]:
-    """The scale d and minimum m, neither negative, with which d * q - m is nearest to a run of values (... B -> ... 1).
+    """The scale d and minimum m, neither negative, with which d * q - m is nearest to a run of values: B M -> M, M.
 
     Tries grids from the best minimum so far to the largest value, a little wider and narrower; for each, the best line
     through the numbers they round to is a weighted least-squares fit in two unknowns. Large values weigh more.
     """
-    weight = x.square().mean(-1, keepdim=True).sqrt() + x.abs()
-    high, best_m = x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True).clamp(max=0)
-    sum_w, sum_x = weight.sum(-1, keepdim=True), (weight * x).sum(-1, keepdim=True)
+    weight = x.square().mean(0).sqrt() + x.abs()
+    high, best_m = x.amax(0), -x.amin(0).clamp(max=0)
+    sum_w, sum_x = weight.sum(0), (weight * x).sum(0)
     best_d = (high + best_m) / top
-    best = (weight * (best_d * _numbers(x, best_d, best_m, top) - best_m - x).square()).sum(-1, keepdim=True)
+    best = (weight * (best_d * _numbers(x, best_d, best_m, top) - best_m - x).square()).sum(0)
     for stretch in stretches:
-        q = ((x + best_m) * ((top + stretch) * _inverse(high + best_m))).round().clamp(0, top)
+        q = ((x + best_m) * ((top + stretch) * _inverse(high + best_m))).round_().clamp_(0, top)
         wq = weight * q
-        sum_q, sum_qq, sum_xq = (part.sum(-1, keepdim=True) for part in (wq, wq * q, wq * x))
+        sum_q, sum_qq, sum_xq = wq.sum(0), (wq * q).sum(0), (wq * x).sum(0)
         determinant = sum_w * sum_qq - sum_q.square()
         d = (sum_w * sum_xq - sum_x * sum_q) / determinant
         m = (sum_q * sum_xq - sum_qq * sum_x) / determinant
         alone = m < 0  # a minimum above zero has no bits: then the scale is fitted alone
         d, m = torch.where(alone, sum_xq / sum_qq, d), m.clamp(min=0)
-        error = (weight * (d * q - m - x).square()).sum(-1, keepdim=True)
+        error = (q.mul_(d).sub_(m).sub_(x).square_().mul_(weight)).sum(0)
         better = (determinant > 0) & (error < best)  # false for every NaN
         best, best_d, best_m = error.where(better, best), d.where(better, best_d), m.where(better, best_m)
     return best_d, best_m
@@ -115,6 +115,11 @@ def _fit(x: Tensor, top: int, stretches: Iterable[float]) -> tuple[Tensor, Tenso
 
 def _numbers(x: Tensor, d: Tensor, m: Tensor, top: int) -> Tensor:
     return ((x + m) * _inverse(d)).round().clamp(0, top)
+
+
+def _runs(x: Tensor, length: int) -> Tensor:
+    """Runs of values as columns, which are summed several at a time: N S*B -> B N*S."""
+    return x.view(-1, length).T.contiguous()
 
 
 def _shared(scales: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -125,16 +130,16 @@ def _shared(scales: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 def _with_minima(x: Tensor, top: int, stretches: Iterable[float]) -> tuple[Tensor, Tensor]:
     """The head of a Q4_K or Q5_K block (d 2 | m 2 | scales and minima 12), and its 256 numbers up to `top`."""
-    runs = x.unflatten(1, (8, 32))
-    d, m = (part.squeeze(-1) for part in _fit(runs, top, stretches))
+    runs = _runs(x, 32)
+    d, m = (part.view(-1, 8) for part in _fit(runs, top, stretches))
     unit_d, scales = _shared(d, 63)
     unit_m, minima = _shared(m, 63)
-    q = _numbers(runs, (unit_d * scales)[..., None], (unit_m * minima)[..., None], top)
+    q = _numbers(runs, (unit_d * scales).flatten(), (unit_m * minima).flatten(), top).T.reshape(x.shape)
     scales, minima = scales.to(torch.uint8), minima.to(torch.uint8)
     low, high = (scales[:, :4], minima[:, :4]), (scales[:, 4:], minima[:, 4:])
     packed = [first | second >> 4 << 6 for first, second in zip(low, high, strict=True)]
     halves = high[0] & 15 | high[1] << 4
-    return torch.cat((_raw(unit_d), _raw(unit_m), *packed, halves), 1), q.flatten(1).to(torch.uint8)
+    return torch.cat((_raw(unit_d), _raw(unit_m), *packed, halves), 1), q.to(torch.uint8)
 
 
 def q4_k(x: Tensor) -> Tensor:
@@ -149,21 +154,22 @@ def q5_k(x: Tensor) -> Tensor:
 
 def q6_k(x: Tensor) -> Tensor:
     """Sixteen runs of 16 values; a scale may be negative, so that the extreme is -32, of which there is no positive."""
-    runs = x.unflatten(1, (16, 16))
-    extreme, weight = _extreme(runs), runs.square()
+    runs = _runs(x, 16)
+    extreme, weight = _extreme(x.view(-1, 16)).flatten(), runs.square()
     best = best_d = torch.zeros_like(extreme)
     for step in range(-9, 10):
-        q = (runs * (-(32 + step / 10) * _inverse(extreme))).round().clamp(-32, 31)
+        q = (runs * (-(32 + step / 10) * _inverse(extreme))).round_().clamp_(-32, 31)
         wq = weight * q
-        sum_qq, sum_xq = (wq * q).sum(-1, keepdim=True), (wq * runs).sum(-1, keepdim=True)
+        sum_xq, sum_qq = (wq * runs).sum(0), wq.mul_(q).sum(0)
         d = sum_xq * _inverse(sum_qq)
         gain = d * sum_xq  # how much of the squares of x this scale explains
         better = gain > best
         best, best_d = gain.where(better, best), d.where(better, best_d)
-    largest = _extreme(best_d.squeeze(-1))
+    best_d = best_d.view(-1, 16)
+    largest = _extreme(best_d)
     unit = (largest / -128).half().float()
-    scales = (best_d.squeeze(-1) * (-128 * _inverse(largest))).round().clamp(-128, 127)
-    q = (runs * _inverse(unit * scales)[..., None]).round().clamp(-32, 31)
-    stored = (q.flatten(1) + 32).to(torch.uint8)
+    scales = (best_d * (-128 * _inverse(largest))).round().clamp(-128, 127)
+    q = (runs * _inverse(unit * scales).flatten()).round().clamp(-32, 31)
+    stored = (q.T.reshape(x.shape) + 32).to(torch.uint8)
     halves, tops = _joined(stored & 15, (0, 4), 64), _joined(stored >> 4, (0, 2, 4, 6), 32)
     return torch.cat((halves, tops, scales.to(torch.int8).view(torch.uint8), _raw(unit)), 1)
