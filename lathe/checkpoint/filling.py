@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,12 @@ from lathe.errors import CheckpointError
 from lathe.families import litgpt
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
+from lathe.transforms import spread
 from lathe.weights.tensors import Ref
 
 if TYPE_CHECKING:
     from lathe.tokenizer import Tokenizer
+    from lathe.transforms.shard import Share
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,43 @@ class Checkpoint:
         """What the weights are stored in."""
         return main_dtype(self.tensors.values())
 
-    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
+    def load(
+        self,
+        device: torch.device | str | Sequence[torch.device] = "cpu",
+        dtype: torch.dtype | None = None,
+        share: Share | None = None,
+    ) -> Decoder:
         """A decoder filled from the files, without gradients. `dtype` None: as stored.
 
+        device: several have the layers one after the other. share: load one rank's part, and read nothing else.
         On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
 
         Raises:
             CheckpointError: tensors are missing, left over, or of another shape than the configuration says.
         """
-        decoder = blank(self.spec)
-        fit(decoder, self.tensors, self.path)
+        decoder, tensors = blank(self.spec), self.tensors
+        fit(decoder, tensors, self.path)
+        if share is not None:
+            with torch.device("meta"):
+                decoder = share.decoder()
+            tensors = {name: share.mine(name, tensors[name], tuple(slot.shape)) for name, slot in slots(decoder)}
+            fit(decoder, tensors, self.path)
         dtype = dtype or self.dtype
+        devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
+        place = spread.places({name: tensors[name].nbytes for name, _ in slots(decoder)}, devices)
         state: dict[str, torch.Tensor] = {}
         for name, slot in slots(decoder):
             learned = isinstance(slot, nn.Parameter)
             # Buffers are float32 facts beside the weights and keep their precision.
-            tensor = self.tensors[name].to(dtype if learned else torch.float32).read().to(device)
+            tensor = tensors[name].to(dtype if learned else torch.float32).read().to(place(name))
             state[name] = nn.Parameter(tensor, requires_grad=False) if learned else tensor
         if self.spec.tied:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]  # one parameter under two names
         decoder.load_state_dict(state, assign=True)
+        if share is not None:
+            share.join(decoder)
+        if len(devices) > 1:
+            spread.seams(decoder)
         return decoder.eval()
 
     def prompt_style(self) -> str | None:

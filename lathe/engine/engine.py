@@ -44,7 +44,8 @@ class Engine:
         self.context = min(self.longest, tokens or self.longest)
         shapes = [layer.mixer.cache for layer in spec.layers]
         more = drafter.shapes if drafter else ()
-        self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype)
+        places = [next(layer.parameters()).device for layer in decoder.model.layers] + [weight.device] * len(more)
+        self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype, places=places)
         self.scheduler = Scheduler(self.pages, chunk, seats, ahead=drafter.count if drafter else 0)
         self.runner, self.drafter = Runner(decoder, self.pages), drafter
         if drafter:

@@ -34,6 +34,7 @@ class Lease:
 class Pages:
     """A pool of `tokens` slots, or one that grows as it is needed (`tokens` None).
 
+    device: where the slots' numbers are, and the layers' cache too unless `places` says another device for each.
     cache: keys (N, K, C) and values (N, K, Cv) of each layer, N slots; replaced when the pool grows.
     """
 
@@ -45,11 +46,13 @@ class Pages:
         size: int = 16,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        places: Iterable[torch.device] = (),
     ) -> None:
         self.shapes, self.size, self.device, self.dtype = tuple(shapes), size, torch.device(device), dtype
         self.grows = tokens is None
+        self.places = tuple(places) or (self.device,) * len(self.shapes)
         self.holders = bytearray()  # of each page: 0 free, 1 lent
-        self.cache: list[Cache] = [self._empty(shape, 0) for shape in self.shapes]
+        self.cache: list[Cache] = [self._empty(layer, 0) for layer in range(len(self.shapes))]
         if tokens is not None:
             self._grow(self._count(tokens))
 
@@ -105,15 +108,16 @@ class Pages:
 
     def _grow(self, count: int) -> None:
         slots, more = len(self.holders) * self.size, count * self.size
-        for i, shape in enumerate(self.shapes):
-            bigger = self._empty(shape, more)
+        for i in range(len(self.shapes)):
+            bigger = self._empty(i, more)
             for old, new in zip(self.cache[i], bigger, strict=True):
                 new[:slots] = old
             self.cache[i] = bigger
         self.holders.extend(bytes(count - len(self.holders)))
 
-    def _empty(self, shape: CacheShape, slots: int) -> Cache:
-        keys = torch.empty(slots, shape.heads, shape.key_channels, device=self.device, dtype=self.dtype)
+    def _empty(self, layer: int, slots: int) -> Cache:
+        shape, device = self.shapes[layer], self.places[layer]
+        keys = torch.empty(slots, shape.heads, shape.key_channels, device=device, dtype=self.dtype)
         if shape.values_in_keys:
             return keys, keys[..., : shape.value_channels]
-        return keys, torch.empty(slots, shape.heads, shape.value_channels, device=self.device, dtype=self.dtype)
+        return keys, torch.empty(slots, shape.heads, shape.value_channels, device=device, dtype=self.dtype)

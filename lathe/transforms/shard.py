@@ -1,0 +1,243 @@
+"""Tensor parallelism: a decoder becomes one of N that compute a part of every layer each, and together the whole.
+
+After Shoeybi et al., arXiv:1909.08053: heads, MLP widths and rows of the vocabulary are divided; what every rank has
+computed of a mixer or an MLP is added up, so that the stream is whole, and the same, on all ranks. Where a decoder has
+fewer kv heads than there are ranks, several ranks hold the same one. `PLAN` says which dimension of which parameter is
+divided; a parameter that it does not name is an error, never a guess. Knows no file: `Share.mine` slices what can be
+sliced, and the rest is not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lathe.errors import UsageError
+from lathe.model import layers
+from lathe.model.decoder import Block, Decoder, Embedding
+from lathe.model.spec import Attention, Experts, Gated, LatentAttention, Layer, Mixer, Mlp, Plain, Spec
+
+if TYPE_CHECKING:
+    from lathe.weights.tensors import Ref
+
+
+Narrow = TypeVar("Narrow", bound=Gated | Plain)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """unit: what the dimension `dim` consists of and is divided by. None: every rank holds the whole; `once`: and only
+    the first rank's counts, because ranks' results are added."""
+
+    unit: Literal["heads", "kv_heads", "rows"] | None = None
+    dim: int = 0
+    once: bool = False
+
+
+WHOLE, ONCE = Cut(), Cut(once=True)
+HEADS, KEYS = Cut("heads", 0), Cut("kv_heads", 0)
+ROWS = Cut("rows", 0)  # of a vocabulary, or of an MLP's width
+
+# The first pattern that fits a parameter's name counts. Where a dimension is as long on a rank as in the whole model
+# (norms over one head, a shared kv head), nothing is cut.
+PLAN: dict[str, Cut] = {
+    "model.embed_tokens.weight": ROWS,
+    "lm_head.*": ROWS,
+    "model.embed_positions.weight": WHOLE,
+    "model.norm.*": WHOLE,
+    "model.layers.*layernorm.*": WHOLE,
+    "model.layers.*.self_attn.q_proj.*": HEADS,
+    "model.layers.*.self_attn.q_norm.*": HEADS,
+    "model.layers.*.self_attn.[kv]_proj.*": KEYS,
+    "model.layers.*.self_attn.k_norm.*": KEYS,
+    "model.layers.*.self_attn.o_proj.weight": Cut("heads", 1),
+    "model.layers.*.self_attn.o_proj.bias": ONCE,
+    "model.layers.*.self_attn.q_a_proj.*": WHOLE,
+    "model.layers.*.self_attn.kv_a_proj_with_mqa.*": WHOLE,
+    "model.layers.*.self_attn.q_b_proj.*": HEADS,
+    "model.layers.*.self_attn.kv_b_proj.*": HEADS,
+    "model.layers.*.mlp.gate.*": WHOLE,  # the router: every rank sends the same tokens to the same experts
+    "model.layers.*.mlp.experts.gate_proj.weight": Cut("rows", 1),  # of every expert a slice of its width
+    "model.layers.*.mlp.experts.up_proj.weight": Cut("rows", 1),
+    "model.layers.*.mlp.experts.down_proj.weight": Cut("rows", 2),
+    "model.layers.*.mlp.*gate_proj.*": ROWS,
+    "model.layers.*.mlp.*up_proj.*": ROWS,
+    "model.layers.*.mlp.*down_proj.weight": Cut("rows", 1),
+    "model.layers.*.mlp.*down_proj.bias": ONCE,
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks that compute together. Without torch.distributed there is one, and nothing to tell."""
+
+    rank: int = 0
+    count: int = 1
+
+    @staticmethod
+    def joined() -> Group:
+        """The processes that torch.distributed has brought together."""
+        return Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' x, in place."""
+        if self.count > 1:
+            dist.all_reduce(x)
+        return x
+
+    def side_by_side(self, x: Tensor, columns: int) -> Tensor:
+        """All ranks' columns of N rows. x: N (this rank's of `columns`). Returns N columns."""
+        if self.count == 1:
+            return x
+        sizes = [end - start for start, end in (span(columns, rank, self.count) for rank in range(self.count))]
+        mine = F.pad(x, (0, max(sizes) - x.shape[-1])).contiguous()
+        parts = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(parts, mine)
+        return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
+
+    def firsts(self, x: Tensor) -> Tensor:
+        """What the first rank has in the place of x, in place."""
+        if self.count > 1:
+            dist.broadcast(x, 0)
+        return x
+
+
+def span(size: int, rank: int, count: int) -> tuple[int, int]:
+    """The part of `size` things that a rank has: they differ by one at most."""
+    return rank * size // count, (rank + 1) * size // count
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of a model. Raises UsageError for one that cannot be divided evenly among so many."""
+
+    spec: Spec
+    group: Group
+
+    def __post_init__(self) -> None:
+        count = self.group.count
+        fits = [n for n in range(1, count + 1) if all(_divides(layer.mixer, n) for layer in self.spec.layers)]
+        if count not in fits:
+            heads = " and ".join(sorted({_heads(layer.mixer) for layer in self.spec.layers}))
+            some = " or ".join(map(str, fits[-3:]))
+            found = f"A layer of {heads} cannot be divided among {count} devices."
+            raise UsageError(found, "Every device must get as many heads.", f"Take {some}, or --strategy layers.")
+
+    def decoder(self) -> Decoder:
+        """The part as a decoder; call it under `torch.device("meta")`, then fill it, then `join` it."""
+        start, end = self._span(self.spec.vocab)
+        small = replace(self.spec, vocab=end - start, layers=tuple(map(self._layer, self.spec.layers)))
+        decoder = Decoder(small)
+        decoder.spec = replace(small, vocab=self.spec.vocab)  # what comes in and out are still all ids
+        decoder.model.embed_tokens = Rows(decoder.model.embed_tokens, start, self.group)
+        return decoder
+
+    def mine(self, name: str, ref: Ref, shape: tuple[int, ...]) -> Ref:
+        """This rank's slice of a parameter, of which the rank's decoder wants `shape`."""
+        cut = next((cut for pattern, cut in PLAN.items() if fnmatchcase(name, pattern)), None)
+        if cut is None:
+            found = f"Nothing is known of how {name} is divided among devices."
+            raise UsageError(found, "", "Use --strategy layers for this model.")
+        if cut.once and self.group.rank > 0:
+            return type(ref).of(torch.zeros(shape, dtype=ref.dtype), ref.source)
+        if cut.unit is None or ref.shape == shape:
+            return ref
+        start, end = self._unit(name, cut, ref.shape[cut.dim])
+        return ref[(*(slice(None) for _ in range(cut.dim)), slice(start, end))]
+
+    def join(self, decoder: Decoder) -> Decoder:
+        """Make a filled part add to the others' whatever is a part of a sum, and gather the scores."""
+        group, vocab = self.group, self.spec.vocab
+        for block in decoder.model.layers:
+            assert isinstance(block, Block)
+            for module in (block.self_attn, block.mlp):
+                module.register_forward_hook(lambda _, __, y: group.sum(y))
+            for name in ("q_norm", "k_norm"):
+                norm = getattr(block.self_attn, name, None)
+                if norm is not None and getattr(block.self_attn, "by_row", False):
+                    setattr(block.self_attn, name, RowNorm(norm, group))
+        decoder.lm_head.register_forward_hook(lambda _, __, y: group.side_by_side(y, vocab))
+        return decoder
+
+    def _span(self, size: int) -> tuple[int, int]:
+        return span(size, self.group.rank, self.group.count)
+
+    def _unit(self, name: str, cut: Cut, size: int) -> tuple[int, int]:
+        """From where to where this rank has a dimension of `size`."""
+        if cut.unit == "rows":
+            return self._span(size)
+        mixer = self.spec.layers[int(name.split(".")[2])].mixer
+        heads = mixer.kv_heads if cut.unit == "kv_heads" and isinstance(mixer, Attention) else mixer.heads
+        channels = size // heads
+        if heads < self.group.count:  # several ranks have the same
+            start = self.group.rank * heads // self.group.count
+            return start * channels, (start + 1) * channels
+        start, end = self._span(heads)
+        return start * channels, end * channels
+
+    def _layer(self, layer: Layer) -> Layer:
+        return replace(layer, mixer=self._mixer(layer.mixer), mlp=self._mlp(layer.mlp))
+
+    def _mixer(self, part: Mixer) -> Mixer:
+        heads = part.heads // self.group.count
+        if isinstance(part, LatentAttention):
+            return replace(part, heads=heads)
+        return replace(part, heads=heads, kv_heads=max(part.kv_heads // self.group.count, 1))
+
+    def _mlp(self, part: Mlp) -> Mlp:
+        if isinstance(part, Experts):
+            return replace(part, each=self._narrow(part.each), shared=part.shared and self._narrow(part.shared))
+        return self._narrow(part)
+
+    def _narrow(self, part: Narrow) -> Narrow:
+        start, end = self._span(part.width)
+        return replace(part, width=end - start)
+
+
+def _divides(part: Mixer, count: int) -> bool:
+    keys = part.kv_heads if isinstance(part, Attention) else part.heads
+    return part.heads % count == 0 and (keys % count == 0 or count % keys == 0)
+
+
+def _heads(part: Mixer) -> str:
+    return f"{part.heads} heads" + (f", {part.kv_heads} for keys and values" if isinstance(part, Attention) else "")
+
+
+class Rows(Embedding):
+    """Rows `first` and on of an embedding's table; the other ranks look up the others."""
+
+    def __init__(self, table: Embedding, first: int, group: Group) -> None:
+        super().__init__(*table.weight.shape)
+        self.weight, self.first, self.group = table.weight, first, group
+
+    def forward(self, index: Tensor) -> Tensor:
+        at = index - self.first
+        elsewhere = (at < 0) | (at >= len(self.weight))
+        return self.group.sum(F.embedding(at.masked_fill(elsewhere, 0), self.weight).masked_fill(elsewhere[:, None], 0))
+
+
+class RowNorm(nn.Module):
+    """An RMS norm over rows of which every rank has an equally long part (OLMo 2's queries and keys)."""
+
+    def __init__(self, norm: nn.Module, group: Group) -> None:
+        super().__init__()
+        if type(norm) is not layers.RMSNorm:
+            raise UsageError(f"A {type(norm).__name__} over all heads cannot be divided.", "", "Use --strategy layers.")
+        self.weight, self.eps, self.group = norm.weight, norm.eps, group
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        mean = self.group.sum(y.square().mean(-1, keepdim=True)) / self.group.count
+        return (y * torch.rsqrt(mean + self.eps)).type_as(x) * self.weight
+
+
+def echo(decoder: Decoder, group: Group) -> Decoder:
+    """A whole decoder whose scores are the first rank's on all ranks, whatever another's arithmetic gives."""
+    decoder.lm_head.register_forward_hook(lambda _, __, y: group.firsts(y.contiguous()))
+    return decoder
