@@ -14,6 +14,7 @@ from lathe import checkpoint, engine, hub
 from lathe.errors import PromptError, UsageError, did_you_mean
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import StopStrings, TextStream, Tokenizer
+from lathe.transforms.shard import Group, Share, echo
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -174,11 +175,16 @@ class LLM:
         adapter: str | Path | None = None,
         draft: str | Path | None = None,
         draft_tokens: int = 4,
+        devices: int | Literal["auto"] = 1,
+        strategy: Literal["tensor", "layers"] = "layers",
         checkpoints: str | Path = "checkpoints",
     ) -> LLM:
         """The model in a folder or file, or with a repo id: found below `checkpoints` or in the cache, or downloaded.
 
         device: "auto" takes a GPU where there is one. dtype: "auto" keeps that of the files; "bf16", "fp16", "fp32".
+        devices: with strategy "layers", over how many GPUs the layers are spread ("auto": all), one after the other.
+            With "tensor" every layer is divided among as many processes, each of which calls this with its own device
+            (`lathe generate --devices` starts them; or torchrun and `torch.distributed.init_process_group`).
         draft: a smaller model with the same vocabulary, which guesses `draft_tokens` tokens ahead: the answers have the
             same distribution, and are the same where they are greedy, but come sooner.
 
@@ -191,15 +197,23 @@ class LLM:
         for name, value in (("quantize", quantize), ("adapter", adapter)):
             if value is not None:
                 raise UsageError(f"{name} is {value}.", "This version of Lathe does not have it yet; a later one will.")
-        place, kind = _device(device), _dtype(dtype)
+        group = Group.joined()
+        if strategy == "tensor" and devices not in (group.count, "auto"):
+            found = f"The model is to be divided among {devices} processes, and {group.count} are joined."
+            raise UsageError(found, "Each of them loads its part.", "Use lathe generate --devices, or torchrun.")
+        around, kind = places(device, 1 if strategy == "tensor" else devices), _dtype(dtype)
         opened = checkpoint.open(hub.find(str(model), Path(checkpoints)))
         tokenizer = opened.tokenizer()  # before the weights: it is read sooner, and may be what is wrong
+        divided = strategy == "tensor" and group.count > 1
+        share = Share(opened.spec, group) if divided else None
         drafter = None
         if draft is not None:
             small = checkpoint.open(hub.find(str(draft), Path(checkpoints)))
             same_vocabulary(small, tokenizer, opened.path)
-            drafter = engine.DraftModel(small.load(place, kind), draft_tokens)
-        return LLM(opened.load(place, kind), tokenizer, opened.config, opened.generation, drafter)
+            guesser = small.load(around[0], kind)
+            drafter = engine.DraftModel(echo(guesser, group) if divided else guesser, draft_tokens)
+        decoder = opened.load(around, kind, share)
+        return LLM(decoder, tokenizer, opened.config, opened.generation, drafter)
 
     def generate(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> str:
         """The text of the answer."""
@@ -311,6 +325,21 @@ def _device(device: str | torch.device) -> torch.device:
         found = f"The device {device} is not there: PyTorch sees {torch.cuda.device_count()} CUDA GPUs."
         raise UsageError(found, fix="Choose another device, or auto.")
     return place
+
+
+def places(device: str | torch.device, count: int | Literal["auto"] = 1) -> list[torch.device]:
+    """The devices that `count` of a kind are; "auto": all GPUs there are, else one. Raises UsageError."""
+    place = _device(device)
+    there = torch.cuda.device_count() if place.type == "cuda" and place.index is None else 1
+    wanted = there if count == "auto" else count
+    if wanted == 1:
+        return [place]
+    if place.type == "cpu" and wanted > 1:
+        return [place] * wanted
+    if not 1 <= wanted <= there:
+        found = f"{wanted} devices are asked for, and {device} is {there}."
+        raise UsageError(found, "A model is divided among GPUs, or among processes on the CPU.", "Add --device cpu.")
+    return [torch.device("cuda", index) for index in range(wanted)]
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:

@@ -118,6 +118,35 @@ def test_a_draft_with_another_vocabulary(
     assert "--draft-tokens is 0. It must be at least 1." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wish", [("--temperature", "0"), ("--seed", "4", "--num-samples", "2")])
+def test_several_devices_say_what_one_says(
+    model: str, models: Path, wish: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes, and layers on two devices which are both the CPU; the first process alone speaks."""
+    packed = str(models / "stories260K-gguf/stories260K-q8_0.gguf")
+    words = (model, "--prompt", ONCE, "--max-new-tokens", "30", "--json", *wish)
+    assert generate(*words) == 0
+    expected = [sample["tokens"] for sample in json.loads(capfd.readouterr().out)["samples"]]
+    guesses = ("--draft", packed) if wish[0] == "--temperature" else ()
+    for more in (("--devices", "2", *guesses), ("--devices", "2", "--strategy", "layers", *guesses)):
+        assert generate(*words, *more) == 0
+        page = json.loads(capfd.readouterr().out)
+        assert [sample["tokens"] for sample in page["samples"]] == expected
+        assert page["model"] == model and bool(guesses) == ("draft" in page)
+
+
+def test_devices_that_cannot_be(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for words, says in (
+        (("--devices", "3"), "A layer of 8 heads, 4 for keys and values cannot be divided among 3 devices."),
+        (("--devices", "0"), "--devices is 0. It must be at least 1, or auto."),
+        (("--devices", "2", "--top-p", "3"), "top_p is 3.0. It must be from 0 to 1."),
+        (("--devices", "2", "--prompt", "word " * 600), "The context holds 512 tokens"),
+    ):
+        assert generate(model, *words, *(() if "--prompt" in words else ("--prompt", ONCE))) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and says in err and err.count("\n") == 1
+
+
 def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--seed", "3", "--num-samples", "2", "--max-new-tokens", "12", "--top-k", "20", "--stop", "Lily", "--json")
     assert generate(model, "--prompt", ONCE, *words) == 0

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
 from families import CASES, Case, reference
+from rank_work import PROMPTS, each_family, greedy, one_fails
 
 from lathe import checkpoint
 from lathe.actions import ranks
-from lathe.engine import DraftModel, Engine, Sampling
+from lathe.engine import Engine
 from lathe.errors import LatheError, PromptError, UsageError
 from lathe.model import spec as s
-from lathe.transforms.shard import PLAN, Group, Share, echo
+from lathe.transforms.shard import PLAN, Group, Share
 from lathe.weights.tensors import Ref
 
 FOUR = {"num_attention_heads": 4, "num_key_value_heads": 4}
@@ -24,7 +26,6 @@ NAMES = (
     "llama-2 llama-3.2-tied-llama3-rope llama-biased gemma gemma2 gemma3 mixtral qwen2 qwen3 qwen3-moe olmo2 neox "
     "gpt2 phi3-window phi4-mini deepseek-v3 deepseek-v3-plain granite smollm3"
 ).split()
-PROMPTS = [[3, 14, 15, 92, 65, 35], [8, 9, 79], list(range(40, 62))]
 
 
 def chosen() -> list[Case]:
@@ -36,31 +37,6 @@ def chosen() -> list[Case]:
         replace(next(c for c in CASES if c.name == "llama-2"), name="multi-query", changes={"num_key_value_heads": 1}),
         replace(next(c for c in CASES if c.name == "llama-2"), name="uneven", changes={**EIGHT, **odd}),
     ]
-
-
-def greedy(engine: Engine) -> list[list[int]]:
-    wishes = [Sampling(temperature=0, max_new_tokens=20), Sampling(seed=5, top_p=0.9, max_new_tokens=20)]
-    sequences = [engine.submit(prompt, wish) for prompt in PROMPTS for wish in wishes]
-    while engine.busy:
-        engine.step()
-    return [[token.id for token in sequence.made] for sequence in sequences]
-
-
-def each_family(device: torch.device, folders: list[Path], out: Path) -> None:
-    """What one rank does: load its part of every model, ask it, and write down what it says."""
-    torch.set_num_threads(1)
-    group, found = Group.joined(), {}
-    for folder in folders:
-        opened = checkpoint.open(folder)
-        decoder = opened.load(device, share=Share(opened.spec, group))
-        engine = Engine(decoder)
-        draft = DraftModel(echo(opened.load(device), group), 3)
-        found[folder.name] = {
-            "logits": [engine.logits(prompt) for prompt in PROMPTS],
-            "tokens": greedy(engine),
-            "drafted": greedy(Engine(decoder, drafter=draft))[::2],
-        }
-    torch.save(found, out / f"{group.rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +103,6 @@ def test_every_parameter_of_every_family_is_in_the_plan(folders: list[Path]) -> 
                 slots = dict(share.decoder().named_parameters())
             for name, slot in slots.items():
                 share.mine(name, opened.tensors[name], tuple(slot.shape))
-                from fnmatch import fnmatchcase
-
                 used.add(next(pattern for pattern in PLAN if fnmatchcase(name, pattern)))
     assert used == set(PLAN)
 
@@ -138,7 +112,7 @@ def test_what_cannot_be_divided_is_refused() -> None:
     mixer = s.Attention(9, 3, 8, 0.3, None)
     spec = s.Spec(50, 72, (s.Layer(mixer, s.Gated(16), norm),), norm, 32)
     assert Share(spec, Group(0, 3)) and Share(spec, Group(0, 9))
-    with pytest.raises(UsageError, match=r"9 heads, 3 for keys and values.*among 4 devices.*Take 1 or 3, or"):
+    with pytest.raises(UsageError, match=r"9 heads, 3 for keys and values.*among 4 devices.*Take 1 or 3 or 9, or"):
         Share(spec, Group(0, 4))
     ref = Ref.of(torch.zeros(3))
     with pytest.raises(UsageError, match=r"how model\.layers\.0\.mlp\.novelty\.weight is divided"):
@@ -146,23 +120,6 @@ def test_what_cannot_be_divided_is_refused() -> None:
 
 
 # ---- the processes ---------------------------------------------------------------------------------------------------
-def one_fails(device: torch.device, how: str) -> None:
-    import os
-    import signal
-
-    import torch.distributed as dist
-
-    if dist.get_rank() == 1:
-        if how == "error":
-            raise PromptError("The prompt is empty.", "It must hold something.", "Type one.")
-        if how == "bug":
-            raise ZeroDivisionError("a bug")
-        if how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        os._exit(7)
-    dist.all_reduce(torch.zeros(1))  # waits for the one that is gone
-
-
 @pytest.mark.parametrize(
     ("how", "kind", "says"),
     [

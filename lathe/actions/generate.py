@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
+from lathe.actions import ranks
 from lathe.actions.lines import decoded
 from lathe.actions.session import SETTINGS, Settings
 from lathe.actions.terminal import dimmed, harmless
 from lathe.errors import MissingError, PromptError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from lathe.llm import Completion, Reply
 
 
@@ -40,6 +44,11 @@ class Options(Settings):
     distribution where they are drawn; they come sooner where it guesses well."""
     draft_tokens: int = 4
     """How many tokens it guesses at once."""
+    devices: int | Literal["auto"] = 1
+    """How many devices the model is divided among; auto takes all GPUs."""
+    strategy: Literal["tensor", "layers"] = "tensor"
+    """How it is divided. tensor: a part of every layer on each, in as many processes, which is faster. layers: some of
+    the layers on each, one after the other, which only makes room."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
@@ -50,6 +59,8 @@ class Options(Settings):
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise UsageError(f"--num-samples is {self.num_samples}.", "It must be at least 1.")
+        if self.devices != "auto" and self.devices < 1:
+            raise UsageError(f"--devices is {self.devices}.", "It must be at least 1, or auto.")
         if self.draft_tokens < 1:
             raise UsageError(f"--draft-tokens is {self.draft_tokens}.", "It must be at least 1.")
         if self.prompt is not None and self.prompt_file is not None:
@@ -64,12 +75,34 @@ def run(options: Options) -> None:
     """
     prompt = read(options.prompt, options.prompt_file)
     path = hub.find(options.model, options.checkpoints)
-    from lathe.llm import LLM
+    if options.devices == 1 or options.strategy == "layers":
+        return answer(options.device, options, path, prompt)
+    from lathe import checkpoint
+    from lathe.llm import places
+    from lathe.transforms.shard import Group, Share
 
+    devices = places(options.device, options.devices)
+    Share(
+        checkpoint.open(path).spec, Group(0, len(devices))
+    )  # what cannot be divided is refused before anything starts
+    if options.seed is None:  # all must throw the same dice
+        options = replace(options, seed=random.getrandbits(32))
+    options = replace(options, devices=len(devices))
+    return ranks.run(answer, len(devices), devices[0].type, options, path, prompt)
+
+
+def answer(device: str | torch.device, options: Options, path: Path, prompt: str) -> None:
+    """Load the model and print what it says; of several processes, the first prints and all compute."""
+    from lathe.llm import LLM
+    from lathe.transforms.shard import Group
+
+    speaks = Group.joined().rank == 0
     begun = time.perf_counter()
     llm = LLM.load(
         path,
-        device=options.device,
+        device=device,
+        devices=options.devices,
+        strategy=options.strategy,
         dtype=options.precision,
         draft=options.draft,
         draft_tokens=options.draft_tokens,
@@ -80,10 +113,12 @@ def run(options: Options) -> None:
     seeds = [None if options.seed is None else options.seed + number for number in range(options.num_samples)]
     replies = [llm.stream(prompt, raw=options.raw, **wishes | {"seed": seed}) for seed in seeds]
     for number, reply in enumerate(replies, 1):
-        if len(replies) > 1 and not options.json:
+        if len(replies) > 1 and speaks and not options.json:
             note(f"Sample {number} of {len(replies)}:")
-        show(reply, silent=options.json)
+        show(reply, silent=options.json or not speaks)
     answers = [reply.completion for reply in replies]
+    if not speaks:
+        return
     timings = timed(load_seconds, answers)
     guesses = guessed(options.draft, answers) if options.draft else {}
     if options.json:

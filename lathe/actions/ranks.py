@@ -80,12 +80,13 @@ def _rank(
 
 def _watch(ranks: list[BaseProcess], reports: list[Connection]) -> None:
     """Wait until all are done, or raise what went wrong first."""
-    left = dict(zip(reports, range(len(ranks)), strict=True))
+    left: dict[Any, int] = dict(zip(reports, range(len(ranks)), strict=True))
     while left:
-        for report in wait(list(left)):
-            rank = left.pop(report)  # type: ignore[call-overload]
+        ready: list[Any] = wait(list(left))
+        for report in ready:
+            rank = left.pop(report)
             try:
-                said = report.recv()  # type: ignore[union-attr]
+                said = report.recv()
             except EOFError:
                 raise _death(ranks[rank], rank, len(ranks)) from None
             if isinstance(said, str):

@@ -122,10 +122,11 @@ class Share:
 
     def __post_init__(self) -> None:
         count = self.group.count
-        fits = [n for n in range(1, count + 1) if all(_divides(layer.mixer, n) for layer in self.spec.layers)]
+        most = max(layer.mixer.heads for layer in self.spec.layers)
+        fits = [n for n in range(1, most + 1) if all(_divides(layer.mixer, n) for layer in self.spec.layers)]
         if count not in fits:
             heads = " and ".join(sorted({_heads(layer.mixer) for layer in self.spec.layers}))
-            some = " or ".join(map(str, fits[-3:]))
+            some = " or ".join(map(str, fits))
             found = f"A layer of {heads} cannot be divided among {count} devices."
             raise UsageError(found, "Every device must get as many heads.", f"Take {some}, or --strategy layers.")
 
