@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from lathe.errors import UsageError
 from lathe.model import layers
 from lathe.model.decoder import Block, Decoder, Embedding
-from lathe.model.spec import Attention, Experts, Gated, LatentAttention, Layer, Mixer, Mlp, Plain, Spec
+from lathe.model.spec import Attention, Clamped, Experts, Gated, LatentAttention, Layer, Mixer, Mlp, Plain, Spec
 
 if TYPE_CHECKING:
     from lathe.weights.tensors import Ref
 
 
-Narrow = TypeVar("Narrow", bound=Gated | Plain)
+Narrow = TypeVar("Narrow", bound=Clamped | Gated | Plain)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ PLAN: dict[str, Cut] = {
     "model.layers.*.self_attn.q_norm.*": HEADS,
     "model.layers.*.self_attn.[kv]_proj.*": KEYS,
     "model.layers.*.self_attn.k_norm.*": KEYS,
+    "model.layers.*.self_attn.sinks": HEADS,
     "model.layers.*.self_attn.o_proj.weight": Cut("heads", 1),
     "model.layers.*.self_attn.o_proj.bias": ONCE,
     "model.layers.*.self_attn.q_a_proj.*": WHOLE,
@@ -66,6 +67,10 @@ PLAN: dict[str, Cut] = {
     "model.layers.*.mlp.experts.gate_proj.weight": Cut("rows", 1),  # of every expert a slice of its width
     "model.layers.*.mlp.experts.up_proj.weight": Cut("rows", 1),
     "model.layers.*.mlp.experts.down_proj.weight": Cut("rows", 2),
+    "model.layers.*.mlp.experts.gate_proj.bias": Cut("rows", 1),
+    "model.layers.*.mlp.experts.up_proj.bias": Cut("rows", 1),
+    "model.layers.*.mlp.experts.down_proj.bias": ONCE,
+    "model.layers.*.mlp.shared_expert_gate.*": WHOLE,
     "model.layers.*.mlp.*gate_proj.*": ROWS,
     "model.layers.*.mlp.*up_proj.*": ROWS,
     "model.layers.*.mlp.*down_proj.weight": Cut("rows", 1),
@@ -155,14 +160,13 @@ class Share:
     def join(self, decoder: Decoder) -> Decoder:
         """Make a filled part add to the others' whatever is a part of a sum, and gather the scores."""
         group, vocab = self.group, self.spec.vocab
-        for block in decoder.model.layers:
+        for block, layer in zip(decoder.model.layers, self.spec.layers, strict=True):
             assert isinstance(block, Block)
             for module in (block.self_attn, block.mlp):
                 module.register_forward_hook(lambda _, __, y: group.sum(y))
-            for name in ("q_norm", "k_norm"):
-                norm = getattr(block.self_attn, name, None)
-                if norm is not None and getattr(block.self_attn, "by_row", False):
-                    setattr(block.self_attn, name, RowNorm(norm, group))
+            if isinstance(layer.mixer, Attention) and layer.mixer.qk_norm and layer.mixer.qk_norm.over == "row":
+                for name in ("q_norm", "k_norm"):
+                    setattr(block.self_attn, name, RowNorm(getattr(block.self_attn, name), group))
         decoder.lm_head.register_forward_hook(lambda _, __, y: group.side_by_side(y, vocab))
         return decoder
 
