@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -688,3 +690,28 @@ def test_models_lists_what_can_be_had_and_what_is_here(machine: Machine) -> None
     assert machine.lathe("models").out == machine.lathe("download", "list").out
     assert 'Did you mean "qwen3"' in machine.refused("models", "--family", "qwn3")
     assert 'Did you mean "pythia"' in machine.refused("models", "pythai")
+
+
+def test_the_page_about_downloads_shows_what_happens(machine: Machine) -> None:
+    model = {**dict.fromkeys(TOKENIZER, b"{}"), "model.safetensors": b"weights"}
+    for extra in ("generation_config.json", "tekken.json", "tokenizer.model.v3", "qwen.tiktoken"):
+        model.pop(extra)
+    model = {name: data for name, data in model.items() if "chat_template" not in name}
+    packed = {f"qwen2.5-0.5b-instruct-{kind}.gguf": kind.encode() for kind in ("q4_k_m", "q8_0")}
+    machine.hub.repos |= {
+        "Qwen/Qwen3-0.6B": Repo(model),
+        "Qwen/Qwen2.5-0.5B-Instruct-GGUF": Repo(packed),
+        "meta-llama/Llama-3.2-1B": Repo(model, gated=True),
+    }
+    page = (Path(__file__).parents[1] / "docs/download.md").read_text(encoding="utf-8")
+    shown = "".join(re.findall(r"^```console\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL))
+    for exchange in shown.split("$ lathe ")[1:]:
+        line, _, expected = exchange.partition("\n")
+        done = machine.lathe(*shlex.split(line))
+        assert same(done.err + done.out.replace("\\", "/")) == same(expected), line
+
+
+def same(text: str) -> str:
+    """What was said, but for what differs between this Hub and the real one: sizes, times, commits, addresses."""
+    text = re.sub(r"\d+:\d\d:\d\d|[\d.]+ (bytes|[kMG]B)|revision \w+", "...", text)
+    return re.sub(r"https?://[\w.:]+/", "https://hub/", text).strip()

@@ -41,8 +41,8 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Bar]:
-    """Show a bar on stderr, if it is a terminal, while the body runs."""
+def bar(title: str, total: int, there: int = 0) -> Iterator[Bar]:
+    """Show a bar on stderr, if it is a terminal, while the body runs; `there` of the bytes were there before."""
     from huggingface_hub.utils import are_progress_bars_disabled
     from rich import progress
     from rich.console import Console
@@ -59,4 +59,4 @@ def bar(title: str, total: int) -> Iterator[Bar]:
     )
     disable = not console.is_terminal or are_progress_bars_disabled()
     with progress.Progress(*columns, console=console, disable=disable, transient=True) as shown:
-        yield Bar(shown, shown.add_task("", total=total, note=""))
+        yield Bar(shown, shown.add_task("", total=total, completed=there, note=""))

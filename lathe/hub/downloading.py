@@ -97,7 +97,7 @@ def _complete(listed: Listing, lacking: Sequence[File], target: Path, there: Not
         what = f"{len(coming)} file{'s' * (len(coming) != 1)}, {amount(fetching.total(coming))}{again}"
         say(f"Downloading {listed.repo} into {target}: {what}")
         try:
-            with bar(listed.repo, fetching.total(coming)) as shown:
+            with bar(listed.repo, fetching.total(coming), kept) as shown:
                 fetching.bring(listed, coming, beside, token, shown)
         except KeyboardInterrupt:
             say("Interrupted. What has arrived is kept: run the same again to go on.")

@@ -88,13 +88,24 @@ def _next(done: queue.SimpleQueue[BaseException | None]) -> BaseException | None
 def fetch(listing: Listing, file: File, folder: Path, token: str | None, bar: Bar, stop: Event) -> None:
     """Download one file, going on where an earlier try was cut off, until it is whole or `stop` is set."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     target, beside = folder / file.name, part(folder, file, listing)
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.size and file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         return _fetch_huge(listing, file, folder, token, bar)
-    arrival = Arrival(beside, file, bar)
+    with Arrival(beside, file, bar) as arrival:
+        _gather(listing, file, token, arrival, bar, stop)
+        whole, digest = arrival.whole, arrival.hasher.hexdigest()
+    if whole:
+        _verify(listing, file, beside, digest)
+        os.replace(beside, target)  # noqa: PTH105  as atomic on Windows
+    return None
+
+
+def _gather(listing: Listing, file: File, token: str | None, arrival: Arrival, bar: Bar, stop: Event) -> None:
+    """Ask for what is missing of a file until nothing is, trying again as long as something comes."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
     pauses = iter(PAUSES)
     while not arrival.whole and not stop.is_set():
         before = arrival.size
@@ -113,11 +124,6 @@ def fetch(listing: Listing, file: File, folder: Path, token: str | None, bar: Ba
             bar.note("cut off, trying again")
             stop.wait(pause)
             bar.note("")
-    if arrival.whole:
-        arrival.close()
-        _verify(listing, file, beside, arrival.hasher.hexdigest())
-        os.replace(beside, target)  # noqa: PTH105  as atomic on Windows
-    return None
 
 
 class Arrival:
@@ -130,7 +136,8 @@ class Arrival:
         if file.size is None or path.stat().st_size > file.size:
             self.restart()
         for piece in _pieces(path):
-            self._count(piece)
+            self.hasher.update(piece)
+            self.size += len(piece)
         self._open.seek(self.size)
 
     @property
@@ -148,17 +155,17 @@ class Arrival:
         left = memoryview(piece)
         while left:  # an unbuffered write may take a part only
             left = left[self._open.write(left) :]
-        self._count(piece)
-
-    def close(self) -> None:
-        """Bring it to the disk, so that no power cut leaves an empty file under a good name."""
-        os.fsync(self._open.fileno())
-        self._open.close()
-
-    def _count(self, piece: bytes) -> None:
         self.hasher.update(piece)
         self.size += len(piece)
         self.bar.advance(len(piece))
+
+    def __enter__(self) -> Arrival:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # To the disk, so that no power cut leaves an empty file under a good name.
+        with self._open:
+            os.fsync(self._open.fileno())
 
 
 def _stream(listing: Listing, file: File, token: str | None, arrival: Arrival, stop: Event) -> None:
