@@ -105,7 +105,9 @@ def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], _: int) 
 def _write_gguf(
     file: Path, model: Refs, config: Mapping[str, Any], dtype: str | None, tokenizer: Tokenizer | None
 ) -> None:
-    pack(file, model, config, dtype or kept(main_dtype(model.values())), {})
+    pack(
+        file, model, config, dtype or kept(main_dtype(model.values())), {} if tokenizer is None else tokenizer.to_gguf()
+    )
 
 
 def kept(dtype: torch.dtype) -> str:
