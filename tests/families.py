@@ -27,8 +27,14 @@ TINY = {
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
+    # Falcon's and GPT-2's own words
     "num_kv_heads": 2,
     "ffn_hidden_size": 80,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+    "n_ctx": 64,
     "vocab_size": 96,
     **dict.fromkeys(EPS, 0.03),  # so large that another would show
     "bos_token_id": 1,
@@ -50,8 +56,6 @@ class Case:
         """As config.json would say it, in the dialect the checkpoint was published in."""
         published = PUBLISHED[self.published].config
         tiny = {key: TINY[key] for key in TINY.keys() & {*published, "pad_token_id"}}
-        if published["model_type"] == "gpt2":  # which has its own words for sizes
-            tiny |= {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "n_ctx": 64}
         return copy.deepcopy({**published, **tiny, **self.changes})
 
 
@@ -155,6 +159,15 @@ CASES = [
     Case("falcon-one-after-the-other", "falcon-7b", {"parallel_attn": False, "multi_query": False}),
     Case("phi-2", "phi-2"),
     Case("phi-normed-heads", "phi-1_5", {"qk_layernorm": True, "num_key_value_heads": 2}),
+    Case("cohere", "c4ai-command-r-v01", {"logit_scale": 0.5, "attention_bias": True}),
+    Case("cohere-normed-heads", "c4ai-command-r-plus"),
+    Case("cohere2", "c4ai-command-r7b-12-2024", {
+        "num_hidden_layers": 3, "head_dim": 16, "sliding_window": WINDOW, "sliding_window_pattern": 2,
+    }),
+    Case("nemotron", "Minitron-4B-Base", {"head_dim": 24}),
+    Case("gpt-bigcode", "starcoder", {"n_inner": 80}),
+    Case("gpt-bigcode-all-heads", "starcoder", {"n_inner": None, "multi_query": False}),
+    Case("starcoder2", "starcoder2-3b", {"sliding_window": WINDOW}),
     Case("olmo", "OLMo-1B-hf", {"clip_qkv": 0.5}),
     Case("olmo2", "OLMo-2-1124-7B"),
     Case("neox", "pythia-160m"),
@@ -178,7 +191,8 @@ CASES = [
 # Cases that another program has no words for, whatever its hand is asked to write.
 FAR = {
     "stablelm", "stablelm-parallel-normed-heads", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-one-after-the-other",
-    "phi-2", "phi-normed-heads", "olmo",
+    "phi-2", "phi-normed-heads", "olmo", "cohere", "cohere-normed-heads", "cohere2", "nemotron", "gpt-bigcode",
+    "gpt-bigcode-all-heads", "starcoder2",
 }  # fmt: skip
 # Families that neither of them knows, or knows under names that Lathe does not write yet.
 SPARSE = {"qwen2-moe", "qwen2-moe-window", "olmoe", "gpt-oss", "deepseek-v2", "deepseek-v2-lite"}

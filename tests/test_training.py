@@ -306,13 +306,15 @@ def test_every_family_begins_near_chance(case: Case) -> None:
     assert mean.item() == pytest.approx(math.log(model.spec.vocab), abs=1.1)
 
 
-@pytest.mark.parametrize("config", [LLAMA, GEMMA2], ids=["llama", "gemma2"])
-def test_norms_begin_as_the_identity(config: dict) -> None:
+@pytest.mark.parametrize("name", ["llama-2", "gemma2", "nemotron", "cohere-normed-heads"])
+def test_norms_begin_as_the_identity(name: str) -> None:
+    config = next(case.config for case in CASES if case.name == name)
     model = initial.decoder(families.read(config), seed=0)
-    for module in model.modules():
-        if isinstance(module, layers.RMSNorm):
-            x = F.rms_norm(torch.randn(5, len(module.weight)), module.weight.shape)
-            torch.testing.assert_close(module(x), x, rtol=1e-4, atol=1e-4)
+    norms = [module for module in model.modules() if isinstance(module, layers.NORMS)]
+    assert norms
+    for module in norms:
+        x = F.layer_norm(torch.randn(5, *module.weight.shape), module.weight.shape[-1:])
+        torch.testing.assert_close(module(x), x / (1 + module.eps) ** 0.5, rtol=1e-4, atol=1e-4)
 
 
 def test_what_adds_to_the_stream_is_smaller_in_a_deeper_model() -> None:

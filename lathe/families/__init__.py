@@ -10,7 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from lathe.errors import ConfigError, did_you_mean
-from lathe.families import deepseek, falcon, gemma, gpt, gptoss, llama, olmo, phi, qwen, sparse, stablelm
+from lathe.families import (
+    bigcode,
+    cohere,
+    deepseek,
+    falcon,
+    gemma,
+    gpt,
+    gptoss,
+    llama,
+    nemotron,
+    olmo,
+    phi,
+    qwen,
+    sparse,
+    stablelm,
+)
 from lathe.families.keys import Family, Keys
 from lathe.model.spec import Spec
 from lathe.weights.rules import Adopt, Drop, Rule, Tie
@@ -33,6 +48,9 @@ FAMILIES: dict[str, Family] = {
         Family("GemmaForCausalLM", "gemma", gemma.gemma),
         Family("Gemma2ForCausalLM", "gemma2", gemma.gemma2),
         Family("Gemma3ForCausalLM", "gemma3_text", gemma.gemma3),
+        Family("CohereForCausalLM", "cohere", cohere.cohere),
+        Family("Cohere2ForCausalLM", "cohere2", cohere.cohere2),
+        Family("NemotronForCausalLM", "nemotron", nemotron.nemotron),
         Family("StableLmForCausalLM", "stablelm", stablelm.stablelm, stablelm.stablelm_rules),
         Family("FalconForCausalLM", "falcon", falcon.falcon, falcon.falcon_rules, older=falcon.OLDER),
         Family("PhiForCausalLM", "phi", phi.phi, phi.phi_rules),
@@ -44,6 +62,8 @@ FAMILIES: dict[str, Family] = {
         Family("OlmoeForCausalLM", "olmoe", sparse.olmoe, qwen.expert_rules),
         Family("GptOssForCausalLM", "gpt_oss", gptoss.gpt_oss, gptoss.gpt_oss_rules),
         Family("DeepseekV2ForCausalLM", "deepseek_v2", deepseek.v2, qwen.expert_rules),
+        Family("GPTBigCodeForCausalLM", "gpt_bigcode", bigcode.gpt_bigcode, bigcode.gpt_bigcode_rules),
+        Family("Starcoder2ForCausalLM", "starcoder2", bigcode.starcoder2, bigcode.starcoder2_rules),
         Family("DeepseekV3ForCausalLM", "deepseek_v3", deepseek.v3, deepseek.v3_rules),
     )
 }

@@ -53,7 +53,7 @@ def neox_rules(spec: Spec) -> Sequence[Rule]:
     return rules
 
 
-def gpt2(keys: Keys) -> Spec:
+def gpt2(keys: Keys, act: str = "gelu_new") -> Spec:
     keys.ignore("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout")
     keys.ignore("summary_proj_to_labels", "reorder_and_upcast_attn")
     keys.expect("scale_attn_by_inverse_layer_idx", False)
@@ -61,7 +61,7 @@ def gpt2(keys: Keys) -> Spec:
     channels = width // heads
     scale = channels**-0.5 if keys.flag("scale_attn_weights", True) else 1.0
     norm = LayerNorm(keys.real("layer_norm_epsilon", 1e-5))
-    mlp = Plain(keys.size_or_none("n_inner") or 4 * width, keys.activation("activation_function", "gelu_new"))
+    mlp = Plain(keys.size_or_none("n_inner") or 4 * width, keys.activation("activation_function", act))
     mixer = Attention(heads, heads, channels, scale, rope=None, qkv_bias=True, out_bias=True)
     return Spec(
         vocab=keys.size("vocab_size"),

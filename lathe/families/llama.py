@@ -13,7 +13,13 @@ from lathe.weights.rules import Rename, Rule, Stack
 
 
 def attention(
-    keys: Keys, *, head_dim: int | None = None, base: float = 10_000.0, partial: float = 1.0, **changes: Any
+    keys: Keys,
+    *,
+    head_dim: int | None = None,
+    base: float = 10_000.0,
+    partial: float = 1.0,
+    interleaved: bool = False,
+    **changes: Any,
 ) -> Attention:
     """Grouped-query attention from the usual keys. `head_dim`, `base`, `partial`: what the family takes for granted."""
     heads = keys.size("num_attention_heads")
@@ -27,7 +33,7 @@ def attention(
         kv_heads=kv_heads,
         channels=channels,
         scale=channels**-0.5,
-        rope=rope(keys, channels, context(keys), base=base, partial=partial),
+        rope=rope(keys, channels, context(keys), base=base, partial=partial, interleaved=interleaved),
         qkv_bias=bias,
         out_bias=bias,
     )
