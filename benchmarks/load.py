@@ -12,7 +12,7 @@ from measure import compare, reported
 
 from lathe import checkpoint, families
 from lathe.weights import safetensors
-from lathe.weights.tensors import Ref
+from lathe.weights.tensors import Box, Ref
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -63,7 +63,10 @@ def make(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
     def tensor(shape: tuple[int, ...]) -> Ref:
-        return Ref(shape, torch.bfloat16, lambda box: (torch.randn(shape) * 0.02).bfloat16()[box])
+        def draw(box: Box) -> torch.Tensor:
+            return (torch.randn([part.stop - part.start for part in box]) * 0.02).bfloat16()
+
+        return Ref(shape, torch.bfloat16, draw)
 
     safetensors.write(folder / "model.safetensors", {name: tensor(tuple(slot.shape)) for name, slot in slots})
 
