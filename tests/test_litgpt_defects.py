@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import Case
 from published import PUBLISHED
 from test_engine import answers, decoder_of, prompt_of, run, whole
 
 from lathe import checkpoint, families
 from lathe.actions import inspect
 from lathe.engine import DraftModel, Engine, Sampling
+from lathe.training import initial
 
 
 def test_1_a_prompt_read_into_the_cache_is_causal_under_a_soft_cap() -> None:
@@ -49,6 +51,16 @@ def test_7_speculative_decoding_loses_no_token(cold: float) -> None:
         [made] = answers(Engine(decoder, drafter=DraftModel(draft, 3)), [prompt_of(9)], [wish])
         assert len(made) == 50
         assert cold or made == expected
+
+
+@pytest.mark.parametrize("name", ["gemma-2b", "gemma-2-2b", "gemma-3-1b-it", "Llama-2-7b-hf"])
+def test_15_norms_of_a_new_model_begin_as_the_identity(name: str) -> None:
+    """LitGPT starts Gemma's norm weights, to which one is added, at one: every norm doubles."""
+    decoder = initial.decoder(families.read(Case("", name).config), seed=0)
+    x = torch.randn(100, decoder.spec.width) * 3
+    for norm in (decoder.model.norm, decoder.model.layers[0].input_layernorm):
+        size = norm(x).square().mean(-1).sqrt()
+        assert torch.allclose(size, torch.ones(100), atol=0.02)
 
 
 @pytest.mark.parametrize(
