@@ -86,6 +86,9 @@ def corpus(folder: Path) -> list[Path]:
     for form in ("hf", "litgpt"):
         checkpoint.save(folder / form, tensors, CONFIG, form=form, tokenizer=tokenizer)
     checkpoint.save(folder / "shards", tensors, CONFIG, tokenizer=tokenizer, shard_bytes=9_000)
+    for kind in ("F32", "Q8_0"):
+        place = folder / kind / "model.gguf"
+        checkpoint.save(place, tensors, CONFIG, form="gguf", dtype=kind, tokenizer=tokenizer)
     whole = {name: ref.read() for name, ref in tensors.items()}
     for name, new in (("pickle", True), ("old-pickle", False)):
         (folder / name).mkdir()

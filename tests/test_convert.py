@@ -32,7 +32,7 @@ CONFIG = {
     "bos_token_id": 1,
     "eos_token_id": 0,
 }
-FORMS = ("hf", "litgpt")
+FORMS = ("hf", "litgpt", "gguf")
 
 
 def tensors(config: dict, dtype: torch.dtype = torch.float32) -> dict[str, Ref]:
@@ -101,6 +101,12 @@ def test_verify_finds_another_model(model, tmp_path, capsys):
     assert not compare.compare(source, checkpoint.open(place)).same
 
 
+def test_a_quantized_file_is_near_and_says_how_near(model, tmp_path, capsys):
+    assert cli.main(["convert", str(model), str(tmp_path), "--to", "gguf", "--dtype", "q8_0", "--verify"]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == [f"{tmp_path.name}-Q8_0.gguf"]
+    assert "rounded by 0." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -147,7 +153,7 @@ def test_a_full_disk_is_one_paragraph(model, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
-@pytest.mark.parametrize(("form", "dtype"), [("hf", "bf16"), ("litgpt", "auto"), ("hf", "fp32")])
+@pytest.mark.parametrize(("form", "dtype"), [("hf", "bf16"), ("litgpt", "auto"), ("gguf", "Q8_0"), ("hf", "fp32")])
 def test_memory_holds_a_piece_of_a_tensor(form, dtype, tmp_path):
     """A model of 200 MB whose largest tensor is 130 MB passes through less than the whole of that tensor."""
     config = CONFIG | {
