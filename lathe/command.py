@@ -112,6 +112,7 @@ def read(app: App, cls: type[T], words: Sequence[str]) -> T | None:
 
     Raises UsageError, MissingError.
     """
+    words = _with_truths(words, [option.spelling for option in options(cls) if option.hint is bool])
     try:
         call, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
@@ -131,6 +132,17 @@ def read(app: App, cls: type[T], words: Sequence[str]) -> T | None:
         print(to_yaml(resolved), end="")
         return None
     return resolved
+
+
+def _with_truths(words: Sequence[str], switches: Sequence[str]) -> list[str]:
+    """`--switch true`, as LitGPT's users type it, as `--switch=true`."""
+    out: list[str] = []
+    for word in words:
+        if word in ("true", "false") and out and out[-1].replace("_", "-") in switches:
+            out[-1] += f"={word}"
+        else:
+            out.append(word)
+    return out
 
 
 def _typed(option: Option, value: Any) -> Any:
