@@ -285,7 +285,6 @@ def test_a_dtype_is_that_of_the_weights(models: Path) -> None:
     ("wishes", "says"),
     [
         ({"quantize": "int4"}, "quantize is int4.*later"),
-        ({"adapter": "out/lora"}, "adapter is out/lora.*later"),
         ({"device": "gpu"}, '"gpu" is not a device.*cpu, cuda'),
         ({"device": "cuda:99"}, "cuda:99 is not there"),
         ({"dtype": "bf17"}, '"bf17".*Did you mean "bf16"'),

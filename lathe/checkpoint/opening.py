@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import families
-from lathe.checkpoint import lightning
+from lathe.checkpoint import adapters, lightning
 from lathe.checkpoint.documents import generation, read_json
 from lathe.checkpoint.filling import Checkpoint, named, some
 from lathe.errors import CheckpointError, MissingError, UsageError
@@ -20,8 +20,11 @@ from lathe.weights import distributed, gguf, pickled, rules, safetensors
 from lathe.weights.tensors import Ref
 
 
-def open(path: Path | str) -> Checkpoint:
+def open(path: Path | str, checkpoints: Path = Path("checkpoints")) -> Checkpoint:
     """Recognise what lies at `path`, a folder or a weight file, and read its headers.
+
+    An adapter opens as its base with the adapter on it; a base that is named by a repo id is looked for below
+    `checkpoints` too.
 
     Raises:
         MissingError: nothing is there, or nothing that holds a model.
@@ -29,9 +32,11 @@ def open(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, checkpoints)
     if not path.exists():
         raise MissingError(f"{path} does not exist.", "A model is a folder or a weight file.")
+    if adapters.describes(path):
+        return _open_adapter(path, checkpoints)
     with path.open("rb") as file:
         magic = file.read(9)
     if magic[:4] == b"GGUF":
@@ -46,7 +51,14 @@ def open(path: Path | str) -> Checkpoint:
     return _open_hugging_face(path.parent, [path], read, path)
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_adapter(path: Path, checkpoints: Path) -> Checkpoint:
+    place = adapters.base(path, checkpoints)
+    if adapters.describes(place):
+        raise CheckpointError(f"{path} is an adapter of {place}, which is an adapter itself.", "A base is a model.")
+    return adapters.put_on(open(place), {"default": path}, path)
+
+
+def _open_folder(folder: Path, checkpoints: Path) -> Checkpoint:
     def present(pattern: str) -> list[Path]:
         return sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
 
@@ -63,6 +75,8 @@ def _open_folder(folder: Path) -> Checkpoint:
         return lightning.open(folder, folder / "lit_model.pth")
     if distributed.is_folder(folder):
         return lightning.open(folder if lightning.describes(folder) else folder.parent, folder)
+    if adapters.describes(folder):
+        return _open_adapter(folder, checkpoints)
     packed = gguf.models(present("*.gguf"))
     if len(packed) == 1:
         return _open_gguf(packed[0])

@@ -45,7 +45,12 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if part.temperature is not None:
             q = (q * heat(part.temperature, layout)).type_as(q)
-        y = kernels.attend(
+        return self.o_proj(self.look(q, k, v, layout, cache).flatten(-2))
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: kernels.Cache | None) -> Tensor:
+        """What each head gathers, T H C. The place where adapters let it look at more."""
+        part = self.part
+        return kernels.attend(
             q,
             k,
             v,
@@ -56,8 +61,7 @@ class Attention(nn.Module):
             softcap=part.softcap,
             sinks=self.sinks,
             cache=cache,
-        )  # T H C
-        return self.o_proj(y.flatten(-2))
+        )
 
 
 def heat(part: spec.Temperature, layout: Layout) -> Tensor:

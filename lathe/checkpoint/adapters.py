@@ -1,0 +1,132 @@
+"""An adapter's folder or file is read for a base, and a base with adapters is a Checkpoint like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lathe import hub
+from lathe.checkpoint.documents import generation, read_json
+from lathe.checkpoint.filling import Checkpoint, blank, named
+from lathe.checkpoint.landing import EMBEDDING, HEAD, Landing, Parts, parts
+from lathe.checkpoint.merging import merge
+from lathe.errors import MissingError
+from lathe.families import peft
+from lathe.model.decoder import Decoder
+from lathe.transforms import adapt
+from lathe.transforms.shard import Share
+from lathe.transforms.terms import Lora
+from lathe.weights import pickled, safetensors
+
+if TYPE_CHECKING:
+    from lathe.tokenizer import Tokenizer
+
+FILES = {"adapter_model.safetensors": safetensors.open, "adapter_model.bin": pickled.open}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
+
+
+def describes(path: Path) -> bool:
+    """Whether an adapter lies there: a folder with one, or one of its files."""
+    folder = path if path.is_dir() else path.parent
+    return (folder / peft.FILE).is_file() and (path.is_dir() or path.name in (peft.FILE, *FILES))
+
+
+def base(path: Path, checkpoints: Path = Path("checkpoints")) -> Path:
+    """Where the model lies that an adapter was made for, as its configuration says.
+
+    Raises MissingError: it does not say, or no such model can be found.
+    """
+    folder = path if path.is_dir() else path.parent
+    name = read_json(folder / peft.FILE).get("base_model_name_or_path")
+    fix = f"Name both, as in: lathe generate MODEL --adapter {folder}"
+    if not isinstance(name, str) or not name:
+        raise MissingError(f"{folder / peft.FILE} names no base_model_name_or_path.", "An adapter needs its base.", fix)
+    try:
+        return hub.find(str(folder / name) if (folder / name).exists() else name, checkpoints)
+    except MissingError as error:
+        raise MissingError(f"{folder} is an adapter of {name}. {error.found}", "", fix) from error
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as it fits a base. settings: what its configuration said, in the family's names."""
+
+    path: Path
+    form: str
+    parts: Parts = field(repr=False)
+    settings: Lora | None = None
+
+
+def read(path: Path, model: Checkpoint) -> Adapter:
+    """The adapter in a folder, for this base.
+
+    Raises:
+        CheckpointError: its tensors do not belong to the base, or its files are damaged.
+        ConfigError: its configuration asks for something that is not understood.
+        MissingError: there is none.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if file is None or not (folder / peft.FILE).is_file():
+        raise MissingError(f"{path} holds no adapter.", f"It should have {peft.FILE} and {' or '.join(FILES)}.")
+    settings = peft.lora(read_json(folder / peft.FILE))
+    tensors = named(FILES[file.name](file), file)
+    return Adapter(folder, "PEFT's LoRA", parts(tensors, settings, Landing(model)), settings)
+
+
+@dataclass(frozen=True)
+class Adapted(Checkpoint):
+    """A base with adapters, all of them active. `load` puts them on; `tensors` are those of the model that merging them
+    gives, computed as they are read."""
+
+    base: Checkpoint = field(kw_only=True)
+    adapters: Mapping[str, Adapter] = field(kw_only=True)
+
+    def load(
+        self,
+        device: torch.device | str | Sequence[torch.device] = "cpu",
+        dtype: torch.dtype | None = None,
+        share: Share | None = None,
+    ) -> Decoder:
+        if share is not None:  # a rank's part of a model is cut from tensors: those that are merged
+            return super().load(device, dtype, share)
+        decoder = self.base.load(device, dtype)
+        for name, adapter in self.adapters.items():
+            adapt.put(decoder, name, adapter.parts)
+        return decoder.eval()
+
+    def tokenizer(self) -> Tokenizer:
+        own = self.path != self.base.path and any((self.folder / name).is_file() for name in TOKENIZERS)
+        return super().tokenizer() if own else self.base.tokenizer()
+
+
+def put_on(model: Checkpoint, adapters: Mapping[str, Path], path: Path | None = None) -> Adapted:
+    """A base with adapters, each in a folder, by names. path: where the whole is said to be, if not where the base is.
+
+    Raises as `read`, and UsageError for names or adapters that do not go together.
+    """
+    found = {name: read(place, model) for name, place in adapters.items()}
+    trial = blank(model.spec)
+    for name, adapter in found.items():
+        adapt.put(trial, name, adapter.parts)  # which says whether they go together
+    touched = {module for adapter in found.values() for module in adapter.parts}
+    tied = model.spec.tied and not touched & {EMBEDDING, HEAD}
+    tensors = dict(model.tensors)
+    if model.spec.tied and not tied:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    for module in touched:
+        merge(tensors, module, [part for a in found.values() for part in a.parts.get(module, ())])
+    return Adapted(
+        path=path or model.path,
+        form=f"{model.form}, with {' and '.join(dict.fromkeys(a.form for a in found.values()))}",
+        config={**model.config, "tie_word_embeddings": tied} if tied != model.spec.tied else model.config,
+        spec=replace(model.spec, tied=tied),
+        tensors=tensors,
+        generation=(generation(path) if path and path.is_dir() else None) or model.generation,
+        base=model,
+        adapters=found,
+    )

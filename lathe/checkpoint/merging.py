@@ -1,0 +1,77 @@
+"""A base's tensors and an adapter's parts become those of the model that merging gives, computed as they are read.
+
+A row is computed in float32 and rounded once, so that a whole model is merged a piece of a tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from lathe.errors import UsageError
+from lathe.transforms.adapt import Part
+from lathe.transforms.lowrank import LowRank, table
+from lathe.transforms.prefix import Tokens
+from lathe.transforms.whole import Scaled, Whole
+from lathe.weights.rules import Refs
+from lathe.weights.tensors import Box, Ref
+
+
+def merge(tensors: Refs, module: str, parts: Sequence[Part]) -> None:
+    """Put the parts that a module has into its tensors, in a mapping of all of the model's."""
+    for part in parts:
+        if isinstance(part, Whole):
+            for key, tensor in part.tensors.items():
+                name = f"{module}.{key}"
+                tensors[name] = Ref.of(tensor, tensors[name].source).to(tensors[name].dtype)
+    terms = [part for part in parts if not isinstance(part, Whole)]
+    if not terms:
+        return
+    if any(isinstance(part, Tokens) for part in terms):  # which no weight can say
+        name = f"{module}.o_proj.weight"
+        tensors[name] = _refused(tensors[name], f"lets {module} look at a learned prefix")
+        return
+    weight, bias = f"{module}.weight", f"{module}.bias"
+    tensors[weight] = _merged(tensors[weight], terms)
+    if any(isinstance(part, Scaled) or (isinstance(part, LowRank) and part.bias is not None) for part in terms):
+        if bias not in tensors:
+            tensors[weight] = _refused(tensors[weight], f"gives {module} a bias, which the model has no place for")
+        else:
+            tensors[bias] = _shifted(tensors[bias], terms)
+
+
+def _merged(ref: Ref, terms: Sequence[Part]) -> Ref:
+    def fetch(box: Box) -> Tensor:
+        rows = ref.fetch((box[0], *(slice(0, n) for n in ref.shape[1:]))).float()
+        changed = rows
+        for part in terms:
+            if isinstance(part, Scaled):
+                changed = rows = rows * part.scale[box[0], None].float()
+            elif isinstance(part, LowRank):
+                changed = changed + (table(part, box[0]) if part.table else part.change(rows, box[0]))
+        return changed[(slice(None), *box[1:])].to(ref.dtype)
+
+    return replace(ref, fetch=fetch)
+
+
+def _shifted(ref: Ref, terms: Sequence[Part]) -> Ref:
+    def fetch(box: Box) -> Tensor:
+        bias = ref.fetch(box).float()
+        for part in terms:
+            if isinstance(part, Scaled):
+                bias = part.scale[box[0]].float() * (bias + part.bias[box[0]].float())
+            elif isinstance(part, LowRank) and part.bias is not None:
+                bias = bias + part.scaling * part.bias[box[0]].float()
+        return bias.to(ref.dtype)
+
+    return replace(ref, fetch=fetch)
+
+
+def _refused(ref: Ref, why: str) -> Ref:
+    def fetch(_: Box) -> Tensor:
+        found = f"The adapter {why}."
+        raise UsageError(found, "That cannot be put into the model's weights.", "Use it beside its base.")
+
+    return replace(ref, fetch=fetch)

@@ -1,0 +1,284 @@
+"""A decoder gets adapters by name: put on, switched, summed, merged, taken off. What one is, other files here say.
+
+The decoder is changed in place, module by module, and goes on being called as before. Any number of adapters may be
+there; the results of those that are active add up. Whatever learns is called what PEFT calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from lathe.errors import UsageError, did_you_mean
+from lathe.model.attention import Attention, LatentAttention
+from lathe.model.decoder import Decoder, Embedding
+from lathe.model.layers import Linear
+from lathe.model.mlps import Stacked
+from lathe.transforms.adapted import Adapted
+from lathe.transforms.lowrank import LoraEmbedding, LoraLinear, LoraStacked, LowRank
+from lathe.transforms.prefix import Prefixed, Tokens
+from lathe.transforms.whole import Replaced, Scaled, ScaledLinear, Whole
+
+Part = LowRank | Whole | Scaled | Tokens
+Parts = Mapping[str, Sequence[Part]]  # by the names of modules in memory
+
+# What stands in a module's place for a part of each kind.
+KINDS: dict[type, dict[type, type]] = {
+    LowRank: {Linear: LoraLinear, Embedding: LoraEmbedding, Stacked: LoraStacked},
+    Scaled: {Linear: ScaledLinear},
+    Tokens: {Attention: Prefixed},
+}
+
+
+def put(decoder: Decoder, name: str, parts: Parts) -> None:
+    """Put an adapter on, active beside those that are active already. Nothing of it asks for gradients.
+
+    Raises:
+        UsageError: the decoder has one of that name, or has adapters merged; the name is none that a module can have.
+    """
+    check(decoder, name)
+    held: dict[int, Linear] = {}  # modules by the tensors they hold, of which several parts may share one
+    for module in sorted(parts):
+        for part in sorted(parts[module], key=lambda part: not isinstance(part, Whole)):
+            place = _place(decoder, module, part)
+            if isinstance(place, LoraLinear) and isinstance(part, LowRank):
+                place.put(name, part, held.get(id(part.a)))
+                held[id(part.a)] = cast("Linear", place.lora_A[name])
+            else:
+                place.put(name, part)
+    for parameter in own(decoder, name).values():
+        parameter.requires_grad_(False)
+    activate(decoder, [*active(decoder), name])
+
+
+def _place(decoder: Decoder, name: str, part: Part) -> Any:
+    """The module that takes the part, put into the place of another where there is none yet."""
+    module = decoder.get_submodule(name)
+    above = decoder.get_submodule(name.rpartition(".")[0])
+    wanted = Replaced if isinstance(part, Whole) else _wanted(module, name, part, above)
+    inside = module
+    while isinstance(inside, Adapted | Prefixed):
+        if isinstance(inside, wanted):
+            return inside
+        inside = inside.base_layer if isinstance(inside, Adapted) else inside.plain()
+    if isinstance(module, LoraLinear | LoraEmbedding) and wanted is Replaced:  # terms stay terms of the new whole
+        module.base_layer = Replaced(module.base_layer)
+        return module.base_layer
+    if isinstance(module, Adapted) and not isinstance(module, Replaced):
+        raise UsageError(f"{name} has adapters of another kind already.", "", "Remove those first.")
+    made = wanted(module)
+    decoder.set_submodule(name, made)
+    return made
+
+
+def _wanted(module: nn.Module, name: str, part: Part, above: nn.Module) -> type:
+    base = module
+    while isinstance(base, Adapted):
+        base = base.base_layer
+    kind = next((made for of, made in KINDS[type(part)].items() if isinstance(base, of)), None)
+    if kind is None:
+        raise UsageError(f"{name} is a {type(base).__name__}.", f"A {type(part).__name__} cannot be put on it.")
+    if isinstance(above, LatentAttention) and name.endswith("kv_b_proj") and getattr(part, "bias", None) is not None:
+        # It is folded into the queries where there is a cache, and what is folded has no place for a bias.
+        raise UsageError(f"{name} unfolds keys and values.", "An adapter cannot give it a bias.")
+    return kind
+
+
+def check(decoder: Decoder, name: str) -> None:
+    """Raise UsageError where no adapter of this name can be put on."""
+    if not name or "." in name or hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
+        raise UsageError(f'"{name}" cannot be the name of an adapter.', "It is part of parameters' names.")
+    if name in names(decoder):
+        raise UsageError(f'There is an adapter called "{name}" already.', "", "Give it another name, as in NAME=PATH.")
+    _unmerged(decoder)
+
+
+# ---- what is there ---------------------------------------------------------------------------------------------------
+def adapted(decoder: Decoder) -> Iterator[tuple[str, Adapted | Prefixed]]:
+    """The modules that have adapters, outer ones first."""
+    for name, module in decoder.named_modules():
+        if isinstance(module, Adapted | Prefixed):
+            yield name, module
+
+
+def names(decoder: Decoder) -> list[str]:
+    """All adapters of a decoder."""
+    return list(dict.fromkeys(name for _, module in adapted(decoder) for name in module.names))
+
+
+def active(decoder: Decoder) -> list[str]:
+    """Those that count."""
+    return list(dict.fromkeys(name for _, module in adapted(decoder) for name in module.active))
+
+
+def own(decoder: Decoder, name: str) -> dict[str, nn.Parameter]:
+    """The parameters of one adapter by their names in the decoder, shared ones once."""
+    found: dict[str, nn.Parameter] = {}
+    for where, module in adapted(decoder):
+        base = {id(p) for p in module.base_layer.parameters()} if isinstance(module, Adapted) else set()
+        for key, held in module.named_children():
+            if isinstance(held, nn.ModuleDict | nn.ParameterDict) and name in held:
+                item = held[name]
+                many = item.named_parameters() if isinstance(item, nn.Module) else [("", item)]
+                found |= {
+                    ".".join(filter(None, (where, key, name, end))): p
+                    for end, p in many
+                    if id(p) not in base and id(p) not in map(id, found.values())
+                }
+    return found
+
+
+def parts(decoder: Decoder, name: str) -> dict[str, list[Part]]:
+    """An adapter's parts as they are now, by the names of modules, as `put` takes them."""
+    found: dict[str, list[Part]] = {}
+    for where, module in adapted(decoder):
+        if name in module.names:
+            part = cast("Any", module).part_of(name)
+            found.setdefault(where.replace(".base_layer", ""), []).append(part)
+    return found
+
+
+# ---- which count -----------------------------------------------------------------------------------------------------
+def activate(decoder: Decoder, wanted: Iterable[str]) -> None:
+    """Let these adapters count and no others; what they add to the same module is summed.
+
+    Raises UsageError for a name that is not there, two that replace the same module, or while adapters are merged.
+    """
+    wanted = list(dict.fromkeys(wanted))
+    known = names(decoder)
+    for name in wanted:
+        if name not in known:
+            there = f"There are {', '.join(known)}." if known else "There is none."
+            raise UsageError(f'There is no adapter called "{name}".', there, did_you_mean(name, known))
+    _unmerged(decoder)
+    for where, module in adapted(decoder):
+        those = [name for name in wanted if name in module.names]
+        if isinstance(module, Replaced) and len(those) > 1:
+            found = f"The adapters {' and '.join(those)} both replace {where}."
+            raise UsageError(found, "A module can be replaced by one.", "Let one of them be active.")
+    for _, module in adapted(decoder):
+        module.active = tuple(name for name in wanted if name in module.names)
+
+
+@contextmanager
+def disabled(decoder: Decoder) -> Iterator[None]:
+    """The decoder without any adapter, for as long as the block runs."""
+    before, merged = active(decoder), _merged(decoder)
+    if merged:
+        unmerge(decoder)
+    activate(decoder, ())
+    try:
+        yield
+    finally:
+        activate(decoder, before)
+        if merged:
+            merge(decoder)
+
+
+def remove(decoder: Decoder, name: str) -> None:
+    """Take an adapter off; a module that has no other is the base's again. Raises UsageError as `activate`."""
+    if name not in names(decoder):
+        activate(decoder, [name])  # which says so
+    _unmerged(decoder)
+    activate(decoder, [other for other in active(decoder) if other != name])
+    for where, module in reversed(list(adapted(decoder))):
+        if name in module.names:
+            module.drop(name)
+        if not module.names:
+            decoder.set_submodule(where, module.base_layer if isinstance(module, Adapted) else module.plain())
+
+
+def trainable(decoder: Decoder, wanted: Collection[str] | None = None) -> dict[str, nn.Parameter]:
+    """Let gradients reach the parameters of these adapters, by default of all active ones, and no others.
+
+    Returns them by name. An adapter that learns must be active.
+    """
+    decoder.requires_grad_(False)
+    found: dict[str, nn.Parameter] = {}
+    for name in active(decoder) if wanted is None else wanted:
+        found |= own(decoder, name)
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return found
+
+
+# ---- into the weights ------------------------------------------------------------------------------------------------
+def merge(decoder: Decoder) -> None:
+    """Put what the active adapters do into the weights, computed in float32 and rounded once. The base's own are kept
+    for `unmerge`. A head that is tied to an embedding that changes is not tied to it any more.
+
+    Raises UsageError where an adapter cannot be put into weights.
+    """
+    mergeable(decoder)
+    for _, module in adapted(decoder):
+        if isinstance(module, Adapted):
+            module.merge()
+
+
+def mergeable(decoder: Decoder) -> None:
+    """Raise UsageError where an active adapter cannot be put into weights."""
+    for where, module in adapted(decoder):
+        if isinstance(module, Prefixed) and module.active:
+            found = f"The adapter {module.active[0]} lets {where} look at a learned prefix."
+            raise UsageError(found, "That cannot be put into the model's weights.", "Use it beside its base.")
+
+
+def unmerge(decoder: Decoder) -> None:
+    """The base's own weights again, bit for bit."""
+    for _, module in adapted(decoder):
+        if isinstance(module, Adapted):
+            module.unmerge()
+
+
+def fold(decoder: Decoder) -> Decoder:
+    """Merge for good: a plain decoder that knows of no adapter, and costs what its base costs."""
+    merge(decoder)
+    for where, module in reversed(list(adapted(decoder))):
+        decoder.set_submodule(where, module.own if isinstance(module, Adapted) else module.plain())
+    if decoder.spec.tied and decoder.lm_head.weight is not decoder.model.embed_tokens.weight:
+        decoder.spec = replace(decoder.spec, tied=False)
+    return decoder
+
+
+def combine(decoder: Decoder, name: str, weights: Mapping[str, float]) -> None:
+    """A new LoRA that does what others do together, each with a factor: their matrices side by side, exactly. It is put
+    on and made the only one that is active.
+
+    Raises UsageError for adapters that are no plain LoRAs.
+    """
+    together: dict[str, list[tuple[LowRank, float]]] = {}
+    for old, factor in weights.items():
+        for module, found in parts(decoder, old).items():
+            for part in found:
+                if not isinstance(part, LowRank) or part.magnitude is not None or part.bias is not None:
+                    raise UsageError(
+                        f"{module} of the adapter {old} is not a plain low-rank term.", "Only those add up."
+                    )
+                together.setdefault(module, []).append((part, factor))
+    made = {
+        module: [
+            LowRank(
+                torch.cat([part.a.detach() for part, _ in found], dim=-2),
+                torch.cat([factor * part.scaling * part.b.detach() for part, factor in found], dim=-1),
+                1.0,
+                table=found[0][0].table,
+            )
+        ]
+        for module, found in together.items()
+    }
+    put(decoder, name, made)
+    activate(decoder, [name])
+
+
+def _merged(decoder: Decoder) -> bool:
+    return any(isinstance(module, Adapted) and module.kept is not None for _, module in adapted(decoder))
+
+
+def _unmerged(decoder: Decoder) -> None:
+    if _merged(decoder):
+        raise UsageError("The adapters are merged into the weights.", "", "Unmerge them first.")
