@@ -169,6 +169,7 @@ CASES = [
     Case("gpt-bigcode-all-heads", "starcoder", {"n_inner": None, "multi_query": False}),
     Case("starcoder2", "starcoder2-3b", {"sliding_window": WINDOW}),
     Case("olmo", "OLMo-1B-hf", {"clip_qkv": 0.5}),
+    Case("olmo-unclipped", "OLMo-1B-hf"),
     Case("olmo2", "OLMo-2-1124-7B"),
     Case("neox", "pythia-160m"),
     Case("neox-one-after-the-other", "pythia-160m", {"use_parallel_residual": False, "rotary_pct": 1.0}),
@@ -191,14 +192,16 @@ CASES = [
 # Cases that another program has no words for, whatever its hand is asked to write.
 FAR = {
     "stablelm", "stablelm-parallel-normed-heads", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-one-after-the-other",
-    "phi-2", "phi-normed-heads", "olmo", "cohere", "cohere-normed-heads", "cohere2", "nemotron", "gpt-bigcode",
-    "gpt-bigcode-all-heads", "starcoder2",
+    "phi-2", "phi-normed-heads", "olmo", "olmo-unclipped", "cohere", "cohere-normed-heads", "cohere2", "nemotron",
+    "gpt-bigcode", "gpt-bigcode-all-heads", "starcoder2",
 }  # fmt: skip
 # Families that neither of them knows, or knows under names that Lathe does not write yet.
 SPARSE = {"qwen2-moe", "qwen2-moe-window", "olmoe", "gpt-oss", "deepseek-v2", "deepseek-v2-lite"}
+IN_LITGPT = {"stablelm", "phi-2", "phi-normed-heads", "olmo-unclipped"}
 REFUSED: dict[str, set[str]] = {
     "litgpt": {
-        *FAR,
+        # its heads are all normed by the same weights, and it does not clip
+        *(name for name in FAR if "falcon" not in name and name not in IN_LITGPT),
         *SPARSE,
         # its YaRN runs the wrong way
         "llama-yarn", "llama-yarn-attention-betas", "llama-yarn-mscale", "llama-yarn-untruncated", "qwen2-yarn",

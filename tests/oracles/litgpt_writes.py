@@ -36,6 +36,19 @@ GROUPED = {"n_shared_expert": 1, "n_expert_groups": 3, "n_topk_groups": 2, "n_to
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "neox": ("pythia-14m", {"n_layer": 2}),
     "neox-sequential": ("pythia-14m", {"n_layer": 2, "parallel_residual": False, "gelu_approximate": "tanh"}),
+    "stablelm": ("stablelm-3b-4e1t", PAIRS),
+    "stablelm-beside": ("stablelm-3b-4e1t", {
+        **PAIRS, "parallel_residual": True, "shared_attention_norm": True, "attn_bias": True,
+    }),
+    "falcon-7b": ("falcon-7b", {"n_layer": 2, "n_query_groups": 1}),
+    "falcon-40b": ("falcon-40b", {**PAIRS, "bias": True}),
+    "falcon-one-norm": ("falcon-40b", {**PAIRS, "shared_attention_norm": True}),
+    "falcon-sequential": ("falcon-7b", {
+        "n_layer": 2, "n_query_groups": 4, "parallel_residual": False, "shared_attention_norm": False,
+    }),
+    "phi-2": ("phi-2", {"n_layer": 2, "rotary_percentage": 0.5}),
+    "phi-normed": ("phi-1_5", {**PAIRS, "norm_qk": True}),
+    "olmo": ("OLMo-1B-hf", PAIRS),
     "llama-2": ("Llama-2-7b-hf", {"n_layer": 2}),
     "llama-3": ("Llama-3.2-1B", {**PAIRS, "rope_adjustments": LLAMA3}),
     "llama-32k": ("LLaMA-2-7B-32K", {"n_layer": 2, "rope_adjustments": {"factor": 1.5}}),

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ask
-from families import CASES, Case, reference
-from test_hands import NOT_IN_LITGPT
+from families import CASES, REFUSED, Case, reference
 from torch import Tensor
 
 from lathe import checkpoint
@@ -21,7 +20,7 @@ from lathe.weights import distributed
 HERE = Path(__file__).parent
 TOKENS = [1, 5, 9, 30, 2, 2, 17, 8, 11, 4, 27, 3, 44, 60]  # longer than the windows
 STORY = [1, 403, 407, 261, 378, 5, 17]
-WRITTEN = [case for case in CASES if case.name not in NOT_IN_LITGPT]
+WRITTEN = [case for case in CASES if case.name not in REFUSED["litgpt"]]
 
 
 def logits(found: Checkpoint, tokens: list[int]) -> Tensor:

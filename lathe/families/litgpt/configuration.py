@@ -11,7 +11,8 @@ from typing import Any
 
 from lathe.errors import ConfigError
 from lathe.families.keys import Keys
-from lathe.families.litgpt.shapes import MOST_LAYERS, SHAPES, Config
+from lathe.families.litgpt.shapes import SHAPES
+from lathe.families.litgpt.sizes import MOST_LAYERS, Config, named
 
 FILE = "model_config.yaml"
 # What a key that the file leaves out means to LitGPT, where that is not null.
@@ -28,6 +29,7 @@ DEFAULTS: Config = {
     "norm_1": True,
     "norm_2": True,
     "parallel_residual": True,
+    "shared_attention_norm": False,
     "n_head": 32,
     "rope_base": 10_000,
     "rotary_percentage": 0.25,
@@ -126,10 +128,14 @@ def config(model_config: Mapping[str, Any]) -> Config:
 
 def _check_name(keys: Keys, norm: str, mlp: str) -> None:
     """LitGPT's RMSNorm adds one to its weights exactly where the model's name contains "Gemma"."""
-    name = str(keys.take("name", "") or keys.part("hf_config").config.get("name", ""))
-    keys.part("hf_config").ignore("org", "name")
+    name = named(keys)
     if norm == "RMSNorm" and ("Gemma" in name) != (mlp == "GemmaMLP"):
         raise ConfigError(
-            f'model_config.yaml describes blocks of {norm} and {mlp} with the name "{name}".',
+            f'{FILE} describes blocks of {norm} and {mlp} with the name "{name}".',
             'LitGPT adds one to the norms\' weights only where the name contains "Gemma", and only Gemma needs it.',
+        )
+    if norm == "LayerNorm" and "OLMo" in name and mlp != "LLaMAMLP":
+        raise ConfigError(
+            f'{FILE} describes blocks of {norm} and {mlp} with the name "{name}".',
+            'LitGPT gives LayerNorms no weights where the name contains "OLMo", and OLMo has another MLP.',
         )

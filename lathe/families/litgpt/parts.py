@@ -14,7 +14,7 @@ from typing import Any
 from lathe import families
 from lathe.errors import ConfigError
 from lathe.families.litgpt.configuration import DEFAULTS, IDLE, OFF, config
-from lathe.families.litgpt.shapes import Config
+from lathe.families.litgpt.sizes import Config
 from lathe.model.spec import (
     Attention,
     Experts,
@@ -23,8 +23,8 @@ from lathe.model.spec import (
     Linear,
     Llama3,
     Mlp,
+    Norm,
     Plain,
-    QKNorm,
     RMSNorm,
     Rope,
     Router,
@@ -37,18 +37,23 @@ from lathe.model.spec import (
 # What LitGPT calls a model of each architecture. It looks into the name when it builds norms ("Gemma": one is added to
 # their weights; "OLMo": LayerNorms have none) and when it converts, so the names begin as those it publishes do; and
 # when it picks a prompt style, which these leave at the default where a family has models of many styles.
+FALCON, FIRST_FALCON = "falcon-40b", "falcon-7b"  # whose names it tells norms' names by
 NAMES = {
     "GemmaForCausalLM": "Gemma",
     "Gemma2ForCausalLM": "Gemma-2",
     "Gemma3ForCausalLM": "Gemma-3",
     "GPTNeoXForCausalLM": "pythia",
+    "FalconForCausalLM": FALCON,
     "MistralForCausalLM": "Mistral",
     "MixtralForCausalLM": "Mixtral",
+    "OlmoForCausalLM": "OLMo",
     "Olmo2ForCausalLM": "OLMo-2-",
+    "PhiForCausalLM": "phi",
     "Phi3ForCausalLM": "Phi-3",
     "Qwen2ForCausalLM": "Qwen2.5",
     "Qwen3ForCausalLM": "Qwen3",
     "Qwen3MoeForCausalLM": "Qwen3",
+    "StableLmForCausalLM": "stablelm",
     "DeepseekV3ForCausalLM": "DeepSeek-V3",
 }
 
@@ -62,8 +67,10 @@ def settings(config: Mapping[str, Any], spec: Spec) -> Config:
         ConfigError: LitGPT cannot express the model, or would compute another.
     """
     told: Config = {**dict.fromkeys((*OFF, *IDLE, *ALWAYS_NULL)), **DEFAULTS, **NEUTRAL, **_parts(spec)}
-    named = (families.find(config).architecture, _read(told, spec)["architectures"][0])
-    told["name"] = next((NAMES[name] for name in named if name in NAMES), "Llama")
+    found = (families.find(config).architecture, _read(told, spec)["architectures"][0])
+    told["name"] = next((NAMES[name] for name in found if name in NAMES), "Llama")
+    if told["name"] == FALCON and told["shared_attention_norm"]:
+        told["name"] = FIRST_FALCON
     return told
 
 
@@ -83,7 +90,7 @@ def _parts(spec: Spec) -> Config:
     first = spec.layers[0]
     norm = first.norm
     return {
-        "name": "Gemma" if isinstance(norm, RMSNorm) and norm.offset else "",
+        "name": _marked(norm),
         "block_size": spec.context,
         "n_layer": len(spec.layers),
         "n_embd": spec.width,
@@ -93,10 +100,18 @@ def _parts(spec: Spec) -> Config:
         "norm_eps": norm.eps,
         "scale_embeddings": spec.embed_scale == math.sqrt(spec.width),
         "final_logit_softcapping": spec.logit_softcap,
+        "lm_head_bias": spec.head_bias,
         **ORDERS[first.order],
         **_mixers(spec),
         **_mlps([layer.mlp for layer in spec.layers]),
     }
+
+
+def _marked(norm: Norm) -> str:
+    """What of a name LitGPT needs to build the norms."""
+    if isinstance(norm, RMSNorm):
+        return "Gemma" if norm.offset else ""
+    return "" if norm.affine else "OLMo"
 
 
 ORDERS: dict[str, Config] = {
@@ -125,6 +140,8 @@ def _mixers(spec: Spec) -> Config:
     if far.rope != near.rope:
         found |= {"rope_local_base_freq": near.rope.base, "rope_indices": slides}
     norm = mixer.qk_norm
+    if norm and norm.over == "own head":
+        raise _cannot("it has no norm of each head's own")
     return {
         **found,
         "n_query_groups": mixer.kv_heads,
@@ -135,7 +152,7 @@ def _mixers(spec: Spec) -> Config:
         "attention_scores_scalar": _scalar(mixer.scale, mixer.channels),
         "attention_logit_softcapping": mixer.softcap,
         "norm_qk": norm is not None,
-        "norm_qk_type": "olmo2" if isinstance(norm, QKNorm) and norm.over == "row" else "default",
+        "norm_qk_type": "olmo2" if norm and norm.over == "row" else "default",
         **_rope(far.rope, mixer.channels),
     }
 
