@@ -236,3 +236,34 @@ def test_litgpt_wraps_finetuned_weights(shared, tmp_path):
     torch.save({"model": flat, "step_count": 3}, tmp_path / "lit_model.pth")
     want = checkpoint.open(source).tensors
     assert all(torch.equal(checkpoint.open(tmp_path).tensors[name].read(), ref.read()) for name, ref in want.items())
+
+
+# ---- links ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "merges.txt", "model.safetensors", "config.json"])
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name):
+    """Saved again, it would carry a private file along."""
+    (tmp_path / "private").write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "private")
+    with pytest.raises(CheckpointError, match=f"{name} is a link to .*private"):
+        checkpoint.open(folder)
+
+
+def test_links_that_the_hub_makes_are_followed(folder, tmp_path):
+    cache = tmp_path / "hub" / "models--org--tiny"
+    (cache / "blobs").mkdir(parents=True)
+    for number, file in enumerate(list(folder.iterdir())):
+        blob = cache / "blobs" / f"{number:064x}"
+        file.rename(blob)
+        file.symlink_to(blob)
+    assert checkpoint.open(folder).spec.vocab == LLAMA["vocab_size"]
+
+
+def test_a_folder_may_be_named_by_a_link_and_hold_its_own(folder, tmp_path):
+    (folder / "weights").mkdir()
+    (folder / "model.safetensors").rename(folder / "weights" / "model.safetensors")
+    (folder / "model.safetensors").symlink_to(Path("weights") / "model.safetensors")
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert checkpoint.open(tmp_path / "link").spec.vocab == LLAMA["vocab_size"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import families
-from lathe.checkpoint import adapters, lightning
+from lathe.checkpoint import adapters, lightning, links
 from lathe.checkpoint.documents import generation, read_json
 from lathe.checkpoint.filling import Checkpoint, named, some
 from lathe.errors import CheckpointError, MissingError, UsageError
@@ -32,6 +32,7 @@ def open(path: Path | str, checkpoints: Path = Path("checkpoints")) -> Checkpoin
     """
     path = Path(path)
     if path.is_dir():
+        links.refuse(path)
         return _open_folder(path, checkpoints)
     if not path.exists():
         raise MissingError(f"{path} does not exist.", "A model is a folder or a weight file.")
