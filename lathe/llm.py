@@ -176,6 +176,7 @@ class LLM:
         adapter: Adapter | Sequence[Adapter] | Mapping[str, Adapter] | None = None,
         draft: str | Path | None = None,
         draft_tokens: int = 4,
+        prompt_style: str = "auto",
         devices: int | Literal["auto"] = 1,
         strategy: Literal["tensor", "layers"] = "layers",
         checkpoints: str | Path = "checkpoints",
@@ -190,6 +191,9 @@ class LLM:
             `transforms.adapt` for switching them on `LLM.decoder`. An adapter can be named as the model, too.
         draft: a smaller model with the same vocabulary, which guesses `draft_tokens` tokens ahead: the answers have the
             same distribution, and are the same where they are greedy, but come sooner.
+
+        prompt_style: "auto" writes conversations by the style that LitGPT left beside the weights, else by the chat
+            template; the name of a style takes the place of both, and "none" is plain text.
 
         Raises:
             MissingError: there is no such model.
@@ -210,6 +214,8 @@ class LLM:
             places_of = {name: hub.find(str(folder), Path(checkpoints)) for name, folder in _named(adapter).items()}
             opened = checkpoint.put_on(opened, places_of)
         tokenizer = opened.tokenizer()  # before the weights: it is read sooner, and may be what is wrong
+        if prompt_style != "auto":
+            tokenizer = tokenizer.styled(prompt_style)
         divided = strategy == "tensor" and group.count > 1
         share = Share(opened.spec, group) if divided else None
         drafter = None
@@ -234,9 +240,10 @@ class LLM:
             UsageError: a wish is out of range.
         """
         raw, stop = wishes.pop("raw", False), wishes.pop("stop", None) or ()
-        stops = StopStrings([stop] if isinstance(stop, str) else stop)
         sampling = engine.Sampling(**self.defaults | {name: wish for name, wish in wishes.items() if wish is not None})
         tokens, continued = self._read(prompt, raw)
+        turns = () if continued else self.tokenizer.stops
+        stops = StopStrings([*([stop] if isinstance(stop, str) else stop), *turns])
         sequence = self.engine.submit(tokens, sampling, self.stops)
         return Reply(self.engine, sequence, self.tokenizer.stream(after=tokens if continued else ()), stops)
 

@@ -31,6 +31,9 @@ class Options(Settings):
     """Tell tokens per second after every answer."""
     history: bool = True
     """Keep what you type for the Up key, in this session and later ones."""
+    prompt_style: str = "auto"
+    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
+    that LitGPT left beside the weights, else by the model's chat template."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
@@ -107,7 +110,13 @@ def begin(options: Options, path: Path) -> Session:
     """Load the model."""
     from lathe.llm import LLM
 
-    llm = LLM.load(path, device=options.device, dtype=options.precision, checkpoints=options.checkpoints)
+    llm = LLM.load(
+        path,
+        device=options.device,
+        dtype=options.precision,
+        prompt_style=options.prompt_style,
+        checkpoints=options.checkpoints,
+    )
     settings = Settings(**{name: getattr(options, name) for name in SETTINGS})
     show = harmless if sys.stdout.isatty() else str
     return Session(llm, settings, Conversation(options.system), sys.stdout, note, show=show, stats=options.stats)

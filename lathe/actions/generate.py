@@ -49,6 +49,9 @@ class Options(Settings):
     strategy: Literal["tensor", "layers"] = "tensor"
     """How it is divided. tensor: a part of every layer on each, in as many processes, which is faster. layers: some of
     the layers on each, one after the other, which only makes room."""
+    prompt_style: str = "auto"
+    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
+    that LitGPT left beside the weights, else by the model's chat template."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
@@ -106,6 +109,7 @@ def answer(device: str | torch.device, options: Options, path: Path, prompt: str
         dtype=options.precision,
         draft=options.draft,
         draft_tokens=options.draft_tokens,
+        prompt_style=options.prompt_style,
         checkpoints=options.checkpoints,
     )
     load_seconds = time.perf_counter() - begun

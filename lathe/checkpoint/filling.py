@@ -95,9 +95,12 @@ class Checkpoint:
         return litgpt.style(read_yaml(file)) if file.is_file() else None
 
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which writes conversations in the style that LitGPT left beside it, if there is one."""
         from lathe.tokenizer import Tokenizer
 
-        return Tokenizer.from_gguf(self.metadata) if self.metadata else Tokenizer.open(self.folder)
+        found = Tokenizer.from_gguf(self.metadata) if self.metadata else Tokenizer.open(self.folder)
+        style = self.prompt_style()
+        return found if style is None else found.styled(style)
 
     @property
     def folder(self) -> Path:

@@ -188,6 +188,23 @@ def copy(source: Path, target: Path) -> None:
             shutil.copytree(source / name, target / name, dirs_exist_ok=True)
 
 
+def restyle(folder: Path, source: str | None) -> None:
+    """Puts a chat template in the place of all those in a folder; None for none."""
+    for name in _TEMPLATES:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (folder / name).unlink(missing_ok=True)
+    config = read_json(folder / "tokenizer_config.json")
+    if config.pop("chat_template", None) is not None:
+        _write_json(folder / "tokenizer_config.json", config)
+    if source is not None:
+        (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def write(target: Path, found: Vocab, before: Sequence[str], after: Sequence[str], sources: Mapping[str, str]) -> None:
     """Writes a tokenizer that came from no such folder, so that `words` and transformers read the same ids from it.
 
@@ -206,8 +223,7 @@ def write(target: Path, found: Vocab, before: Sequence[str], after: Sequence[str
         "clean_up_tokenization_spaces": False,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (target / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    _write_json(target / "tokenizer_config.json", config)
     for name, source in sources.items():
         file = target / ("chat_template.jinja" if name == "default" else f"{_TEMPLATES[0]}/{name}.jinja")
         file.parent.mkdir(exist_ok=True)

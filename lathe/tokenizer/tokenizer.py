@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe.errors import TokenizerError
-from lathe.tokenizer import bytelevel, files, ggml
+from lathe.tokenizer import bytelevel, files, ggml, styles
 from lathe.tokenizer.stream import Spelling, TextStream
 from lathe.tokenizer.vocab import Vocab
 
@@ -29,11 +29,13 @@ class Tokenizer:
         templates: chat templates by name; "default" is the usual one, "tool_use" the one with tools.
         ends: ids that end a turn, besides those of `words`.
         source: the folder it was read from, if it was.
+        style: the name of a prompt style that takes the place of the templates.
 
     Attributes:
         bos, bos_id: the token that begins a text, by name and id, if the files name one (whether or not it is used).
         eos, eos_id: the token that ends a document, by name and id, if the files name one.
         eos_ids: every id that ends a turn.
+        stops: texts that end a turn and are no tokens.
         vocab_size: how many tokens there are, added ones included; a model often has a few more rows.
     """
 
@@ -43,6 +45,7 @@ class Tokenizer:
         templates: Mapping[str, str] | None = None,
         ends: Iterable[int] = (),
         source: Path | None = None,
+        style: str | None = None,
     ) -> None:
         self._words, self._pipeline = words, words.pipeline
         # Files may carry the truncation and padding of somebody's training run.
@@ -58,9 +61,18 @@ class Tokenizer:
 
         self.bos, self.bos_id = self._named("bos_token")
         self.eos, self.eos_id = self._named("eos_token")
-        self.eos_ids = tuple(dict.fromkeys([*ends, *words.ends, *([] if self.eos_id is None else [self.eos_id])]))
+        self._ends = tuple(ends)
         self.vocab_size: int = self._pipeline.get_vocab_size()
         self._before, self._after = self._both_ends()
+        self.style = style
+        chosen = None if style is None else styles.style(style)
+        if chosen:
+            begin = "".join(self.token(number) for number in self._before)
+            self._templates = {"default": styles.source(chosen, begin)}
+        stops = {stop: self.id(stop) for stop in chosen.stops} if chosen else {}
+        self.stops = tuple(stop for stop, number in stops.items() if number is None)
+        eos = (*self._ends, *words.ends, self.eos_id, *stops.values())
+        self.eos_ids = tuple(dict.fromkeys(number for number in eos if number is not None))
 
     def _named(self, name: str) -> tuple[str | None, int | None]:
         token = self._words.names.get(name)
@@ -233,17 +245,30 @@ class Tokenizer:
             self._compiled[name] = Template(self._templates[name])
         return self._compiled[name]
 
+    def styled(self, name: str) -> Tokenizer:
+        """This tokenizer with a prompt style for its chat template, or with none for "none": plain text.
+
+        The style's stops that are tokens of the vocabulary join `eos_ids`, the others are `stops`.
+
+        Raises:
+            UsageError: there is no style of that name.
+        """
+        return Tokenizer(self._words, {}, self._ends, self._source, name)
+
     # ------------------------------------------------------------ writing
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files into `folder`, in Hugging Face's form.
 
-        One that came from such files is copied, byte for byte. The ids that end a turn are generation_config.json's
+        One that came from such files is copied, byte for byte, save that a prompt style takes the place of its chat
+        templates. The ids that end a turn are generation_config.json's
         and are not written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self._source:
             files.copy(self._source, folder)
+            if self.style is not None:
+                files.restyle(folder, self.template)
         else:
             before, after = ([self.token(number) for number in ids] for ids in (self._before, self._after))
             files.write(folder, self._words, before, after, self._templates)
