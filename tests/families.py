@@ -170,6 +170,32 @@ CASES = [
     Case("starcoder2", "starcoder2-3b", {"sliding_window": WINDOW}),
     Case("olmo", "OLMo-1B-hf", {"clip_qkv": 0.5}),
     Case("olmo-unclipped", "OLMo-1B-hf"),
+    Case("olmo3-yarn", "Olmo-3-1025-7B", {
+        "num_hidden_layers": 3, "sliding_window": WINDOW, "num_key_value_heads": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_scaling": {**YARN, "rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.3},
+    }),
+    Case("glm", "glm-4-9b-chat-hf", {"head_dim": 24}),
+    Case("glm4", "GLM-4-9B-0414", {"head_dim": 16, "attention_bias": False}),
+    Case("exaone4", "EXAONE-4.0-32B", {
+        "head_dim": 16, "num_hidden_layers": 3, "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_scaling": {**PUBLISHED["EXAONE-4.0-32B"].config["rope_scaling"],
+                         "original_max_position_embeddings": ORIGINAL},
+    }),
+    Case("exaone4-global", "EXAONE-4.0-1.2B", {"head_dim": 16, "layer_types": ["full_attention"] * 2}),
+    Case("seed-oss", "Seed-OSS-36B-Instruct", {"head_dim": 24, "attention_out_bias": True}),
+    Case("ernie", "ERNIE-4.5-0.3B-PT", {"head_dim": 24, "use_bias": True}),
+    Case("hunyuan", "Hunyuan-7B-Instruct", {"head_dim": 24}),
+    Case("ministral", "Ministral-8B", {
+        "head_dim": 24, "num_hidden_layers": 3, "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }),
+    Case("ministral3", "Ministral-3-3B", {
+        "head_dim": 24,
+        "rope_parameters": {**PUBLISHED["Ministral-3-3B"].config["rope_parameters"], **YARN,
+                            "llama_4_scaling_beta": 0.4},
+    }),
     Case("olmo2", "OLMo-2-1124-7B"),
     Case("neox", "pythia-160m"),
     Case("neox-one-after-the-other", "pythia-160m", {"use_parallel_residual": False, "rotary_pct": 1.0}),
@@ -193,7 +219,8 @@ CASES = [
 FAR = {
     "stablelm", "stablelm-parallel-normed-heads", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-one-after-the-other",
     "phi-2", "phi-normed-heads", "olmo", "olmo-unclipped", "cohere", "cohere-normed-heads", "cohere2", "nemotron",
-    "gpt-bigcode", "gpt-bigcode-all-heads", "starcoder2",
+    "gpt-bigcode", "gpt-bigcode-all-heads", "starcoder2", "olmo3-yarn", "glm", "glm4", "exaone4", "exaone4-global",
+    "seed-oss", "ernie", "hunyuan", "ministral", "ministral3",
 }  # fmt: skip
 # Families that neither of them knows, or knows under names that Lathe does not write yet.
 SPARSE = {"qwen2-moe", "qwen2-moe-window", "olmoe", "gpt-oss", "deepseek-v2", "deepseek-v2-lite"}

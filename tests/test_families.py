@@ -231,6 +231,14 @@ def test_the_first_falcons_words_for_the_same(name):
     assert families.read(older) == families.read(config)
 
 
+def test_a_pattern_of_layers_as_a_word():
+    config = PUBLISHED["EXAONE-4.0-32B"].config
+    told = {key: value for key, value in config.items() if key != "layer_types"}
+    assert families.read(told) == families.read(told | {"sliding_window_pattern": 4}) == families.read(config)
+    with pytest.raises(ConfigError, match='"sliding_window_pattern"'):
+        families.read(told | {"sliding_window_pattern": "LLX"})
+
+
 def test_positions_added_to_the_scores_are_refused_by_name():
     with pytest.raises(ConfigError, match='"alibi"'):
         families.read(PUBLISHED["falcon-7b"].config | {"alibi": True})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lathe.families.keys import Keys
 from lathe.families.positions import rope
-from lathe.model.spec import Attention, Experts, Gated, Layer, Norm, RMSNorm, Router, Spec
+from lathe.model.spec import Attention, Experts, Gated, Layer, Norm, RMSNorm, Rope, Router, Spec
 from lathe.weights.rules import Rename, Rule, Stack
 
 
@@ -19,9 +19,11 @@ def attention(
     base: float = 10_000.0,
     partial: float = 1.0,
     interleaved: bool = False,
+    turn: Callable[[Keys, int], Rope] | None = None,
     **changes: Any,
 ) -> Attention:
-    """Grouped-query attention from the usual keys. `head_dim`, `base`, `partial`: what the family takes for granted."""
+    """Grouped-query attention from the usual keys. `head_dim`, `base`, `partial`: what the family takes for granted.
+    `turn`: how a head of so many channels turns, where that is said in other keys."""
     heads = keys.size("num_attention_heads")
     kv_heads = keys.size("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -33,7 +35,9 @@ def attention(
         kv_heads=kv_heads,
         channels=channels,
         scale=channels**-0.5,
-        rope=rope(keys, channels, context(keys), base=base, partial=partial, interleaved=interleaved),
+        rope=turn(keys, channels)
+        if turn
+        else rope(keys, channels, context(keys), base=base, partial=partial, interleaved=interleaved),
         qkv_bias=bias,
         out_bias=bias,
     )

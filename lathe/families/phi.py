@@ -43,8 +43,8 @@ def phi3(keys: Keys) -> Spec:
 
 
 def phi3_rules(spec: Spec) -> Sequence[Rule]:
-    mixer, mlp = spec.layers[0].mixer, spec.layers[0].mlp
-    assert isinstance(mixer, Attention) and isinstance(mlp, Gated)
+    mixer = spec.layers[0].mixer
+    assert isinstance(mixer, Attention)
     layer = "model.layers.{i}."
     queries, keys = mixer.heads * mixer.channels, mixer.kv_heads * mixer.channels
     return [
@@ -53,9 +53,12 @@ def phi3_rules(spec: Spec) -> Sequence[Rule]:
             tuple(layer + f"self_attn.{name}_proj.weight" for name in "qkv"),
             (queries, keys, keys),
         ),
-        Split(
-            layer + "mlp.gate_up_proj.weight",
-            (layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"),
-            (mlp.width, mlp.width),
-        ),
+        gate_up(spec),
     ]
+
+
+def gate_up(spec: Spec) -> Rule:
+    """Both in one tensor, the gate first."""
+    mlp, name = spec.layers[0].mlp, "model.layers.{i}.mlp."
+    assert isinstance(mlp, Gated)
+    return Split(name + "gate_up_proj.weight", (name + "gate_proj.weight", name + "up_proj.weight"), (mlp.width,) * 2)
