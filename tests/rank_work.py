@@ -23,8 +23,13 @@ NORM, ROPE = s.RMSNorm(1e-6), s.Rope(1e4, 8)
 SINKS = s.Attention(8, 2, 8, 0.3, ROPE, qkv_bias=True, out_bias=True, sinks=True)
 CLAMPED = s.Experts(s.Clamped(20), s.Router(4, 2, bias=True))
 SHARED = s.Experts(s.Gated(20), s.SparseMixer(4), shared=s.Gated(24), shared_gate=True, weighs="input")
-# Parts that few families have.
-PARTS = {"sinks and clamped experts": (SINKS, CLAMPED), "gated shared expert": (SINKS, SHARED)}
+GROUPED = s.Attention(8, 4, 8, 0.3, ROPE)
+# Models without a family, most with parts that few families have.
+PARTS = {
+    "grouped queries": (GROUPED, s.Gated(20)),
+    "sinks and clamped experts": (SINKS, CLAMPED),
+    "gated shared expert": (SINKS, SHARED),
+}
 
 
 def made(name: str) -> checkpoint.Checkpoint:

@@ -83,6 +83,21 @@ def test_a_prompt_from_a_file(model: str, tmp_path: Path, capsys: pytest.Capture
     assert "prompt.txt is not UTF-8" in capsys.readouterr().err
 
 
+def test_a_system_message(shared: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "chatty"
+    shutil.copytree(models / FORMS[0], folder, copy_function=shutil.copyfile)
+    shutil.copyfile(shared / "data/chat_templates/chatml.jinja", folder / "chat_template.jinja")
+    words = ("--prompt", "Hi", "--temperature", "0", "--max-new-tokens", "12", "--system", "Be brief.")
+    assert generate(str(folder), *words) == 0
+    conversation = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    expected = LLM.load(folder, device="cpu").generate(conversation, temperature=0, max_new_tokens=12)
+    assert capsys.readouterr().out == expected + "\n"
+    assert generate(str(models / FORMS[0]), *words) == 2
+    assert "needs a chat template" in capsys.readouterr().err
+    assert generate(str(folder), *words, "--raw") == 2
+    assert "There is a --system message, and --raw" in capsys.readouterr().err
+
+
 def test_a_draft_changes_the_speed_alone(model: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real model in eight bits guesses for itself in 32."""
     packed = str(models / "stories260K-gguf/stories260K-q8_0.gguf")

@@ -5,14 +5,17 @@ That LitGPT fails is shown, in its own environment, by tests/oracles/test_litgpt
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from families import Case
 from published import PUBLISHED
+from rank_work import PROMPTS, each, opened, said
 from test_engine import answers, decoder_of, prompt_of, run, whole
 
 from lathe import checkpoint, families
-from lathe.actions import inspect
+from lathe.actions import inspect, ranks
 from lathe.engine import DraftModel, Engine, Sampling
 from lathe.training import initial
 
@@ -39,6 +42,18 @@ def test_2_a_prompt_may_be_longer_than_the_sliding_window(chunk: int) -> None:
     run(engine)
     expected = whole(decoder, sequence.tokens, sequence.extent).argmax(-1).tolist()
     assert [token.id for token in sequence.made] == expected[59:-1]
+
+
+def test_3_two_processes_answer_what_one_answers(tmp_path: Path) -> None:
+    """LitGPT cuts the rows of queries, keys and values as if they were one matrix. tests/test_shard.py has the rest."""
+    source = "grouped queries"
+    ranks.run(each, 2, "cpu", [source], tmp_path)
+    engine = Engine(opened(source).load())
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")[source]
+        assert found["tokens"] == said(engine)
+        for prompt, theirs in zip(PROMPTS, found["logits"], strict=True):
+            torch.testing.assert_close(theirs, engine.logits(prompt), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cold", [0.0, 1.0])

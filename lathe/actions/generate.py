@@ -35,6 +35,8 @@ class Options(Settings):
     """Read the prompt from this file."""
     raw: bool = False
     """Continue the prompt as it is, also where the model has a chat template."""
+    system: str | None = None
+    """A system message before the prompt, for a model with a chat template."""
     num_samples: int = 1
     """How many answers to make, side by side; with a seed, further ones take the numbers that follow it."""
     json: bool = False
@@ -66,6 +68,8 @@ class Options(Settings):
             raise UsageError(f"--devices is {self.devices}.", "It must be at least 1, or auto.")
         if self.draft_tokens < 1:
             raise UsageError(f"--draft-tokens is {self.draft_tokens}.", "It must be at least 1.")
+        if self.system is not None and self.raw:
+            raise UsageError("There is a --system message, and --raw takes the prompt as it is.", fix="Leave one out.")
         if self.prompt is not None and self.prompt_file is not None:
             raise UsageError("There are two prompts, --prompt and --prompt-file.", fix="Leave one of them out.")
 
@@ -115,7 +119,8 @@ def answer(device: str | torch.device, options: Options, path: Path, prompt: str
     load_seconds = time.perf_counter() - begun
     wishes = {name: getattr(options, name) for name in SETTINGS}
     seeds = [None if options.seed is None else options.seed + number for number in range(options.num_samples)]
-    replies = [llm.stream(prompt, raw=options.raw, **wishes | {"seed": seed}) for seed in seeds]
+    asked = prompt if options.system is None else messages(options.system, prompt)
+    replies = [llm.stream(asked, raw=options.raw, **wishes | {"seed": seed}) for seed in seeds]
     for number, reply in enumerate(replies, 1):
         if len(replies) > 1 and speaks and not options.json:
             note(f"Sample {number} of {len(replies)}:")
@@ -145,6 +150,10 @@ def read(prompt: str | None, file: Path | None = None) -> str:
     if not prompt:
         raise PromptError("The prompt is empty.", "It must hold at least one character.")
     return prompt
+
+
+def messages(system: str, prompt: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
 
 def content(file: Path) -> bytes:

@@ -19,6 +19,8 @@ class Spelt:
 
     compile: bool = False
     """Does nothing: what pays is compiled by itself."""
+    sys_prompt: str | None = None
+    """The same as --system."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,12 @@ class Speculatively(Spelt, Settings):
 
 def speculatively(options: Speculatively) -> None:
     """Print the text that follows a prompt, with a small model guessing: `lathe generate TARGET --draft DRAFT`."""
-    asked = generate.Options(options.target_model, draft=options.draft_model, draft_tokens=options.speculative_k)
+    asked = generate.Options(
+        options.target_model,
+        draft=options.draft_model,
+        draft_tokens=options.speculative_k,
+        system=options.sys_prompt,
+    )
     generate.run(replace(asked, **{name: value for name, value in vars(options).items() if hasattr(asked, name)}))
 
 
@@ -110,4 +117,6 @@ def plain(options: generate.Options) -> generate.Options:
     told = {field.name: getattr(options, field.name) for field in fields(generate.Options)}
     if more := getattr(options, "input", ""):
         told["prompt"] = f"{told['prompt']}\n\n{more}"
+    if options.system is None:
+        told["system"] = getattr(options, "sys_prompt", None)
     return generate.Options(**told)
