@@ -66,6 +66,7 @@ class HubServer(ThreadingHTTPServer):
     held: file -> an event that its answer waits for, half-way; `reached` is set when it does.
     answers: file -> the status that is answered in place of the file, for each of the coming answers.
     altered, longer: files whose bytes are not what is listed, or more than that.
+    page: what is answered in place of a listing.
     ranges: whether a part of a file can be asked for.
     """
 
@@ -80,6 +81,7 @@ class HubServer(ThreadingHTTPServer):
         self.answers: dict[str, list[int]] = {}
         self.altered: set[str] = set()
         self.longer: set[str] = set()
+        self.page: bytes | None = None
         self.ranges = True
         self.reached = Event()
         self.address = f"http://127.0.0.1:{self.server_port}"
@@ -138,6 +140,9 @@ class Answer(BaseHTTPRequestHandler):
                 self.send(file, data, {"X-Repo-Commit": commit_of(repo.revisions[commit]), "ETag": f'"{blob(data)}"'})
 
     def list(self, repo: str, files: Files | None, sized: bool) -> None:
+        if self.server.page is not None:
+            self.answer(200, self.server.page)
+            return
         if files is None:
             self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
             return

@@ -22,7 +22,7 @@ import pytest
 from hubserver import Files, HubServer, Repo, commit_of
 
 from lathe.errors import MissingError
-from lathe.hub import choosing, downloading, find, known, listing, note
+from lathe.hub import amount, choosing, downloading, find, known, listing, note
 from lathe.hub.refusals import in_words
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -155,6 +155,7 @@ def held(folder: Path) -> Files:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+WITHOUT_FLOCK = "import warnings; warnings.simplefilter('ignore'); sys.modules['fcntl'] = None"
 IMPATIENT = "from lathe.hub import fetching; fetching.PAUSES = (0.01, 0.01)"
 
 
@@ -292,11 +293,12 @@ def test_a_file_that_is_not_what_the_hub_lists_is_removed(file: str, fault: str,
     assert held(machine.good) == {**TOKENIZER, **WEIGHTS}
 
 
-def test_of_two_at_once_one_downloads_and_the_other_finds_it_there(machine: Machine) -> None:
+@pytest.mark.parametrize("before", ["", WITHOUT_FLOCK], ids=["as it is", "without locks of the system"])
+def test_of_two_at_once_one_downloads_and_the_other_finds_it_there(before: str, machine: Machine) -> None:
     machine.hub.held = {FIRST: Event()}
-    first = machine.start("download", "org/good")
+    first = machine.start("download", "org/good", before=before)
     assert machine.hub.reached.wait(30)
-    second = machine.start("download", "org/good")
+    second = machine.start("download", "org/good", before=before)
     assert second.stderr is not None
     line = second.stderr.readline()
     assert line == "Another process is downloading org/good: waiting for it.\n"
@@ -429,6 +431,41 @@ def test_a_name_that_some_system_cannot_hold_is_refused(name: str) -> None:
         listing.check(listing.Listing("org/evil", "main", "0" * 40, files), [name])
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html>Log in to the network</html>",
+        b"[]",
+        b"{}",
+        b'{"id": "org/good"}',
+        b'{"id": "org/good", "sha": 7, "siblings": [{"rfilename": 1}]}',
+        b'{"id": "org/good", "sha": "../..", "siblings": []}',
+        b'{"id": "org/good", "sha": "0", "siblings": [{"name": "x"}]}',
+        b'{"id": "org/good", "siblings": 5}',
+    ],
+)
+def test_a_page_that_is_no_listing_is_told(page: bytes, machine: Machine) -> None:
+    machine.hub.page = page
+    told = machine.refused("download", "org/good")
+    assert "HF_ENDPOINT" in told or "which commit" in told
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (999_499, "999 kB"),
+        (999_999, "1 MB"),
+        (2_470_000_000, "2.47 GB"),
+        (1_370_000_000_000, "1.37 TB"),
+    ],
+)
+def test_amounts_are_told_in_the_unit_that_suits_them(count: int, told: str) -> None:
+    assert amount(count) == told
+
+
 @pytest.mark.parametrize("lfs", ["../../x", "a" * 63, "G" * 64])
 def test_a_hash_that_is_none_is_not_believed(lfs: str) -> None:
     assert listing._hex("sha256", lfs, 64) == ""
@@ -461,10 +498,12 @@ def cache(machine: Machine, *names: str, revision: str = "main") -> None:
 def test_what_the_hugging_face_cache_holds_is_linked(machine: Machine) -> None:
     cache(machine, FIRST, "config.json")
     done = machine.lathe("download", "org/good")
-    assert done.status == 0 and "Linked 300 kB" in done.err and held(machine.good) == {**TOKENIZER, **WEIGHTS}
+    assert done.status == 0 and "Took 300 kB" in done.err and held(machine.good) == {**TOKENIZER, **WEIGHTS}
     assert machine.sent(FIRST) == [] and machine.sent(SECOND) == [""]
     blob = machine.folder / "hf/hub/models--org--good/blobs" / hashlib.sha256(WEIGHTS[FIRST]).hexdigest()
     assert not blob.exists() or blob.samefile(machine.good / FIRST)  # Windows without links keeps no blobs
+    cached = next(machine.folder.glob("hf/hub/models--org--good/snapshots/*/config.json"))
+    assert not cached.samefile(machine.good / "config.json")
 
 
 def test_equal_files_of_another_revision_in_the_cache_are_linked_too(machine: Machine) -> None:
@@ -482,7 +521,7 @@ def test_a_cache_that_holds_everything_needs_no_download_and_serves_actions_as_i
     done = machine.lathe("download", "org/good", HF_HUB_OFFLINE="1")
     assert done.status == 0 and "snapshots" in done.out and "is used as it is" in done.err
     done = machine.lathe("download", "org/good")
-    assert done.status == 0 and "Linked" in done.err and not any(asked.file for asked in machine.hub.asked)
+    assert done.status == 0 and "Took" in done.err and not any(asked.file for asked in machine.hub.asked)
     assert held(machine.good) == {**TOKENIZER, **WEIGHTS}
 
 

@@ -16,13 +16,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def amount(count: int) -> str:
+def amount(count: float) -> str:
     """Bytes in the unit that suits them: 2.47 GB."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:.3g} GB"
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while count >= 999.5 and unit != "TB":
+        count, unit = count / 1000, next(units)
+    return f"{count:.3g} {unit}"
 
 
 class Bar:

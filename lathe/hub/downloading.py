@@ -103,7 +103,7 @@ def _complete(listed: Listing, lacking: Sequence[File], target: Path, there: Not
             say("Interrupted. What has arrived is kept: run the same again to go on.")
             raise
     if linked:
-        say(f"Linked {amount(fetching.total(linked))} of {listed.repo} from the Hugging Face cache into {target}")
+        say(f"Took {amount(fetching.total(linked))} of {listed.repo} into {target} from the Hugging Face cache")
     if coming:
         say(f"Downloaded {listed.repo} in {_clock(time.monotonic() - begun)}")
     _install(listed, lacking, beside, target, there)
@@ -140,7 +140,10 @@ def _link(listed: Listing, file: File, beside: Path) -> bool:
         if source.is_file() and file.size in (None, source.stat().st_size):
             goal = beside / file.name
             goal.parent.mkdir(parents=True, exist_ok=True)
-            for way in (os.link, os.symlink, shutil.copyfile):  # across disks; where Windows forbids links
+            # A link across disks is a symbolic one, and where Windows forbids these a copy. What is small is copied
+            # in any case: people edit it, and the cache's file is not to change with theirs.
+            ways = (shutil.copyfile,) if choosing.small([file.name]) else (os.link, os.symlink, shutil.copyfile)
+            for way in ways:
                 with suppress(OSError):
                     way(source.resolve(), goal)
                     return True

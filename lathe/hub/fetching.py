@@ -93,7 +93,10 @@ def fetch(listing: Listing, file: File, folder: Path, token: str | None, bar: Ba
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.size and file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         return _fetch_huge(listing, file, folder, token, bar)
+    if beside.exists():
+        bar.note("reading what is there")
     with Arrival(beside, file, bar) as arrival:
+        bar.note("")
         _gather(listing, file, token, arrival, bar, stop)
         whole, digest = arrival.whole, arrival.hasher.hexdigest()
     if whole:

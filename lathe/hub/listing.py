@@ -44,23 +44,32 @@ def read(repo: str, revision: str | None, token: str | None) -> Listing:
 
     Raises MissingError for a listing that cannot be trusted, and whatever huggingface_hub raises.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True, timeout=SECONDS)
-    if not COMMIT.fullmatch(info.sha or ""):
+    try:
+        info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True, timeout=SECONDS)
+        entries = [(str(sibling.rfilename), sibling) for sibling in info.siblings or ()]
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a page of something else, read as a listing
+        found = f"{constants.ENDPOINT} answered the question for the files of {repo} with something else."
+        fix = "See what HF_ENDPOINT is, or whether the network wants you to log in first."
+        raise MissingError(found, "It should be the Hugging Face Hub, or speak like it.", fix) from error
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise MissingError(f"The Hub does not say which commit of {repo} it lists.", "It must be 40 hex digits.")
     files = {}
-    for sibling in info.siblings or ():
-        name, lfs = sibling.rfilename, sibling.lfs
+    for name, sibling in entries:
+        lfs = sibling.lfs
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
             raise MissingError(
                 f"The repo {repo} lists a file called {name!r}, which would lie outside the model's folder.",
                 fix="Nothing was downloaded. Do not trust this repo.",
             )
-        digest = _hex("sha256", lfs.sha256, 64) if lfs else _hex("git", sibling.blob_id, 40)
+        digest = _hex("sha256", getattr(lfs, "sha256", None), 64) if lfs else _hex("git", sibling.blob_id, 40)
         size = sibling.size if isinstance(sibling.size, int) and sibling.size >= 0 else None
         files[name] = File(name, size, digest if size is not None else "")
-    return Listing(repo, revision or "main", str(info.sha), files)
+    return Listing(repo, revision or "main", info.sha, files)
 
 
 def check(listing: Listing, names: list[str]) -> list[File]:
