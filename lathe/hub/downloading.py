@@ -83,9 +83,19 @@ def chosen(folder: Path, names: Iterable[str], weights: bool, file: str | None) 
 
 def _complete(listed: Listing, lacking: Sequence[File], target: Path, there: Note | None, token: str | None) -> None:
     """Gather the files that `target` lacks in a folder beside it, and then make that folder, or its files, its own."""
-    begun = time.monotonic()
     beside = target.with_name(f".{target.name}.unfinished")
     beside.mkdir(parents=True, exist_ok=True)
+    try:
+        _gather(beside, listed, lacking, target, token)
+    except Exception:
+        _tidy(beside)
+        raise
+    _install(listed, lacking, beside, target, there)
+
+
+def _gather(beside: Path, listed: Listing, lacking: Sequence[File], target: Path, token: str | None) -> None:
+    """Bring the files into the folder `beside`: from an earlier try, from the Hugging Face cache, or from the Hub."""
+    begun = time.monotonic()
     arrived = _sort_out(beside, listed, lacking)
     linked = [file for file in lacking if file.name not in arrived and _link(listed, file, beside)]
     coming = [file for file in lacking if file.name not in arrived and file not in linked]
@@ -106,7 +116,17 @@ def _complete(listed: Listing, lacking: Sequence[File], target: Path, there: Not
         say(f"Took {amount(fetching.total(linked))} of {listed.repo} into {target} from the Hugging Face cache")
     if coming:
         say(f"Downloaded {listed.repo} in {_clock(time.monotonic() - begun)}")
-    _install(listed, lacking, beside, target, there)
+
+
+def _tidy(beside: Path) -> None:
+    """Leave no trace of a try that brought nothing."""
+    for path in beside.rglob("*.part"):
+        if not path.stat().st_size:
+            path.unlink()
+    if [path.name for path in beside.rglob("*") if path.is_file()] == [note.NAME]:
+        shutil.rmtree(beside)
+        with suppress(OSError):  # not empty: there are other models of that owner
+            beside.parent.rmdir()
 
 
 def _sort_out(beside: Path, listed: Listing, lacking: Sequence[File]) -> set[str]:
