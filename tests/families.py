@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from published import PUBLISHED
+from published_towers import TINY_TOWERS
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 ORIGINAL, WINDOW = 16, 8  # the first training's length and the window; LENGTHS lie on both sides
 LENGTHS = (1, 7, 13, 40, 40)  # ascending: transformers' dynamic rope remembers the longest sequence it has seen
@@ -45,7 +46,7 @@ TINY = {
 
 @dataclass(frozen=True)
 class Case:
-    """A published configuration and what is changed in it, beyond its size."""
+    """A published configuration and what is changed in it, or in that of its text model, beyond its size."""
 
     name: str
     published: str
@@ -54,9 +55,13 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """As config.json would say it, in the dialect the checkpoint was published in."""
-        published = PUBLISHED[self.published].config
+        published = copy.deepcopy(PUBLISHED[self.published].config)
+        if "text_config" in published:
+            text = published["text_config"]
+            text |= {key: TINY[key] for key in TINY.keys() & text.keys()} | self.changes
+            return published | TINY_TOWERS[published["model_type"]]
         tiny = {key: TINY[key] for key in TINY.keys() & {*published, "pad_token_id"}}
-        return copy.deepcopy({**published, **tiny, **self.changes})
+        return {**published, **tiny, **TINY_TOWERS.get(published["model_type"], {}), **copy.deepcopy(self.changes)}
 
 
 def scaled(kind: str, **rest: Any) -> dict[str, Any]:
@@ -146,6 +151,20 @@ CASES = [
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     }),
+    Case("gemma3-tower", "gemma-3-4b-it", {
+        **GEMMA, "query_pre_attn_scalar": 24, "vocab_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "rms_norm_eps": 0.03,
+        "max_position_embeddings": 64, "sliding_window_pattern": 2,
+    }),
+    Case("qwen2-vl", "Qwen2-VL-2B-Instruct", {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}),
+    Case("qwen2.5-vl", "Qwen2.5-VL-3B-Instruct", {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}),
+    Case("qwen3-vl", "Qwen3-VL-4B-Instruct", {
+        "head_dim": 24,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 4, 4], "rope_type": "default"},
+    }),
+    Case("mistral3", "Mistral-Small-3.1-24B-Instruct-2503", {"head_dim": 24}),
+    Case("llama-3.2-vision", "Llama-3.2-11B-Vision-Instruct",
+         {"num_hidden_layers": 5, "cross_attention_layers": [1, 3]}),
     Case("phi3-window", "Phi-3-mini-4k-instruct", {"sliding_window": WINDOW, "num_key_value_heads": 4}),
     Case("phi3-longrope", "Phi-3-mini-128k-instruct",
          {"original_max_position_embeddings": ORIGINAL, "rope_scaling": {**LONG_8, "type": "longrope"}}),
@@ -267,14 +286,13 @@ def reference(case: Case, folder: Path) -> Reference:
     """Build the model with random weights, save it to `folder`, and ask it."""
     torch.manual_seed(0)
     config = case.config
-    theirs = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    theirs = kind.from_config(AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32).eval()
     randomise(theirs)
     theirs.save_pretrained(folder)
-    sequences = [torch.randint(config["vocab_size"], (n,)) for n in LENGTHS]
+    sequences = [torch.randint(TINY["vocab_size"], (n,)) for n in LENGTHS]
     logits = [ask(theirs, sequence) for sequence in sequences]
-    half = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16).eval()
+    half = kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16).eval()
     return Reference(case, folder, sequences, logits, [ask(half, sequence) for sequence in sequences])
 
 

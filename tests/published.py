@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from published_dense import DENSE
 from published_sparse import SPARSE
+from published_towers import TOWERS
 
 
 class Published(NamedTuple):
-    parameters: int  # tied matrices counted once
+    parameters: int  # of the text model; tied matrices counted once
     config: dict[str, Any]
 
 
@@ -720,4 +721,5 @@ PUBLISHED = {
     ),
     **{name: Published(*row) for name, row in DENSE.items()},
     **{name: Published(*row) for name, row in SPARSE.items()},
+    **{name: Published(*row) for name, row in TOWERS.items()},
 }

@@ -123,7 +123,7 @@ def _open_hugging_face(
     return Checkpoint(
         path=path or folder,
         form=f"Hugging Face, {'safetensors' if read is safetensors.open else 'pickle'}",
-        config=config,
+        config=families.plain(config),
         spec=spec,
         tensors=rules.into(families.rules(config, spec), tensors),
         generation=generation(folder),

@@ -57,7 +57,7 @@ def save(
         UsageError: something is at `place` and `replace` is not given; no such form; no room on the disk.
         ConfigError: the form has no words for this model.
     """
-    place = Path(place)
+    place, config = Path(place), families.plain(config)
     if form not in FORMS:
         fix = did_you_mean(form, FORMS)
         raise UsageError(f'"{form}" is no format that Lathe writes.', f"Known are {', '.join(FORMS)}.", fix)

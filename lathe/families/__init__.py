@@ -31,6 +31,7 @@ from lathe.families import (
     seed,
     sparse,
     stablelm,
+    towers,
 )
 from lathe.families.keys import Family, Keys
 from lathe.model.spec import Spec
@@ -75,7 +76,7 @@ FAMILIES: dict[str, Family] = {
         Family("GPTNeoXForCausalLM", "gpt_neox", gpt.neox, gpt.neox_rules),
         Family("GPT2LMHeadModel", "gpt2", gpt.gpt2, gpt.gpt2_rules),
         Family("OlmoeForCausalLM", "olmoe", sparse.olmoe, qwen.expert_rules),
-        Family("GptOssForCausalLM", "gpt_oss", gptoss.gpt_oss, gptoss.gpt_oss_rules),
+        Family("GptOssForCausalLM", "gpt_oss", gptoss.gpt_oss, gptoss.gpt_oss_rules, spent=gptoss.PACKED),
         Family("DeepseekV2ForCausalLM", "deepseek_v2", deepseek.v2, qwen.expert_rules),
         Family("GPTBigCodeForCausalLM", "gpt_bigcode", bigcode.gpt_bigcode, bigcode.gpt_bigcode_rules),
         Family("Starcoder2ForCausalLM", "starcoder2", bigcode.starcoder2, bigcode.starcoder2_rules),
@@ -111,9 +112,39 @@ def find(config: Mapping[str, Any]) -> Family:
         )
     raise ConfigError(
         f'The architecture "{name}" is not known to this version of Lathe.',
-        f"It knows {', '.join(FAMILIES)}.",
-        did_you_mean(str(name), [*FAMILIES, *by_type]),
+        f"It knows {len(FAMILIES) + len(towers.TABLE)} families; `lathe models` lists them.",
+        did_you_mean(str(name), [*FAMILIES, *towers.TABLE, *by_type]),
     )
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the text model alone, whose tensors are as they are in memory: what Lathe writes.
+
+    Raises:
+        ConfigError: it names no model that is known, or has keys outside its text model that are not understood.
+    """
+    text, _ = _text(config)
+    spent = find(text).spent
+    return {key: value for key, value in text.items() if key not in spent}
+
+
+def _text(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What a configuration says of its text model, and what stands before its keys in messages."""
+    tower = _tower(config)
+    if tower is None:
+        return config, ""
+    text, inside = tower.plain(config)
+    by_type = {family.model_type: family for family in FAMILIES.values()}
+    kind = text["model_type"]
+    if not isinstance(kind, str) or kind not in by_type:
+        raise Keys(text, inside).wrong("model_type", kind, f"one of {', '.join(by_type)}")
+    return {**text, "architectures": [by_type[kind].architecture]}, inside
+
+
+def _tower(config: Mapping[str, Any]) -> towers.Tower | None:
+    """The multimodal lineage that a configuration names, if it is one."""
+    names = config.get("architectures") or [config.get("model_type")]
+    return next((tower for tower in towers.TABLE.values() if names in ([tower.architecture], [tower.model_type])), None)
 
 
 def read(config: Mapping[str, Any]) -> Spec:
@@ -123,8 +154,9 @@ def read(config: Mapping[str, Any]) -> Spec:
         ConfigError: a key is missing, has a value that makes no sense, or is not understood: a model never answers
             wrongly because a switch was dropped.
     """
-    keys = Keys(config)
-    spec = find(config).spec(keys)
+    text, inside = _text(config)
+    keys = Keys(text, inside)
+    spec = find(text).spec(keys)
     keys.check()
     return spec
 
@@ -136,7 +168,9 @@ def rules(config: Mapping[str, Any], spec: Spec) -> list[Rule]:
         *(Adopt(part, "model." + part) for part in ("layers.", "embed_tokens.", "norm.")),
         Drop("model.layers.{i}.self_attn.rotary_emb.inv_freq"),
     ]
-    return [*common, *find(config).rules(spec), *tie(spec)]
+    tower = _tower(config)
+    of_images = tower.into(config) if tower else []
+    return [*of_images, *common, *find(_text(config)[0]).rules(spec), *tie(spec)]
 
 
 def tie(spec: Spec) -> list[Rule]:

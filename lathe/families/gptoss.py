@@ -11,6 +11,8 @@ from lathe.families.positions import mscale
 from lathe.model.spec import Clamped, Experts, Layer, Rope, Router, Spec, Yarn
 from lathe.weights.rules import Microscaled, Rename, Reorder, Rule, Split, Transpose
 
+PACKED = ("quantization_config",)
+
 
 def gpt_oss(keys: Keys) -> Spec:
     keys.ignore("router_aux_loss_coef", "output_router_logits")
