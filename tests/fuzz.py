@@ -20,11 +20,13 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
 from samples import hurt
 
@@ -99,10 +101,14 @@ def corpus(folder: Path) -> list[Path]:
     (folder / "trained" / "model_config.yaml").write_text(yaml.safe_dump(litgpt.settings(CONFIG, spec)))
     optimizer = {"state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(9)}}, "param_groups": [{"lr": 0.1}]}
     torch.save({"model": named, "optimizer": optimizer, "iter_num": 7}, folder / "trained" / "lit_model.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is but one process
+        dcp.save({"model": named, "optimizer": optimizer}, checkpoint_id=folder / "processes", no_dist=True)
+    shutil.copy(folder / "trained" / "model_config.yaml", folder / "processes")
     (folder / "hostile").mkdir()
     (folder / "hostile" / "config.json").write_text(json.dumps(CONFIG))
     torch.save({"a": Payload()} | whole, folder / "hostile" / "pytorch_model.bin")
-    for name in ("pickle", "old-pickle", "trained", "hostile"):
+    for name in ("pickle", "old-pickle", "trained", "processes", "hostile"):
         tokenizer.save(folder / name)
     return sorted(folder.iterdir())
 

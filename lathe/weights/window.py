@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from io import BufferedReader, RawIOBase
+from io import BufferedReader, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
 
 def window(path: Path, begin: int, length: int) -> BufferedReader:
     """`length` bytes of the file at `path`, from byte `begin` on, which it should have."""
-    return BufferedReader(_Window(path, begin, length))
+    return BufferedReader(_Window(path.open("rb", buffering=0), begin, length))
 
 
 class _Window(RawIOBase):
     """A part of a file, as a file of its own."""
 
-    def __init__(self, path: Path, begin: int, length: int) -> None:
+    def __init__(self, file: FileIO, begin: int, length: int) -> None:
         super().__init__()
-        self.file, self.begin, self.length = path.open("rb", buffering=0), begin, length
+        self.file, self.begin, self.length = file, begin, length
         self.seek(0)
 
     def readable(self) -> bool:

@@ -1,9 +1,9 @@
 """Let LitGPT read folders of its own form and answer: with its own loader, nothing forgiven.
 
-    python tests/oracles/litgpt_reads.py FOLDER TOKENS
+    python tests/oracles/litgpt_reads.py FOLDER TOKENS OUT
 
-in LitGPT's environment. FOLDER: one with a checkpoint folder in each of its own; TOKENS: as JSON. Prints, as JSON, the
-logits of each, or what LitGPT raised.
+in LitGPT's environment. FOLDER: one with a checkpoint folder for each model; TOKENS: as JSON; OUT: where each is
+exported to, again by LitGPT. Prints, as JSON, of each the logits, and what exporting it raised, or nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 from litgpt import GPT, Config
+from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
 from litgpt.utils import lazy_load
 
-PLACE, TOKENS = Path(sys.argv[1]), json.loads(sys.argv[2])
+PLACE, TOKENS, OUT = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 
 
 def answer(folder: Path) -> list[list[float]]:
@@ -28,4 +29,12 @@ def answer(folder: Path) -> list[list[float]]:
         return model(torch.tensor([TOKENS]))[0].tolist()
 
 
-print(json.dumps({folder.name: answer(folder) for folder in sorted(PLACE.iterdir())}))
+def export(folder: Path) -> str:
+    try:
+        convert_lit_checkpoint(folder, OUT / folder.name)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+print(json.dumps({folder.name: [answer(folder), export(folder)] for folder in sorted(PLACE.iterdir())}))

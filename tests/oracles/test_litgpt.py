@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import Ask
 from families import CASES, REFUSED, Case, reference
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lathe import checkpoint
@@ -35,21 +37,49 @@ def close(ours: Tensor, theirs: Any) -> bool:
 
 
 # ---- it reads what we write -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Read:
+    """A model that transformers wrote and we wrote again for LitGPT: where, and what LitGPT made of it."""
+
+    hub: Path
+    exported: Path
+    logits: list[list[float]]
+    error: str
+
+
 @pytest.fixture(scope="module")
-def read(litgpt: Ask, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Any]]:
-    """Our logits and LitGPT's, of each model that transformers wrote and we wrote again for LitGPT."""
-    place, ours = tmp_path_factory.mktemp("written"), {}
+def read(litgpt: Ask, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Read]:
+    place, hub, out = (tmp_path_factory.mktemp(name) for name in ("litgpt", "hub", "exported"))
     for case in WRITTEN:
-        source = checkpoint.open(reference(case, tmp_path_factory.mktemp(case.name)).folder)
+        source = checkpoint.open(reference(case, hub / case.name).folder)
         checkpoint.save(place / case.name, source.tensors, source.config, form="litgpt")
-        ours[case.name] = logits(source, TOKENS)
-    theirs = litgpt(HERE / "litgpt_reads.py", place, json.dumps(TOKENS))
-    return {name: (ours[name], theirs[name]) for name in ours}
+    theirs = litgpt(HERE / "litgpt_reads.py", place, json.dumps(TOKENS), out)
+    return {name: Read(hub / name, out / name / "model.pth", *found) for name, found in theirs.items()}
 
 
 @pytest.mark.parametrize("case", WRITTEN, ids=lambda case: case.name)
 def test_litgpt_answers_as_we_do_with_what_we_wrote(case: Case, read):
-    assert close(*read[case.name])
+    assert close(logits(checkpoint.open(read[case.name].hub), TOKENS), read[case.name].logits)
+
+
+# What its exporter has no names for: OLMo 2 (its defect 10), and models that it builds and does not publish.
+NAMELESS = {"olmo2", "llama-biased", "stablelm", "falcon-40b", "phi-normed-heads"}
+MISNAMED = {"falcon-one-after-the-other"}  # as those after it, which have a norm for each side
+
+
+@pytest.mark.parametrize("case", [case for case in WRITTEN if case.name not in MISNAMED], ids=lambda case: case.name)
+def test_litgpt_exports_what_we_wrote(case: Case, read):
+    """By the name that we gave the model: to the names and bits that transformers had written."""
+    found = read[case.name]
+    if case.name in NAMELESS:
+        assert found.error.startswith("KeyError")
+        return
+    assert not found.error
+    exported, hub = torch.load(found.exported, weights_only=True), load_file(found.hub / "model.safetensors")
+    for name in hub.keys() & {"lm_head.weight"} ^ exported.keys() & {"lm_head.weight"}:
+        exported.pop(name, None)  # of a tied head
+    assert exported.keys() == hub.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in hub.items())
 
 
 # ---- we read what it writes -----------------------------------------------------------------------------------------
