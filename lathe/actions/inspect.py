@@ -218,8 +218,8 @@ def idle(spec: Spec) -> int:
 
 def _human(count: float) -> str:
     """Bytes in the unit that suits them: 2.47 GB."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{count:.3g} TB"
