@@ -1,7 +1,8 @@
 """Layers on several devices of one machine: the stream moves to where the next layer is; knows no file.
 
-The first layers stay with the embedding, the last with the head, as many bytes on each device as can be. One process
-runs them one after the other, so this makes room, not speed.
+The ends of the model, embedding and head, stay together on the first device, and the stream comes back to it: so
+tokens, scores and whatever is put on either are in one place. One process runs the layers one after the other, which
+makes room, not speed.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ Place = Callable[[str], torch.device]
 
 
 def places(sizes: Mapping[str, int], devices: Sequence[torch.device]) -> Place:
-    """On which device each parameter lives. sizes: bytes of every parameter, by name, in the order of use."""
-    layers: dict[str, int] = {}
+    """On which device each parameter lives, so that all get about as much. sizes: bytes of every parameter, by name, in
+    the order of use."""
+    layers: dict[str, int] = {"": 0}  # the ends count to the first device
     for name, size in sizes.items():
         layers[_layer(name)] = layers.get(_layer(name), 0) + size
     total, before, found = sum(layers.values()), 0, {}
     for layer, size in layers.items():
         found[layer] = devices[min(int((before + size / 2) / total * len(devices)), len(devices) - 1)]
         before += size
-    first, last = devices[0], next((found[layer] for layer in reversed(layers) if layer), devices[0])
-    ends = {"model.embed_tokens": first, "model.embed_positions": first, "model.norm": last, "lm_head": last}
-    return lambda name: found[_layer(name)] if _layer(name) else ends[name.rpartition(".")[0]]
+    found[""] = devices[0]
+    return lambda name: found[_layer(name)]
 
 
 def _layer(name: str) -> str:
@@ -39,21 +40,11 @@ def _layer(name: str) -> str:
 
 
 def seams(decoder: Decoder) -> Decoder:
-    """Make a decoder whose modules are on several devices move the stream to each of them; scores come back to where
-    the embedding is."""
-    first = decoder.model.embed_tokens.weight.device
+    """Make a decoder whose layers are on several devices move the stream to each of them, and back to its embedding."""
     for block in decoder.model.layers:
-        block.register_forward_pre_hook(_to(_device(block)))
-    decoder.model.norm.register_forward_pre_hook(_to(_device(decoder.model.norm, first)))
-    decoder.lm_head.register_forward_pre_hook(_to(decoder.lm_head.weight.device))
-    decoder.lm_head.register_forward_hook(lambda _, __, y: y.to(first))
+        block.register_forward_pre_hook(_to(next(block.parameters()).device))
+    decoder.model.norm.register_forward_pre_hook(_to(decoder.model.embed_tokens.weight.device))
     return decoder
-
-
-def _device(module: nn.Module, default: torch.device | None = None) -> torch.device:
-    device = next((parameter.device for parameter in module.parameters()), default)
-    assert device is not None, "a layer has parameters"
-    return device
 
 
 def _to(device: torch.device) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
