@@ -257,12 +257,16 @@ REFUSED: dict[str, set[str]] = {
         "deepseek-v3", "deepseek-v3-plain",  # its norms all have the latents' epsilon
     },
     "gguf": {
-        *FAR,
-        *SPARSE,
         "llama-dynamic", "llama-yarn-untruncated", "smollm3-window", "gpt2-wide-unscaled",
         "qwen3-moe-some-dense",  # its chosen experts' weights sum to 1
+        "qwen2-moe-window",  # and here they do not
+        "olmoe",  # clipped
         "gemma3",  # what queries are scaled by follows from the sizes
-        "deepseek-v3", "deepseek-v3-plain",  # a stretch with two corrections; pairs half a head apart
+        "falcon-40b", "cohere",  # biases
+        "falcon-one-after-the-other",
+        "phi-normed-heads",
+        "gpt-oss",  # its clamp is 7
+        "deepseek-v2-lite", "deepseek-v3", "deepseek-v3-plain",  # a stretch with two corrections; pairs half a head apart
     },
 }  # fmt: skip
 

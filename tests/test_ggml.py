@@ -42,8 +42,12 @@ def single(value: Any) -> Any:
     return struct.unpack("<f", struct.pack("<f", value))[0] if isinstance(value, float) else value
 
 
-# Phi-3's file gives the length of a first training even where nothing came after it.
-UNSAID = {"phi3-window": {"phi3.rope.scaling.original_context_length"}}
+# What is there even where it says nothing: the length of a first training, another epsilon, factors of 1.
+UNSAID = {
+    "phi3-window": {"phi3.rope.scaling.original_context_length"},
+    "nemotron": {"nemotron.attention.layer_norm_rms_epsilon", "nemotron.rope.scaling.type"},
+    "deepseek-v2-lite": {"deepseek2.expert_weights_scale"},
+}
 
 
 @pytest.mark.parametrize("name", LLAMA_CPP)
@@ -79,6 +83,14 @@ WORDS_OF = {
     "qwen3-moe-some-dense": "expert_weights_norm",
     "gemma3": "mixer.scale",
     "gpt2-wide-unscaled": "mixer.scale",
+    "qwen2-moe-window": "expert_weights_norm",
+    "olmoe": "clamp_kqv",
+    "falcon-40b": "biases",
+    "cohere": "biases",
+    "falcon-one-after-the-other": "order",
+    "phi-normed-heads": "qk_norm",
+    "gpt-oss": "each.limit",
+    "deepseek-v2-lite": "scaling.attention",
     "deepseek-v3": "scaling.attention",
     "deepseek-v3-plain": "interleaved",
 }

@@ -26,21 +26,44 @@ from patterned import digest, pattern  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 # What GGUF has no word for is left as llama.cpp takes it for granted: no window in a Llama or Qwen, mscale as
-# mscale_all_dim, queries scaled by the size of their heads.
+# mscale_all_dim, queries scaled by the size of their heads; and what its converter does not look at, as it assumes.
 NAMES = """
     llama-2 llama-linear llama-yarn llama-biased mistral mixtral granite qwen2 qwen2-yarn qwen3 qwen3-moe gemma
-    phi3-window phi3-longrope phi4-mini olmo2 neox neox-one-after-the-other gpt2
+    phi3-window phi3-longrope phi4-mini olmo olmo2 neox neox-one-after-the-other gpt2
+    stablelm cohere-normed-heads qwen2-moe deepseek-v2
 """.split()
 LLAMA3_EXACT = Case("llama-3.2", "Llama-3.2-1B-Instruct", {"head_dim": 64, "num_attention_heads": 2})
 LLAMA3_OTHER = next(case for case in CASES if case.name == "llama-3.2-tied-llama3-rope")
+
+
+def changed(name: str, **changes: Any) -> Case:
+    case = next(case for case in CASES if case.name == name)
+    return Case(name, case.published, {**case.changes, **changes})
+
+
 OWN = [
     LLAMA3_EXACT,
     Case("llama-3-otherwise", LLAMA3_OTHER.published, LLAMA3_OTHER.changes),
+    changed("olmoe", clip_qkv=None, rms_norm_eps=1e-5),
+    # It counts these heads whatever "multi_query" says.
+    changed("falcon-7b", num_kv_heads=1, max_position_embeddings=2048),
+    changed("falcon-40b", bias=False),
+    changed("falcon-11b", ffn_hidden_size=256, max_position_embeddings=2048, rope_theta=10_000.0),
+    changed("nemotron", head_dim=16),
+    changed("phi-2", intermediate_size=256, num_key_value_heads=4),
+    changed("gpt-bigcode", n_inner=None),
+    changed("starcoder2", sliding_window=None),
+    changed("cohere2", sliding_window_pattern=4, num_hidden_layers=5),
+    changed("gpt-oss", swiglu_limit=7.0),
     Case("smollm3", "SmolLM3-3B", {"num_hidden_layers": 4, "no_rope_layers": None, "layer_types": None}),
     Case("gemma2", "gemma-2-2b", {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 8}),
     Case("gemma3", "gemma-3-1b-it", {
         "head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 8, "num_hidden_layers": 7,
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }),
+    Case("deepseek-v2-lite", "DeepSeek-V2-Lite", {
+        **DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1,
+        "rope_scaling": {**DEEPSEEK_YARN, "mscale": 0.7},
     }),
     Case("deepseek-v3", "DeepSeek-V3", {**DEEPSEEK, "rope_scaling": {**DEEPSEEK_YARN, "mscale": 0.7}}),
     Case("deepseek-v3-plain", "DeepSeek-V3", {
@@ -74,7 +97,7 @@ def convert(folder: Path, file: Path) -> None:
 def record(case: Case) -> dict[str, Any]:
     config = case.config
     if config["model_type"] == "gpt_neox":
-        del config["num_key_value_heads"]  # which it has no word for
+        config.pop("num_key_value_heads", None)  # which it has no word for
     with TemporaryDirectory() as place:
         folder, file = Path(place) / "model", Path(place) / "model.gguf"
         write(config, folder)

@@ -45,6 +45,19 @@ def neox_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
 
 def gpt2(header: Header) -> Config:
     found, _ = _alike(header, "GPT2LMHeadModel")
+    return _in_old_words(header, found) | {"activation_function": "gelu_new"}
+
+
+def starcoder(header: Header) -> Config:
+    """GPT-2 in which all heads share a key and a value, or none do. Its activation is not in the file: StarCoder's."""
+    found = sizes(header, "GPTBigCodeForCausalLM")
+    heads, kv = found["num_attention_heads"], found.pop("num_key_value_heads")
+    if kv not in (1, heads) or found.pop("head_dim") != found["hidden_size"] // heads:
+        raise header.keys.wrong("attention.head_count_kv", kv, f"1 or {heads}, and heads as wide as the model together")
+    return _in_old_words(header, found) | {"multi_query": kv == 1, "activation_function": "gelu"}
+
+
+def _in_old_words(header: Header, found: Config) -> Config:
     words = {
         "n_embd": "hidden_size",
         "n_layer": "num_hidden_layers",
@@ -56,5 +69,4 @@ def gpt2(header: Header) -> Config:
         **{key: value for key, value in found.items() if key not in words.values()},
         **{word: found[key] for word, key in words.items()},
         "layer_norm_epsilon": header.keys.real("attention.layer_norm_epsilon"),
-        "activation_function": "gelu_new",
     }

@@ -7,15 +7,15 @@ row of LINEAGES, and a function if its keys are its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from lathe.errors import ConfigError, did_you_mean
 from lathe.families import find as family
-from lathe.families.ggml import experts, gemmas, gpts, llamas
+from lathe.families.ggml import experts, gemmas, gpts, llamas, rotary
 from lathe.families.ggml.header import Config, Facts, Header
-from lathe.model.spec import Spec
+from lathe.model.spec import Order, Spec
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Lineage:
 
     architectures: what Hugging Face calls it. config: what its keys mean; tell: keys of its own, back from the parts.
     paired: rows of queries and keys lie in the order in which they turn, neighbour with neighbour. qkv, gate_up: these
-    are one tensor.
+    are one tensor. norms: what a layer's are called, where it is not as NORMS has it.
     """
 
     architectures: tuple[str, ...]
@@ -33,6 +33,7 @@ class Lineage:
     paired: bool = False
     qkv: bool = False
     gate_up: bool = False
+    norms: Mapping[Order, Mapping[str, str]] = field(default_factory=dict)
 
 
 def config(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Config:
@@ -70,6 +71,14 @@ def find(config: Mapping[str, Any]) -> tuple[str, Lineage]:
     raise ConfigError(f"There is no way to write {architecture} in GGUF.", "llama.cpp does not know it.")
 
 
+# A second norm under another name, and Falcon's two.
+AFTER: dict[Order, dict[str, str]] = {
+    "pre": {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
+}
+TWO: dict[Order, dict[str, str]] = {
+    "parallel": {"attn_norm_2": "input_layernorm", "attn_norm": "post_attention_layernorm"}
+}
+
 LINEAGES: dict[str, Lineage] = {
     "llama": Lineage(("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"), llamas.llama, paired=True),
     "granite": Lineage(("GraniteForCausalLM",), llamas.granite, llamas.granite_tells, paired=True),
@@ -81,8 +90,22 @@ LINEAGES: dict[str, Lineage] = {
     "gemma2": Lineage(("Gemma2ForCausalLM",), gemmas.gemma2),
     "gemma3": Lineage(("Gemma3ForCausalLM",), gemmas.gemma3),
     "phi3": Lineage(("Phi3ForCausalLM",), llamas.phi3, qkv=True, gate_up=True),
+    "olmo": Lineage(("OlmoForCausalLM",), rotary.olmo, paired=True),
     "olmo2": Lineage(("Olmo2ForCausalLM",), partial(llamas.dense, architecture="Olmo2ForCausalLM")),
     "gptneox": Lineage(("GPTNeoXForCausalLM",), gpts.neox, gpts.neox_tells, qkv=True),
     "gpt2": Lineage(("GPT2LMHeadModel",), gpts.gpt2, qkv=True),
-    "deepseek2": Lineage(("DeepseekV3ForCausalLM",), experts.deepseek2, experts.deepseek2_tells),
+    "starcoder": Lineage(("GPTBigCodeForCausalLM",), gpts.starcoder, qkv=True),
+    "starcoder2": Lineage(("Starcoder2ForCausalLM",), rotary.starcoder2),
+    "falcon": Lineage(("FalconForCausalLM",), rotary.falcon, rotary.falcon_tells, qkv=True, norms=TWO),
+    "stablelm": Lineage(("StableLmForCausalLM",), rotary.stablelm, rotary.stablelm_tells),
+    "phi2": Lineage(("PhiForCausalLM",), rotary.phi2),
+    "nemotron": Lineage(("NemotronForCausalLM",), rotary.nemotron),
+    "command-r": Lineage(("CohereForCausalLM",), rotary.cohere, rotary.cohere_tells),
+    "cohere2": Lineage(("Cohere2ForCausalLM",), rotary.cohere2, rotary.cohere_tells),
+    "qwen2moe": Lineage(("Qwen2MoeForCausalLM",), experts.qwen2moe, experts.qwen2moe_tells),
+    "olmoe": Lineage(("OlmoeForCausalLM",), experts.olmoe),
+    "gpt-oss": Lineage(("GptOssForCausalLM",), experts.gpt_oss, norms=AFTER),
+    "deepseek2": Lineage(
+        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), experts.deepseek2, experts.deepseek2_tells
+    ),
 }

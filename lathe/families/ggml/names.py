@@ -7,7 +7,7 @@ from typing import Any
 
 from lathe.families.ggml.header import SETTINGS
 from lathe.families.ggml.lineages import Lineage, find
-from lathe.model.spec import Attention, Experts, Gated, LatentAttention, Mlp, Norm, Order, RMSNorm, Spec
+from lathe.model.spec import Attention, Experts, Gated, LatentAttention, Mlp, Norm, Order, Spec
 from lathe.weights.rules import Drop, Inverse, Prefix, Rename, Reorder, Rule, Shift, Split, Stack, Transpose
 
 DISK, MEMORY = "blk.{i}.", "model.layers.{i}."
@@ -25,6 +25,7 @@ NORMS: dict[Order, dict[str, str]] = {
     },
 }
 ATTENTION = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "attn_output": "self_attn.o_proj"}
+SINKS = DISK + "attn_sinks.weight", MEMORY + "self_attn.sinks"
 LATENT = {
     "attn_q": "self_attn.q_proj",
     "attn_q_a": "self_attn.q_a_proj",
@@ -41,6 +42,7 @@ EXPERTS = {
     "ffn_gate_exps": "mlp.experts.gate_proj",
     "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
@@ -55,7 +57,7 @@ def rules(config: Mapping[str, Any], spec: Spec) -> list[Rule]:
     """
     _, lineage = find(config)
     mixer, order = spec.layers[0].mixer, spec.layers[0].order
-    names, found = dict(NORMS[order]), _alone()
+    names, found = dict(lineage.norms.get(order, NORMS[order])), _alone()
     if isinstance(mixer, Attention):
         names |= ATTENTION
         found += _attention(mixer, lineage)
@@ -78,6 +80,7 @@ def _alone() -> list[Rule]:
     """What has a name of its own, outside the layers and in them."""
     return [
         *(Drop(name) for name in (*SETTINGS, DISK + "attn_rot_embd.weight")),
+        Rename(*SINKS),
         Rename(DISK + "exp_probs_b.bias", MEMORY + "mlp.gate.e_score_correction_bias"),
         Prefix("token_embd.", "model.embed_tokens."),
         Prefix("position_embd.", "model.embed_positions."),
@@ -123,7 +126,7 @@ def _mlp(mlp: Mlp) -> dict[str, str]:
 
 def _shifts(norm: Norm, names: dict[str, str]) -> list[Rule]:
     """llama.cpp has no norm that adds something to its weights: what it adds is in them."""
-    if not isinstance(norm, RMSNorm) or not norm.offset:
+    if not norm.offset:
         return []
     norms = [MEMORY + name for name in names.values() if name.endswith("norm")]
     return [Shift(f"{name}.weight", norm.offset) for name in ("model.norm", *norms)]

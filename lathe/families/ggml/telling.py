@@ -55,7 +55,7 @@ def metadata(config: Mapping[str, Any], spec: Spec) -> Facts:
         **_norm(spec),
         **_windows(spec),
         **_rope(_main(spec), spec.context),
-        **_multipliers(spec),
+        **_bounds(spec),
         **lineage.tell(config, spec),
     }
     ids = {name: config.get(f"{token}_token_id") for token, name in TOKENS.items()}
@@ -220,6 +220,10 @@ def _rope(rope: Rope | None, context: int) -> Facts:
     return found
 
 
-def _multipliers(spec: Spec) -> Facts:
-    cap = getattr(spec.layers[0].mixer, "softcap", None)
-    return {"attn_logit_softcapping": cap, "final_logit_softcapping": spec.logit_softcap}
+def _bounds(spec: Spec) -> Facts:
+    mixer = spec.layers[0].mixer
+    return {
+        "attn_logit_softcapping": mixer.softcap,
+        "attention.clamp_kqv": mixer.clip if isinstance(mixer, Attention) else None,
+        "final_logit_softcapping": spec.logit_softcap,
+    }
