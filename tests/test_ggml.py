@@ -102,7 +102,7 @@ def test_a_model_is_the_same_when_it_is_read_back(case, tmp_path):
     config = plain(case)
     memory, file = tensors(config), tmp_path / "model.gguf"
     if case.name in REFUSED["gguf"]:
-        with pytest.raises(ConfigError, match=WORDS_OF[case.name]):
+        with pytest.raises(ConfigError, match=WORDS_OF.get(case.name, "There is no way to write")):
             pack(file, memory, config, "F32", {})
         assert not file.exists()
         return

@@ -29,6 +29,7 @@ def pack(
         ConfigError: GGUF has no word for something in the model.
         CheckpointError: the vocabulary has more tokens than the model, or a tensor does not fit its type.
     """
+    config = families.plain(config)
     spec = families.read(config)
     settings = ggml.settings(spec)
     refs = rules.back([*ggml.rules(config, spec), *families.tie(spec)], dict(tensors))
