@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +151,23 @@ def test_several_devices_say_what_one_says(
         page = json.loads(capfd.readouterr().out)
         assert [sample["tokens"] for sample in page["samples"]] == expected
         assert page["model"] == model and bool(guesses) == ("draft" in page)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process group cannot be interrupted there")
+def test_an_interruption_ends_all_processes(model: str) -> None:
+    words = ("generate", model, "--prompt", ONCE, "--device", "cpu", "--devices", "2", "--stop", "nothing says this")
+    command = [sys.executable, "-m", "lathe", *words, "--max-new-tokens", "400", "--num-samples", "50"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert running.stdout is not None
+    assert running.stdout.read(20)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert b"Traceback" not in err and b"Error" not in err
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left, once the dead are counted
+        for _ in range(100):
+            os.killpg(running.pid, 0)
+            time.sleep(0.1)
 
 
 def test_devices_that_cannot_be(model: str, capfd: pytest.CaptureFixture[str]) -> None:

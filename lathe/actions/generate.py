@@ -84,6 +84,8 @@ def run(options: Options) -> None:
     path = hub.find(options.model, options.checkpoints)
     if options.devices == 1 or options.strategy == "layers":
         return answer(options.device, options, path, prompt)
+    if options.draft is not None:
+        hub.find(options.draft, options.checkpoints)  # downloaded once, not by every process
     from lathe import checkpoint
     from lathe.llm import places
     from lathe.transforms.shard import Group, Share

@@ -53,6 +53,7 @@ def _rank(
     report: Connection, store: str, rank: int, count: int, kind: str, function: Callable[..., Any], arguments: Any
 ) -> None:
     """One process: join the others, do the work, and say what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the first process's, which ends all
     import torch
     import torch.distributed as dist
 
@@ -70,8 +71,6 @@ def _rank(
         report.send(None)
     except LatheError as error:
         report.send((type(error), error.found, error.expected, error.fix))
-    except KeyboardInterrupt:
-        os._exit(130)  # whoever waits for the others must not wait
     except BaseException:
         report.send(traceback.format_exc())
     report.close()
@@ -96,12 +95,10 @@ def _watch(ranks: list[BaseProcess], reports: list[Connection]) -> None:
                 raise kind(*words)
 
 
-def _death(process: BaseProcess, rank: int, count: int) -> BaseException:
+def _death(process: BaseProcess, rank: int, count: int) -> UsageError:
     """What to say of a process that ended without a word."""
     process.join(PATIENCE)
     code = process.exitcode or 0
-    if code in (130, -signal.SIGINT):
-        return KeyboardInterrupt()
     how = f"was ended by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
     fix = "Perhaps the memory did not suffice: use more devices, or fewer bits." if code == -9 else ""
     return UsageError(f"Process {rank + 1} of {count} {how}; the others were ended too.", "", fix)
