@@ -31,11 +31,11 @@ ACTIONS = {
 # LitGPT's verbs that are not actions of their own: the module in `actions` that has one, and its options and function
 # there. They work as LitGPT's users type them and do not stand in --help.
 VERBS = {
-    "generate_full": ("litgpt_generate", "Full", "full"),
-    "generate_sequentially": ("litgpt_generate", "Sequentially", "sequentially"),
-    "generate_speculatively": ("litgpt_generate", "Speculatively", "speculatively"),
-    "generate_tp": ("litgpt_generate", "Tp", "tp"),
-    "validate": ("inspect", "Options", "run"),
+    "generate_full": ("litgpt_verbs", "Full", "full"),
+    "generate_sequentially": ("litgpt_verbs", "Sequentially", "sequentially"),
+    "generate_speculatively": ("litgpt_verbs", "Speculatively", "speculatively"),
+    "generate_tp": ("litgpt_verbs", "Tp", "tp"),
+    "validate": ("litgpt_verbs", "Validate", "validate"),
     "convert_to_litgpt": ("litgpt_forms", "ToLitgpt", "to_litgpt"),
     "convert_from_litgpt": ("litgpt_forms", "FromLitgpt", "from_litgpt"),
     "convert_pretrained_checkpoint": ("litgpt_forms", "Pretrained", "pretrained"),

@@ -58,9 +58,15 @@ def test_finetuned_weights(models: Path, tmp_path: Path, capfd: pytest.CaptureFi
     assert "none.pth does not exist" in capfd.readouterr().err
 
 
-def test_validate_is_inspect(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = str(models / "stories260K-litgpt")
-    assert said(capfd, "validate", model) == said(capfd, "inspect", model)
+def test_validate_is_inspect(models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = models / "stories260K-litgpt"
+    expected = said(capfd, "inspect", str(model))
+    assert said(capfd, "validate", str(model), "--dtype", "bfloat16", "--training", "true") == expected
+    folder = tmp_path / "final"
+    shutil.copytree(model, folder, copy_function=shutil.copyfile)
+    (folder / "lit_model.pth").rename(folder / "other.pth")
+    assert "every tensor has its place" in said(capfd, "validate", str(folder), "--model_filename", "other.pth")
+    assert cli.main(["validate", str(folder)]) == 2
 
 
 def test_help_names_none_of_them(capsys: pytest.CaptureFixture[str]) -> None:

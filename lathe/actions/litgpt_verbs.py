@@ -1,4 +1,4 @@
-"""LitGPT's six further generating verbs, as its users type them: each is `lathe generate` with some options given."""
+"""LitGPT's generating verbs and validate, as its users type them: our actions with some options given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from lathe.actions import generate
+from lathe.actions import generate, inspect
 from lathe.actions.session import Settings
 from lathe.errors import MissingError
 
@@ -110,6 +110,25 @@ def speculatively(options: Speculatively) -> None:
         system=options.sys_prompt,
     )
     generate.run(replace(asked, **{name: value for name, value in vars(options).items() if hasattr(asked, name)}))
+
+
+@dataclass(frozen=True)
+class Validate(inspect.Options):
+    _: KW_ONLY
+    model_filename: str = "lit_model.pth"
+    """The file of weights in MODEL, where it has another name."""
+    dtype: str = "float32"
+    """Does nothing: the memory is shown for all of them."""
+    training: bool = False
+    """Does nothing: the memory that training takes is shown too."""
+
+
+def validate(options: Validate) -> int:
+    """Show what a model is and check its files: `lathe inspect MODEL`. The exit status is 1 when something is wrong."""
+    told = {field.name: getattr(options, field.name) for field in fields(inspect.Options)}
+    if options.model_filename != "lit_model.pth":
+        told["model"] = str(Path(options.model) / options.model_filename)
+    return inspect.run(inspect.Options(**told))
 
 
 def plain(options: generate.Options) -> generate.Options:
