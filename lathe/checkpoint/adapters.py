@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lathe import hub
-from lathe.checkpoint.documents import generation, read_json
+from lathe.checkpoint import landing, litgpt_parts
+from lathe.checkpoint.documents import generation, read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, blank, named
-from lathe.checkpoint.landing import EMBEDDING, HEAD, Landing, Parts, parts
+from lathe.checkpoint.landing import EMBEDDING, HEAD, Landing, Parts
 from lathe.checkpoint.merging import merge
 from lathe.errors import MissingError
 from lathe.families import peft
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
     from lathe.tokenizer import Tokenizer
 
 FILES = {"adapter_model.safetensors": safetensors.open, "adapter_model.bin": pickled.open}
+LITGPT = (litgpt_parts.HYPERPARAMETERS, "checkpoint_dir", read_yaml)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 
 def describes(path: Path) -> bool:
     """Whether an adapter lies there: a folder with one, or one of its files."""
-    folder = path if path.is_dir() else path.parent
-    return (folder / peft.FILE).is_file() and (path.is_dir() or path.name in (peft.FILE, *FILES))
+    if path.is_dir():
+        return any((path / name).is_file() for name in (peft.FILE, *litgpt_parts.FORMS))
+    return path.name in litgpt_parts.FORMS or (path.name in FILES and (path.parent / peft.FILE).is_file())
 
 
 def base(path: Path, checkpoints: Path = Path("checkpoints")) -> Path:
@@ -41,14 +44,16 @@ def base(path: Path, checkpoints: Path = Path("checkpoints")) -> Path:
     Raises MissingError: it does not say, or no such model can be found.
     """
     folder = path if path.is_dir() else path.parent
-    name = read_json(folder / peft.FILE).get("base_model_name_or_path")
-    fix = f"Name both, as in: lathe generate MODEL --adapter {folder}"
+    by_peft = (folder / peft.FILE).is_file()
+    file, key, read = (peft.FILE, "base_model_name_or_path", read_json) if by_peft else LITGPT
+    name = read(folder / file).get(key) if (folder / file).is_file() else None
+    fix = f"Name both, as in: lathe generate MODEL --adapter {path}"
     if not isinstance(name, str) or not name:
-        raise MissingError(f"{folder / peft.FILE} names no base_model_name_or_path.", "An adapter needs its base.", fix)
+        raise MissingError(f"{folder / file} names no {key}.", "An adapter needs the model it was made for.", fix)
     try:
         return hub.find(str(folder / name) if (folder / name).exists() else name, checkpoints)
     except MissingError as error:
-        raise MissingError(f"{folder} is an adapter of {name}. {error.found}", "", fix) from error
+        raise MissingError(f"{path} is an adapter of {name}. {error.found}", "", fix) from error
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Adapter:
 
 
 def read(path: Path, model: Checkpoint) -> Adapter:
-    """The adapter in a folder, for this base.
+    """The adapter in a folder or file, for this base.
 
     Raises:
         CheckpointError: its tensors do not belong to the base, or its files are damaged.
@@ -70,12 +75,24 @@ def read(path: Path, model: Checkpoint) -> Adapter:
         MissingError: there is none.
     """
     folder = path if path.is_dir() else path.parent
+    if (folder / peft.FILE).is_file() and path.name not in litgpt_parts.FORMS:
+        return _peft(folder, model)
+    names = litgpt_parts.FORMS if path.is_dir() else [path.name] if path.name in litgpt_parts.FORMS else []
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        kinds = f"{peft.FILE} and {' or '.join(FILES)}, or {' or '.join(litgpt_parts.FORMS)}"
+        raise MissingError(f"{path} holds no adapter.", f"There should be {kinds}.")
+    parts, settings = litgpt_parts.read(file, model)
+    return Adapter(file, litgpt_parts.FORMS[file.name], parts, settings)
+
+
+def _peft(folder: Path, model: Checkpoint) -> Adapter:
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if file is None or not (folder / peft.FILE).is_file():
-        raise MissingError(f"{path} holds no adapter.", f"It should have {peft.FILE} and {' or '.join(FILES)}.")
+    if file is None:
+        raise MissingError(f"{folder} has {peft.FILE} and neither {' nor '.join(FILES)}.", "", "Finish its download.")
     settings = peft.lora(read_json(folder / peft.FILE))
     tensors = named(FILES[file.name](file), file)
-    return Adapter(folder, "PEFT's LoRA", parts(tensors, settings, Landing(model)), settings)
+    return Adapter(folder, "PEFT's LoRA", landing.parts(tensors, settings, Landing(model)), settings)
 
 
 @dataclass(frozen=True)

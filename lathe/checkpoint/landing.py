@@ -36,12 +36,12 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
 class Landing:
-    """Where in memory the modules are that a base's family names."""
+    """Where in memory the modules are that a base's family names; or another hand, whose rules are given."""
 
-    def __init__(self, model: Checkpoint) -> None:
+    def __init__(self, model: Checkpoint, laws: list[Rule] | None = None) -> None:
         self.model = model
         spec = replace(model.spec, tied=False)  # an adapter may part the head from the embedding
-        self.laws: list[Rule] = families.rules(model.config, spec)
+        self.laws = families.rules(model.config, spec) if laws is None else laws
         self.shapes = {name: tuple(slot.shape) for name, slot in slots(blank(spec))}
 
     def rows(self, module: str, ref: Ref) -> Refs:
@@ -96,7 +96,7 @@ def parts(tensors: Refs, settings: Lora, landing: Landing) -> Parts:
         else:
             rest[name] = ref
     found: Parts = defaultdict(list)
-    _whole(rest, landing, found)
+    whole(rest, landing, found)
     stacked: dict[str, Refs] = {}
     for module, own in modules.items():
         if own.keys() == {TABLE_A, TABLE_B}:
@@ -127,7 +127,7 @@ def _check(module: str, own: Refs, settings: Lora) -> None:
 def _matrix(module: str, own: Refs, settings: Lora, landing: Landing, found: Parts) -> bool:
     """One module's low-rank term; False where the module is none by itself."""
     rows = landing.rows(module, own[B])
-    extra = {key: landing.rows(module, _column(own[key])) for key in (MAGNITUDE, OWN_BIAS) if key in own}
+    extra = {key: landing.rows(module, column(own[key])) for key in (MAGNITUDE, OWN_BIAS) if key in own}
     a, rank = own[A].read(), own[A].shape[0]
     for name, b in rows.items():
         shape = landing.shapes[name + ".weight"]
@@ -147,7 +147,7 @@ def _matrix(module: str, own: Refs, settings: Lora, landing: Landing, found: Par
     return bool(rows)
 
 
-def _column(ref: Ref) -> Ref:
+def column(ref: Ref) -> Ref:
     """A vector as a matrix with one column."""
     if len(ref.shape) != 1:
         raise CheckpointError(f"{ref.source} has shape {list(ref.shape)}.", "It should be one number for each row.")
@@ -194,7 +194,7 @@ def _table(module: str, own: Refs, settings: Lora, landing: Landing, found: Part
         found[name].append(LowRank(a.read(), b.read(), settings.scaling(module, rank), table=True))
 
 
-def _whole(tensors: Refs, landing: Landing, found: Parts) -> None:
+def whole(tensors: Refs, landing: Landing, found: Parts) -> None:
     """Modules and biases that were learned whole, and the embedding that PEFT writes beside its terms."""
     beside = {name for name in tensors if name.endswith(".base_layer.weight")}
     plain = {name.replace(".base_layer.", "."): ref for name, ref in tensors.items()}

@@ -18,9 +18,9 @@ from lathe.errors import UsageError, did_you_mean
 from lathe.model.attention import Attention, LatentAttention
 from lathe.model.decoder import Decoder, Embedding
 from lathe.model.layers import Linear
-from lathe.model.mlps import Stacked
+from lathe.model.mlps import Router, SparseMixer, Stacked
 from lathe.transforms.adapted import Adapted
-from lathe.transforms.lowrank import LoraEmbedding, LoraLinear, LoraStacked, LowRank
+from lathe.transforms.lowrank import LoraEmbedding, LoraLinear, LoraRouter, LoraStacked, LowRank
 from lathe.transforms.prefix import Prefixed, Tokens
 from lathe.transforms.whole import Replaced, Scaled, ScaledLinear, Whole
 
@@ -29,7 +29,13 @@ Parts = Mapping[str, Sequence[Part]]  # by the names of modules in memory
 
 # What stands in a module's place for a part of each kind.
 KINDS: dict[type, dict[type, type]] = {
-    LowRank: {Linear: LoraLinear, Embedding: LoraEmbedding, Stacked: LoraStacked},
+    LowRank: {
+        Linear: LoraLinear,
+        Embedding: LoraEmbedding,
+        Stacked: LoraStacked,
+        Router: LoraRouter,
+        SparseMixer: LoraRouter,
+    },
     Scaled: {Linear: ScaledLinear},
     Tokens: {Attention: Prefixed},
 }

@@ -144,6 +144,13 @@ class LoraLinear(Adapted):
         return bias
 
 
+class LoraRouter(LoraLinear):
+    """A router whose matrix is summed before it judges; it is small, and no term is dropped out."""
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.func.functional_call(self.base_layer, {"weight": self.weight}, (x,))
+
+
 class LoraEmbedding(Adapted):
     """Rows of a table, plus those of a low-rank one."""
 

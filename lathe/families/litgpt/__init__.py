@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lathe.families.litgpt.configuration import DERIVED, config
-from lathe.families.litgpt.names import plain, rules
+from lathe.families.litgpt.names import bare, plain, rules
 from lathe.families.litgpt.parts import settings
 from lathe.families.litgpt.styles import STYLES, style
 
-__all__ = ["DERIVED", "STYLES", "config", "plain", "rules", "settings", "style"]
+__all__ = ["DERIVED", "STYLES", "bare", "config", "plain", "rules", "settings", "style"]

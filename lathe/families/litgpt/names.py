@@ -48,11 +48,16 @@ def plain(tensors: Mapping[str, T]) -> dict[str, T]:
 
     What stands outside of the module that the model is, as an optimizer's state, is left out.
     """
-    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): tensors[name] for name in tensors}
-    roots = [name.removesuffix(ANCHOR) for name in bare if name == ANCHOR or name.endswith("." + ANCHOR)]
-    if len(bare) < len(tensors) or len(roots) != 1:
+    found = {bare(name): tensors[name] for name in tensors}
+    roots = [name.removesuffix(ANCHOR) for name in found if name == ANCHOR or name.endswith("." + ANCHOR)]
+    if len(found) < len(tensors) or len(roots) != 1:
         return dict(tensors)  # not one model by LitGPT's names: whoever misses its tensors says which
-    return {name.removeprefix(roots[0]): ref for name, ref in bare.items() if name.startswith(roots[0])}
+    return {name.removeprefix(roots[0]): ref for name, ref in found.items() if name.startswith(roots[0])}
+
+
+def bare(name: str) -> str:
+    """A tensor's name without what wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def rules(spec: Spec) -> list[Rule]:
