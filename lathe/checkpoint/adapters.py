@@ -38,6 +38,13 @@ def describes(path: Path) -> bool:
     return path.name in litgpt_parts.FORMS or (path.name in FILES and (path.parent / peft.FILE).is_file())
 
 
+def beside_base(folder: Path) -> bool:
+    """Whether lit_model.pth is the base of an adapter in its folder: beside a LoRA it is what merging that gave."""
+    return (folder / "lit_model.pth").is_file() and any(
+        (folder / name).is_file() for name in litgpt_parts.FORMS if not name.endswith(".lora")
+    )
+
+
 def base(path: Path, checkpoints: Path = Path("checkpoints")) -> Path:
     """Where the model lies that an adapter was made for, as its configuration says.
 
@@ -45,6 +52,8 @@ def base(path: Path, checkpoints: Path = Path("checkpoints")) -> Path:
     """
     folder = path if path.is_dir() else path.parent
     by_peft = (folder / peft.FILE).is_file()
+    if beside_base(folder) and not by_peft and not path.name.endswith(".lora"):
+        return folder / "lit_model.pth"
     file, key, read = (peft.FILE, "base_model_name_or_path", read_json) if by_peft else LITGPT
     name = read(folder / file).get(key) if (folder / file).is_file() else None
     fix = f"Name both, as in: lathe generate MODEL --adapter {path}"

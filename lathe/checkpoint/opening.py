@@ -72,7 +72,7 @@ def _open_folder(folder: Path, checkpoints: Path) -> Checkpoint:
         files = present(single) or [p for p in present(pattern) if not p.name.startswith("adapter_")]
         if files:
             return _open_hugging_face(folder, files, read)
-    if (folder / "lit_model.pth").exists():
+    if (folder / "lit_model.pth").exists() and not adapters.beside_base(folder):
         return lightning.open(folder, folder / "lit_model.pth")
     if distributed.is_folder(folder):
         return lightning.open(folder if lightning.describes(folder) else folder.parent, folder)
