@@ -19,7 +19,6 @@ from lathe.transforms.shard import Group, Share, echo
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Adapter = str | Path
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 MAX_NEW_TOKENS = 256  # where neither the caller nor the checkpoint says how long an answer may be
@@ -173,7 +172,7 @@ class LLM:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
-        adapter: Adapter | Sequence[Adapter] | Mapping[str, Adapter] | None = None,
+        adapter: checkpoint.Named | None = None,
         draft: str | Path | None = None,
         draft_tokens: int = 4,
         prompt_style: str = "auto",
@@ -187,8 +186,9 @@ class LLM:
         devices: with strategy "layers", over how many GPUs the layers are spread ("auto": all), one after the other.
             With "tensor" every layer is divided among as many processes, each of which calls this with its own device
             (`lathe generate --devices` starts them; or torchrun and `torch.distributed.init_process_group`).
-        adapter: a folder or repo with an adapter for the model, several, whose results add up, or several by names; see
-            `transforms.adapt` for switching them on `LLM.decoder`. An adapter can be named as the model, too.
+        adapter: a folder or repo with an adapter for the model, or several, whose results add up, by names: a mapping,
+            or as in "NAME=PATH". `transforms.adapt` switches them, on `LLM.decoder`. An adapter can be named as the
+            model, too.
         draft: a smaller model with the same vocabulary, which guesses `draft_tokens` tokens ahead: the answers have the
             same distribution, and are the same where they are greedy, but come sooner.
 
@@ -211,8 +211,8 @@ class LLM:
         around, kind = places(device, 1 if strategy == "tensor" else devices), _dtype(dtype)
         opened = checkpoint.open(hub.find(str(model), Path(checkpoints)), Path(checkpoints))
         if adapter is not None:
-            places_of = {name: hub.find(str(folder), Path(checkpoints)) for name, folder in _named(adapter).items()}
-            opened = checkpoint.put_on(opened, places_of)
+            named = checkpoint.by_name(adapter).items()
+            opened = checkpoint.put_on(opened, {name: hub.find(str(at), Path(checkpoints)) for name, at in named})
         tokenizer = opened.tokenizer()  # before the weights: it is read sooner, and may be what is wrong
         if prompt_style != "auto":
             tokenizer = tokenizer.styled(prompt_style)
@@ -308,21 +308,6 @@ def defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in (("repetition_penalty", 1.0), ("max_new_tokens", MAX_NEW_TOKENS)):
         told[name] = generation.get(name) or default
     return {**told, "logprobs": 0}
-
-
-def _named(adapter: Adapter | Sequence[Adapter] | Mapping[str, Adapter]) -> dict[str, Adapter]:
-    """Adapters by names: those they are given, or else their folders'. One alone is called default, as in PEFT."""
-    if isinstance(adapter, Mapping):
-        return dict(adapter)
-    if isinstance(adapter, str | Path):
-        return {"default": adapter}
-    found: dict[str, Adapter] = {}
-    for place in adapter:
-        name = Path(place).name.replace(".", "-")
-        if name in found:
-            raise UsageError(f'Two adapters are called "{name}".', "", "Give them names, as in {NAME: PATH}.")
-        found[name] = place
-    return found
 
 
 def _ids(told: int | Sequence[int] | None) -> Sequence[int]:

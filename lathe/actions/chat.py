@@ -34,6 +34,9 @@ class Options(Settings):
     prompt_style: str = "auto"
     """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
     that LitGPT left beside the weights, else by the model's chat template."""
+    adapter: tuple[str, ...] = ()
+    """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
+    what they do adds up."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
@@ -115,6 +118,7 @@ def begin(options: Options, path: Path) -> Session:
         device=options.device,
         dtype=options.precision,
         prompt_style=options.prompt_style,
+        adapter=options.adapter or None,
         checkpoints=options.checkpoints,
     )
     settings = Settings(**{name: getattr(options, name) for name in SETTINGS})

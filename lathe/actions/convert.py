@@ -57,7 +57,7 @@ def run(options: Options) -> int:
     dtype = known(options.dtype, form)
     from lathe import checkpoint
 
-    source = checkpoint.open(hub.find(options.source, options.checkpoints))
+    source = checkpoint.open(hub.find(options.source, options.checkpoints), options.checkpoints)
     place = options.target
     if form == "gguf" and place.suffix != ".gguf":
         place = place / f"{place.name}-{dtype or checkpoint.kept(source.dtype)}.gguf"

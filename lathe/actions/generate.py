@@ -41,6 +41,9 @@ class Options(Settings):
     """How many answers to make, side by side; with a seed, further ones take the numbers that follow it."""
     json: bool = False
     """Print one JSON object with texts, tokens and timings when all is done, instead of text as it comes."""
+    adapter: tuple[str, ...] = ()
+    """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
+    what they do adds up."""
     draft: str | None = None
     """A smaller model with the same vocabulary that guesses ahead. The answers stay the same, or of the same
     distribution where they are drawn; they come sooner where it guesses well."""
@@ -92,7 +95,7 @@ def run(options: Options) -> None:
 
     devices = places(options.device, options.devices)
     Share(
-        checkpoint.open(path).spec, Group(0, len(devices))
+        checkpoint.open(path, options.checkpoints).spec, Group(0, len(devices))
     )  # what cannot be divided is refused before anything starts
     if options.seed is None:  # all must throw the same dice
         options = replace(options, seed=random.getrandbits(32))
@@ -113,6 +116,7 @@ def answer(device: str | torch.device, options: Options, path: Path, prompt: str
         devices=options.devices,
         strategy=options.strategy,
         dtype=options.precision,
+        adapter=options.adapter or None,
         draft=options.draft,
         draft_tokens=options.draft_tokens,
         prompt_style=options.prompt_style,

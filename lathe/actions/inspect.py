@@ -50,13 +50,13 @@ def run(options: Options) -> int:
     """
     from lathe import checkpoint
 
-    found = checkpoint.open(hub.find(options.model, options.checkpoints))
+    found = checkpoint.open(hub.find(options.model, options.checkpoints), options.checkpoints)
     problems = soundness.check(found)
     if options.deep:
         problems += soundness.faults(found)
     page = describe(found, options.max_seq_length, options.micro_batch_size)
     if options.draft is not None:
-        small = checkpoint.open(hub.find(options.draft, options.checkpoints))
+        small = checkpoint.open(hub.find(options.draft, options.checkpoints), options.checkpoints)
         page["draft"] = told(small)
         problems += soundness.mismatch(found, small)
     if options.json:

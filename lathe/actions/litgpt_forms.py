@@ -34,7 +34,7 @@ def to_litgpt(options: ToLitgpt) -> None:
     from lathe import checkpoint
 
     dtype = convert.known(options.dtype, "litgpt")
-    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints))
+    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints), options.checkpoints)
     with TemporaryDirectory(dir=source.folder, prefix=".litgpt-") as beside:
         convert.write(source, Path(beside) / "whole", "litgpt", dtype)
         for name in ("model_config.yaml", "lit_model.pth"):
@@ -63,7 +63,7 @@ def from_litgpt(options: FromLitgpt) -> None:
     from lathe import checkpoint, families
     from lathe.weights import pickled, rules
 
-    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints))
+    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints), options.checkpoints)
     convert.write(source, options.output_dir, "hf", None)
     if options.model_pth:
         named = rules.back(families.rules(source.config, source.spec), source.tensors)
@@ -90,6 +90,6 @@ def pretrained(options: Pretrained) -> None:
     """
     from lathe import checkpoint
 
-    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints))
+    source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints), options.checkpoints)
     convert.write(source, options.output_dir, "litgpt", None)
     print(f"Wrote {options.output_dir}", file=sys.stderr)

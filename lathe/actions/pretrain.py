@@ -207,7 +207,7 @@ def weights(options: Options, config: dict[str, Any], tokenizer: Tokenizer, chos
         raise CheckpointError(found, fix="Take the model's own tokenizer, or name it with --tokenizer.")
     if options.initial_checkpoint is None:
         return initial.decoder(spec, options.seed, chosen.device).to(chosen.weights)
-    given = checkpoint.open(hub.find(options.initial_checkpoint, options.checkpoints))
+    given = checkpoint.open(hub.find(options.initial_checkpoint, options.checkpoints), options.checkpoints)
     if given.spec != spec:
         found = f"{given.path} is another model than {options.model}, or of another size."
         raise CheckpointError(found, "Weights can only be continued in their own shape.")

@@ -1,10 +1,26 @@
 """Any folder or file becomes configuration, spec, tokenizer and tensors; fills a decoder; writes every form."""
 
-from lathe.checkpoint.adapters import put_on
+from lathe.checkpoint.adapters import Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
 from lathe.checkpoint.opening import open
+from lathe.checkpoint.peft_folder import write as write_adapter
 from lathe.checkpoint.placing import beside
 from lathe.checkpoint.saving import kept, save
 
-__all__ = ["Checkpoint", "beside", "blank", "fit", "kept", "open", "put_on", "read_json", "read_yaml", "save", "slots"]
+__all__ = [
+    "Checkpoint",
+    "Named",
+    "beside",
+    "blank",
+    "by_name",
+    "fit",
+    "kept",
+    "open",
+    "put_on",
+    "read_json",
+    "read_yaml",
+    "save",
+    "slots",
+    "write_adapter",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lathe.checkpoint.documents import generation, read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, blank, named
 from lathe.checkpoint.landing import EMBEDDING, HEAD, Landing, Parts
 from lathe.checkpoint.merging import merge
-from lathe.errors import MissingError
+from lathe.errors import MissingError, UsageError
 from lathe.families import peft
 from lathe.model.decoder import Decoder
 from lathe.transforms import adapt
@@ -26,6 +27,7 @@ from lathe.weights import pickled, safetensors
 if TYPE_CHECKING:
     from lathe.tokenizer import Tokenizer
 
+Named = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 FILES = {"adapter_model.safetensors": safetensors.open, "adapter_model.bin": pickled.open}
 LITGPT = (litgpt_parts.HYPERPARAMETERS, "checkpoint_dir", read_yaml)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
@@ -36,6 +38,26 @@ def describes(path: Path) -> bool:
     if path.is_dir():
         return any((path / name).is_file() for name in (peft.FILE, *litgpt_parts.FORMS))
     return path.name in litgpt_parts.FORMS or (path.name in FILES and (path.parent / peft.FILE).is_file())
+
+
+def by_name(given: Named) -> dict[str, str | Path]:
+    """Adapters by names: those they are given, also as in "NAME=PATH", or else their folders'; one alone is called
+    default, as in PEFT.
+
+    Raises UsageError for two of one name.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    found: dict[str, str | Path] = {}
+    places = [given] if isinstance(given, str | Path) else given
+    for place in places:
+        match = re.fullmatch(r"([\w-]+)=(.+)", str(place))
+        split = match is not None and not Path(place).exists()
+        name = match[1] if match and split else Path(place).name.replace(".", "-") if len(places) > 1 else "default"
+        if name in found:
+            raise UsageError(f'Two adapters are called "{name}".', "", "Give them names, as in NAME=PATH.")
+        found[name] = match[2] if match and split else place
+    return found
 
 
 def beside_base(folder: Path) -> bool:
@@ -101,7 +123,7 @@ def _peft(folder: Path, model: Checkpoint) -> Adapter:
         raise MissingError(f"{folder} has {peft.FILE} and neither {' nor '.join(FILES)}.", "", "Finish its download.")
     settings = peft.lora(read_json(folder / peft.FILE))
     tensors = named(FILES[file.name](file), file)
-    return Adapter(folder, "PEFT's LoRA", landing.parts(tensors, settings, Landing(model)), settings)
+    return Adapter(folder, "PEFT's LoRA", landing.parts(tensors, settings, Landing.of(model)), settings)
 
 
 @dataclass(frozen=True)

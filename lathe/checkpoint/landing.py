@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from lathe import families
 from lathe.checkpoint.filling import Checkpoint, blank, slots
 from lathe.errors import CheckpointError
 from lathe.families import peft
+from lathe.model.spec import Spec
 from lathe.transforms.adapt import Part
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.terms import Lora
@@ -38,11 +40,18 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 class Landing:
     """Where in memory the modules are that a base's family names; or another hand, whose rules are given."""
 
-    def __init__(self, model: Checkpoint, laws: list[Rule] | None = None) -> None:
-        self.model = model
-        spec = replace(model.spec, tied=False)  # an adapter may part the head from the embedding
-        self.laws = families.rules(model.config, spec) if laws is None else laws
-        self.shapes = {name: tuple(slot.shape) for name, slot in slots(blank(spec))}
+    def __init__(
+        self, config: Mapping[str, Any], spec: Spec, base: str, laws: list[Rule] | None = None, own: Refs | None = None
+    ) -> None:
+        """base: what the model is called in messages. own: its tensors, where what is beside them is to be known."""
+        self.spec, self.base, self.own = spec, base, own or {}
+        apart = replace(spec, tied=False)  # an adapter may part the head from the embedding
+        self.laws = families.rules(config, apart) if laws is None else laws
+        self.shapes = {name: tuple(slot.shape) for name, slot in slots(blank(apart))}
+
+    @staticmethod
+    def of(model: Checkpoint, laws: list[Rule] | None = None) -> Landing:
+        return Landing(model.config, model.spec, str(model.path), laws, model.tensors)
 
     def rows(self, module: str, ref: Ref) -> Refs:
         """What becomes of a tensor that has the rows of a module's weight, by the names of modules in memory; nothing
@@ -72,11 +81,11 @@ class Landing:
         """Raise CheckpointError where a tensor has another shape than the module in memory asks for."""
         if ref.shape != shape:
             found = f"{ref.source} has shape {list(ref.shape)}."
-            expected = f"For {module} of {self.model.path} it should have {list(shape)}."
+            expected = f"For {module} of {self.base} it should have {list(shape)}."
             raise CheckpointError(found, expected, "Check that the adapter was made for this model.")
 
     def foreign(self, ref: Ref) -> CheckpointError:
-        found = f"{ref.source}, of shape {list(ref.shape)}, has no place in {self.model.path}."
+        found = f"{ref.source}, of shape {list(ref.shape)}, has no place in {self.base}."
         return CheckpointError(found, "It belongs to another model.", "Check that the adapter was made for this one.")
 
 
@@ -205,10 +214,10 @@ def whole(tensors: Refs, landing: Landing, found: Parts) -> None:
             raise landing.foreign(ref)
         module, _, key = name.rpartition(".")
         landing.fit(module, ref, landing.shapes[name])
-        if beside and _same(ref, landing.model.tensors.get(name)):
+        if beside and _same(ref, landing.own.get(name)):
             continue
         whole[module][key] = ref.read()
-    if beside and landing.model.spec.tied and EMBEDDING in whole:
+    if beside and landing.spec.tied and EMBEDDING in whole:
         whole.setdefault(HEAD, whole[EMBEDDING])
     for module, own in whole.items():
         found[module].append(Whole(own))

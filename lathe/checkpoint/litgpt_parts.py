@@ -46,7 +46,7 @@ def read(file: Path, model: Checkpoint) -> tuple[Parts, Lora | None]:
     tree = pickled.open(file)
     tensors = named(tree.get("model") if isinstance(tree, dict) else tree, file)
     tensors = {litgpt.bare(name): ref for name, ref in tensors.items()}
-    landing = Landing(model, litgpt.rules(replace(model.spec, tied=False)))
+    landing = Landing.of(model, litgpt.rules(replace(model.spec, tied=False)))
     if file.name.endswith(".lora"):
         settings, learned = _lora(read_yaml(file.parent / HYPERPARAMETERS))
         return parts(_unpacked(tensors, settings.rank, learned, landing), settings, landing), settings
@@ -114,7 +114,7 @@ def _adapter(tensors: Refs, landing: Landing) -> Parts:
 
 
 def _prefix(module: str, own: Refs, landing: Landing) -> Tokens:
-    one, spec = next(iter(own.values())), landing.model.spec
+    one, spec = next(iter(own.values())), landing.spec
     number = int(module.split(".")[2])
     mixer = spec.layers[number].mixer if number < len(spec.layers) else None
     if len(own) != 2 or not isinstance(mixer, Attention):

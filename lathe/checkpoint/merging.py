@@ -7,16 +7,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lathe.errors import UsageError
+from lathe.model.decoder import Decoder
+from lathe.transforms import adapt
 from lathe.transforms.adapt import Part
+from lathe.transforms.adapted import Adapted
 from lathe.transforms.lowrank import LowRank, table
 from lathe.transforms.prefix import Tokens
 from lathe.transforms.whole import Scaled, Whole
 from lathe.weights.rules import Refs
 from lathe.weights.tensors import Box, Ref
+
+
+def weights(decoder: Decoder) -> Refs:
+    """A decoder's tensors with its active adapters merged, by the names they have where there are none.
+
+    Raises UsageError where an adapter cannot be put into weights.
+    """
+    adapt.mergeable(decoder)
+    found: Refs = {}
+    whole = ""  # the prefix of the names below a module whose tensors are found
+    for name, module in decoder.named_modules():
+        if (whole and name.startswith(whole)) or isinstance(module, nn.ParameterDict):
+            continue
+        whole = f"{name}." if isinstance(module, Adapted) else ""
+        own = module.own if isinstance(module, Adapted) else module
+        for key, tensor in (*own._parameters.items(), *own._buffers.items()):
+            if tensor is not None:
+                ref = Ref.of(tensor.detach(), f"{name}.{key}")
+                found[f"{name}.{key}"] = _live(ref, module, key) if isinstance(module, Adapted) else ref
+    head, embedding = decoder.lm_head, decoder.model.embed_tokens
+    if decoder.spec.tied and head.weight is embedding.weight:
+        del found["lm_head.weight"]
+    return found
+
+
+def _live(ref: Ref, module: Adapted, key: str) -> Ref:
+    """A tensor as the module makes it out of its adapters when it is read."""
+
+    def fetch(box: Box) -> Tensor:
+        if key == "weight":
+            return module.rows(box[0]).detach()[(slice(None), *box[1:])]
+        return cast("Tensor", module.bias).detach()[box]
+
+    return replace(ref, fetch=fetch) if key in ("weight", "bias") else ref
 
 
 def merge(tensors: Refs, module: str, parts: Sequence[Part]) -> None:

@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from lathe import families
-from lathe.checkpoint import placing
-from lathe.checkpoint.filling import blank, main_dtype, slots
+from lathe.checkpoint import merging, placing
+from lathe.checkpoint.filling import blank, main_dtype
 from lathe.checkpoint.packing import pack
 from lathe.errors import UsageError, did_you_mean
 from lathe.families import litgpt
@@ -64,10 +64,12 @@ def save(
     if not replace:
         placing.refuse(place)
     if isinstance(model, Decoder):
-        model = {name: Ref.of(tensor.detach()) for name, tensor in slots(model)}
+        model = merging.weights(model)
     if dtype in DTYPES and form != "gguf":  # which keeps some tensors wide, and knows which
         learned = {name for name, _ in blank(families.read(config)).named_parameters()}  # buffers stay as they are
         model = {name: ref.to(DTYPES[dtype]) if name in learned else ref for name, ref in model.items()}
+    if "lm_head.weight" in model and families.read(config).tied:  # an adapter parted them
+        config = {**config, "tie_word_embeddings": False}
     family = families.find(config)
     # Both names of the family, of which a reader may want either.
     config = {"architectures": [family.architecture], "model_type": family.model_type, **config}

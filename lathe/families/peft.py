@@ -38,7 +38,8 @@ def lora(config: Mapping[str, Any]) -> Lora:
             "Merge the adapter into its base with PEFT (merge_and_unload), and open the result." if kind else "",
         )
     # What is off, or empty, asks for nothing, whatever version of PEFT it comes from.
-    keys = Keys({k: v for k, v in config.items() if v not in (None, False, [], {}, "")}, file=FILE, noise=NOISE)
+    asked = {key: value for key, value in config.items() if value is not False and value not in (None, [], {}, "")}
+    keys = Keys(asked, file=FILE, noise=NOISE)
     keys.expect("init_lora_weights", *BEGINNINGS)
     bias: Any = keys.take("bias", "none")
     if bias not in ("none", "lora_only", "all"):

@@ -2,8 +2,8 @@
 
     python tests/oracles/litgpt_adapters.py OUT TOKENS
 
-in LitGPT's environment. OUT: where to; TOKENS: as JSON. Prints, as JSON on the last line, the logits of each base and of
-each adapter by the names of their folders, and what LitGPT raises, or builds, for two models that it cannot adapt.
+in LitGPT's environment. OUT: where to; TOKENS: as JSON. Prints, as JSON on the last line, the logits of each base and
+of each adapter by the names of their folders, and what LitGPT raises, or builds, for two models that it cannot adapt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ MODELS: dict[str, dict[str, Any]] = {
 EVERYWHERE = dict.fromkeys(("lora_projection", "lora_mlp", "lora_head"), True)
 LORAS: dict[str, dict[str, Any]] = {
     "lora": {"lora_r": 3, "lora_alpha": 16, "lora_dropout": 0.05, "lora_query": True, "lora_value": True},
-    "lora-everywhere": {"lora_r": 4, "lora_alpha": 2, "lora_query": True, "lora_key": True, "lora_value": True, **EVERYWHERE},
+    "lora-everywhere": {
+        "lora_r": 4, "lora_alpha": 2, "lora_query": True, "lora_key": True, "lora_value": True, **EVERYWHERE,
+    },
 }  # fmt: skip
 
 
@@ -97,7 +99,13 @@ def cannot() -> dict[str, str]:
     options = {**SMALL, **LORAS["lora-everywhere"], **LLAMA}
     latent = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
     experts = {**MODELS["experts"], "n_shared_expert": 1}
-    said = {"latent": type(lora.GPT(lora.Config(**options, latent_attention=latent, mlp_class_name="LLaMAMLP")).transformer.h[0].attn.qkv).__name__}
+    said = {
+        "latent": type(
+            lora.GPT(lora.Config(**options, latent_attention=latent, mlp_class_name="LLaMAMLP"))
+            .transformer.h[0]
+            .attn.qkv
+        ).__name__
+    }
     try:
         answer(lora.GPT(lora.Config(**{**options, **experts})))
     except AttributeError as error:
