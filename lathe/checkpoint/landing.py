@@ -96,16 +96,23 @@ def parts(tensors: Refs, settings: Lora, landing: Landing) -> Parts:
         CheckpointError: one is missing, too many, of a wrong shape, or of a module that the base does not have.
     """
     modules: dict[str, Refs] = defaultdict(dict)
+    fused: dict[str, Refs] = defaultdict(dict)
     rest: Refs = {}
     for name, ref in tensors.items():
         name = name.removeprefix(ROOT)
         if match := NAME.fullmatch(name):
             module = match["module"].removesuffix(".base_layer")
-            modules[module][match["part"] or match["magnitude"]] = ref
+            key = match["part"] or match["magnitude"]
+            if f"{module}.gate_proj.weight" in landing.shapes:  # one term for all experts, or two, one in the other
+                fused[match["module"]][key] = ref
+            else:
+                modules[module][key] = ref
         else:
             rest[name] = ref
     found: Parts = defaultdict(list)
     whole(rest, landing, found)
+    for module, own in fused.items():
+        _fused(module.removesuffix(".base_layer"), own, settings, landing, found)
     stacked: dict[str, Refs] = {}
     for module, own in modules.items():
         if own.keys() == {TABLE_A, TABLE_B}:
@@ -184,6 +191,26 @@ def _experts(modules: Mapping[str, Refs], settings: Lora, landing: Landing, foun
         landing.fit(name, b, (count, outputs, rank))
         landing.fit(name, inputs[name], (count, rank, width))
         found[name].append(LowRank(inputs[name].read(), b.read(), scalings.copy().pop(), settings.dropout))
+
+
+def _fused(module: str, own: Refs, settings: Lora, landing: Landing, found: Parts) -> None:
+    """A term of a parameter that holds all experts, gates above ups, or the downs: a: E r rows, b: out rows, r E."""
+    one = next(iter(own.values()))
+    count, width, inputs = landing.shapes.get(f"{module}.gate_proj.weight", (0, 0, 0))
+    if own.keys() != {A, B} or settings.dora or f"{module}.gate_proj.bias" in landing.shapes or not count:
+        raise landing.foreign(one)
+    a, b = own[A], own[B]
+    up = b.shape[:1] == (2 * width,)
+    parameter = f"{module}.{'gate_up' if up else 'down'}_proj"
+    rank = settings.rank_of(parameter)
+    landing.fit(parameter, a, (count * rank, inputs if up else width))
+    landing.fit(parameter, b, (2 * width if up else inputs, rank * count))
+    each = b.read().unflatten(1, (rank, count)).permute(2, 0, 1)  # E out r
+    apart = each.split(width, dim=1) if up else [each]
+    shared = a.read().unflatten(0, (count, rank))
+    for name, rows in zip(("gate_proj", "up_proj") if up else ("down_proj",), apart, strict=True):
+        term = LowRank(shared, rows.contiguous(), settings.scaling(parameter, rank), settings.dropout)
+        found[f"{module}.{name}"].append(term)
 
 
 def _table(module: str, own: Refs, settings: Lora, landing: Landing, found: Parts) -> None:

@@ -19,6 +19,7 @@ NOISE = frozenset(
     layers_pattern
     """.split()
 )
+EXPERTS = ("gate_up_proj", "down_proj")  # parameters in which transformers keeps the matrices of all experts
 # First numbers that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) take from the base what
 # they put into the adapter, so that it belongs to a base that is nowhere on disk.
 BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal")
@@ -41,6 +42,9 @@ def lora(config: Mapping[str, Any]) -> Lora:
     asked = {key: value for key, value in config.items() if value is not False and value not in (None, [], {}, "")}
     keys = Keys(asked, file=FILE, noise=NOISE)
     keys.expect("init_lora_weights", *BEGINNINGS)
+    parameters = _list(keys, "target_parameters")
+    if not all(name.endswith(EXPERTS) for name in parameters):
+        raise keys.wrong("target_parameters", list(parameters), f"names that end in {' or '.join(EXPERTS)}")
     bias: Any = keys.take("bias", "none")
     if bias not in ("none", "lora_only", "all"):
         raise keys.wrong("bias", bias, '"none", "lora_only" or "all"')
