@@ -32,6 +32,8 @@ ACTIONS = {
 # there. They work as LitGPT's users type them and do not stand in --help.
 VERBS = {
     "generate_full": ("litgpt_verbs", "Full", "full"),
+    "generate_adapter": ("litgpt_verbs", "Adapter", "adapter"),
+    "generate_adapter_v2": ("litgpt_verbs", "AdapterV2", "adapter"),
     "generate_sequentially": ("litgpt_verbs", "Sequentially", "sequentially"),
     "generate_speculatively": ("litgpt_verbs", "Speculatively", "speculatively"),
     "generate_tp": ("litgpt_verbs", "Tp", "tp"),

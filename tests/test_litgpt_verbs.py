@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from lathe import cli
 
@@ -56,6 +59,24 @@ def test_finetuned_weights(models: Path, tmp_path: Path, capfd: pytest.CaptureFi
     assert "does not say what model lit_model.pth is" in capfd.readouterr().err
     assert cli.main([*words, str(tmp_path / "none.pth")]) == 2
     assert "none.pth does not exist" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["generate_adapter", "generate_adapter_v2"])
+def test_adapters(models: Path, tmp_path: Path, verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Any adapter that is read will do: here one in PEFT's form, on one layer."""
+    torch.manual_seed(0)
+    place = "base_model.model.model.layers.2.self_attn.o_proj.lora_{}.weight"
+    pair = {place.format("A"): torch.randn(4, 64), place.format("B"): torch.randn(64, 4)}
+    safetensors.torch.save_file(pair, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["o_proj"], "layers_to_transform": [2]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    model = str(models / "stories260K-hf")
+    expected = said(capfd, "generate", model, *ONCE, *GREEDY, "--adapter", str(tmp_path))
+    assert expected != said(capfd, "generate", model, *ONCE, *GREEDY)
+    assert said(capfd, verb, model, *ONCE, *GREEDY, "--adapter_path", str(tmp_path)) == expected
+    assert said(capfd, verb, model, *ONCE, *GREEDY, "--adapter_path", str(tmp_path), "--devices", "2") == expected
+    assert cli.main([verb, model, *GREEDY]) == 2
+    assert "lit_model.pth.adapter" in capfd.readouterr().err
 
 
 def test_validate_is_inspect(models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,32 @@ def full(options: Full) -> None:
 
 
 @dataclass(frozen=True)
+class Adapter(Spelt, generate.Options):
+    _: KW_ONLY
+    prompt: str | None = QUESTION
+    """What to answer or continue."""
+    input: str = ""
+    """A text that the prompt is about; it follows it."""
+    adapter_path: Path = Path("out/finetune/adapter/final/lit_model.pth.adapter")
+    """The adapter for MODEL."""
+
+
+@dataclass(frozen=True)
+class AdapterV2(Adapter):
+    _: KW_ONLY
+    adapter_path: Path = Path("out/finetune/adapter-v2/final/lit_model.pth.adapter_v2")
+    """The adapter for MODEL."""
+
+
+def adapter(options: Adapter) -> None:
+    """Print what a model with an adapter answers: `lathe generate MODEL --adapter PATH`."""
+    if not options.adapter_path.exists():
+        fix = "Name the file that the finetuning wrote."
+        raise MissingError(f"--adapter-path {options.adapter_path} does not exist.", fix=fix)
+    generate.run(replace(plain(options), adapter=(str(options.adapter_path),)))
+
+
+@dataclass(frozen=True)
 class Sequentially(Spelt, generate.Options):
     _: KW_ONLY
     prompt: str | None = QUESTION
