@@ -216,7 +216,7 @@ def test_through_another_hand_and_back(reference, decoder, form, tmp_path):
     assert back.keys() == found.tensors.keys()
     for name, ref in found.tensors.items():
         shifted = form == "gguf" and "norm" in name and getattr(found.spec.norm, "offset", 0)  # stored plus that
-        assert torch.allclose(back[name].read(), ref.read(), rtol=0, atol=1e-7 if shifted else 0), name
+        assert torch.allclose(back[name].read(), ref.read(), rtol=0, atol=3e-7 if shifted else 0), name
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager", dtype=torch.float32)
     assert same(cases.ask(model, reference.sequences[-1]), reference.logits[-1])
 
