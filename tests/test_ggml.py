@@ -47,6 +47,8 @@ UNSAID = {
     "phi3-window": {"phi3.rope.scaling.original_context_length"},
     "nemotron": {"nemotron.attention.layer_norm_rms_epsilon", "nemotron.rope.scaling.type"},
     "deepseek-v2-lite": {"deepseek2.expert_weights_scale"},
+    "olmo3-yarn": {"olmo2.rope.freq_base_swa"},
+    "hunyuan": {f"hunyuan-dense.rope.scaling.{name}" for name in ("type", "factor", "original_context_length")},
 }
 
 
@@ -87,6 +89,8 @@ WORDS_OF = {
     "olmoe": "clamp_kqv",
     "falcon-40b": "biases",
     "cohere": "biases",
+    "seed-oss": "attn_output.bias",
+    "ernie": "attn_q.bias",
     "falcon-one-after-the-other": "order",
     "phi-normed-heads": "qk_norm",
     "gpt-oss": "each.limit",

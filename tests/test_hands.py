@@ -311,6 +311,25 @@ ABSENT = {
     "phi3": {"attn_q", "attn_k", "attn_v"},
     "phi2": {"attn_qkv", "ffn_norm"},
     "olmo": {"output"},
+    "ernie4_5": {"output"},
+    "hunyuan-dense": {"output"},
+    "mistral3": {
+        "attn_rot_embd",
+        "output",
+        "rope_freqs",
+        "ffn_gate_inp",
+        "ffn_gate_exps",
+        "ffn_up_exps",
+        "ffn_down_exps",
+    },
+    "glm4": {
+        "attn_qkv",
+        "rope_freqs",
+        *(
+            f"nextn.{name}"
+            for name in ("eh_proj", "embed_tokens", "enorm", "hnorm", "shared_head_head", "shared_head_norm")
+        ),
+    },
     "starcoder": {"output"},
     "starcoder2": {"attn_rot_embd", "output", "rope_freqs"},
     "stablelm": {"attn_q_norm", "attn_k_norm", "rope_freqs"},

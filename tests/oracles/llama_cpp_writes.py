@@ -31,6 +31,7 @@ NAMES = """
     llama-2 llama-linear llama-yarn llama-biased mistral mixtral granite qwen2 qwen2-yarn qwen3 qwen3-moe gemma
     phi3-window phi3-longrope phi4-mini olmo olmo2 neox neox-one-after-the-other gpt2
     stablelm cohere-normed-heads qwen2-moe deepseek-v2
+    glm4 exaone4 exaone4-global olmo3-yarn ministral3
 """.split()
 LLAMA3_EXACT = Case("llama-3.2", "Llama-3.2-1B-Instruct", {"head_dim": 64, "num_attention_heads": 2})
 LLAMA3_OTHER = next(case for case in CASES if case.name == "llama-3.2-tied-llama3-rope")
@@ -55,6 +56,9 @@ OWN = [
     changed("starcoder2", sliding_window=None),
     changed("cohere2", sliding_window_pattern=4, num_hidden_layers=5),
     changed("gpt-oss", swiglu_limit=7.0),
+    changed("seed-oss", attention_out_bias=False),
+    changed("ernie", use_bias=False),
+    changed("hunyuan", max_position_embeddings=1 << 18),  # which it takes them all to have
     Case("smollm3", "SmolLM3-3B", {"num_hidden_layers": 4, "no_rope_layers": None, "layer_types": None}),
     Case("gemma2", "gemma-2-2b", {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 8}),
     Case("gemma3", "gemma-3-1b-it", {

@@ -38,6 +38,9 @@ UNHEEDED = {
     "qwen2-window": {"use_sliding_window": False},
     "phi3-window": {"sliding_window": None},
     "starcoder2": {"sliding_window": None},
+    "ministral": {"sliding_window": None},
+    "olmo3-yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 3},  # but where there are 64 layers
     "gpt-oss": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
 }  # fmt: skip
 # Cases that cannot be said, so changed that they can: of DeepSeek's two numbers for YaRN only one is in the file, and
@@ -56,13 +59,16 @@ ALTERED: dict[str, dict[str, Any]] = {
     "cohere": {"attention_bias": False},
     "gpt-oss": {"swiglu_limit": 7.0},
     "nemotron": {"head_dim": 16},
+    "seed-oss": {"attention_out_bias": False},
+    "ernie": {"use_bias": False},
 }
 # Cohere's heads are normed where there are 64 layers or more, says llama.cpp.
 LEFT_OUT = {"cohere-normed-heads"}
 
 
 def configured(case: Case, **changes: Any) -> dict[str, Any]:
-    config = {**case.config, "vocab_size": VOCAB, **ALTERED.get(case.name, {}), **changes}
+    config = families.plain(case.config)
+    config |= {"vocab_size": VOCAB, **ALTERED.get(case.name, {}), **changes}
     if config["model_type"] == "gpt_neox":
         config.pop("num_key_value_heads", None)  # which it has no word for
     if "query_pre_attn_scalar" in config:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lathe.families.ggml.header import SCORES, Config, Facts, Header, chosen, named, sizes, windows
 from lathe.families.ggml.llamas import dense
-from lathe.families.ggml.scaling import rope
+from lathe.families.ggml.scaling import rope, scaling
 from lathe.model.spec import Experts, Router, Spec
 
 
@@ -119,7 +119,7 @@ def deepseek2_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
         "leading_dense_block_count": len(spec.layers) - len(mixtures),
         "rope.scaling.yarn_attn_factor": None,
     }
-    stretch = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("mscale_all_dim")
+    stretch = scaling(config).get("mscale_all_dim")
     if stretch:
         found["rope.scaling.yarn_log_multiplier"] = stretch / 10
     if mixtures and isinstance(mixtures[0].router, Router):

@@ -58,6 +58,10 @@ def shortest(value: float) -> float:
     return next((number for number in rounded if struct.pack("<f", number) == single), value)
 
 
+def called(architecture: str) -> Config:
+    return {"architectures": [architecture], "model_type": FAMILIES[architecture].model_type}
+
+
 def sizes(header: Header, architecture: str, *, head_dim: bool = True) -> Config:
     """What every model says. `head_dim`: whether all heads have the same channels, which the configuration names."""
     keys = header.keys
@@ -66,8 +70,7 @@ def sizes(header: Header, architecture: str, *, head_dim: bool = True) -> Config
     if not header.shapes.get(vocab):
         raise ConfigError(f'The GGUF file has no tensor "{vocab}".', "It says how many tokens the model knows.")
     found = {
-        "architectures": [architecture],
-        "model_type": FAMILIES[architecture].model_type,
+        **called(architecture),
         "vocab_size": header.shapes[vocab][0],
         "hidden_size": width,
         "intermediate_size": keys.size("feed_forward_length"),

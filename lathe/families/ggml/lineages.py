@@ -80,7 +80,12 @@ TWO: dict[Order, dict[str, str]] = {
 }
 
 LINEAGES: dict[str, Lineage] = {
-    "llama": Lineage(("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"), llamas.llama, paired=True),
+    "llama": Lineage(
+        ("LlamaForCausalLM", "MistralForCausalLM", "MinistralForCausalLM", "MixtralForCausalLM"),
+        llamas.llama,
+        paired=True,
+    ),
+    "mistral3": Lineage(("Ministral3ForCausalLM",), llamas.ministral3, llamas.ministral3_tells, paired=True),
     "granite": Lineage(("GraniteForCausalLM",), llamas.granite, llamas.granite_tells, paired=True),
     "smollm3": Lineage(("SmolLM3ForCausalLM",), partial(llamas.dense, architecture="SmolLM3ForCausalLM"), paired=True),
     "qwen2": Lineage(("Qwen2ForCausalLM",), partial(llamas.qwen, architecture="Qwen2ForCausalLM")),
@@ -91,7 +96,14 @@ LINEAGES: dict[str, Lineage] = {
     "gemma3": Lineage(("Gemma3ForCausalLM",), gemmas.gemma3),
     "phi3": Lineage(("Phi3ForCausalLM",), llamas.phi3, qkv=True, gate_up=True),
     "olmo": Lineage(("OlmoForCausalLM",), rotary.olmo, paired=True),
-    "olmo2": Lineage(("Olmo2ForCausalLM",), partial(llamas.dense, architecture="Olmo2ForCausalLM")),
+    "olmo2": Lineage(("Olmo2ForCausalLM", "Olmo3ForCausalLM"), llamas.olmo2),
+    "exaone4": Lineage(("Exaone4ForCausalLM",), llamas.exaone4),
+    "seed_oss": Lineage(("SeedOssForCausalLM",), llamas.seed_oss, norms=AFTER),
+    "ernie4_5": Lineage(("Ernie4_5ForCausalLM",), llamas.ernie),
+    "hunyuan-dense": Lineage(
+        ("HunYuanDenseV1ForCausalLM",), partial(llamas.dense, architecture="HunYuanDenseV1ForCausalLM")
+    ),
+    "glm4": Lineage(("Glm4ForCausalLM",), llamas.glm4, gate_up=True),
     "gptneox": Lineage(("GPTNeoXForCausalLM",), gpts.neox, gpts.neox_tells, qkv=True),
     "gpt2": Lineage(("GPT2LMHeadModel",), gpts.gpt2, qkv=True),
     "starcoder": Lineage(("GPTBigCodeForCausalLM",), gpts.starcoder, qkv=True),

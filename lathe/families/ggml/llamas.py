@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lathe.families.ggml.header import Config, Facts, Header, chosen, named, sizes, windows
-from lathe.families.ggml.scaling import rope, turning
-from lathe.model.spec import Spec
+from lathe.errors import ConfigError
+from lathe.families.ggml.header import Config, Facts, Header, called, chosen, named, sizes, windows
+from lathe.families.ggml.scaling import rope, scaling, turning
+from lathe.model.spec import Attention, Spec
 
 
 def dense(header: Header, architecture: str) -> Config:
@@ -31,16 +32,17 @@ def llama(header: Header) -> Config:
     mixed = keys.size("expert_count", 0, least=0)
     found = dense(header, "MixtralForCausalLM" if mixed else "LlamaForCausalLM")
     window, local = windows(header, found["num_hidden_layers"])
-    if window and not all(local):
-        raise keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
     if mixed:
+        if window and not all(local):
+            raise keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
         keys.expect("expert_feed_forward_length", found["intermediate_size"])
         return {**found, "num_local_experts": mixed, **chosen(header), "sliding_window": window or None}
     keys.expect("expert_used_count", 0)
-    if window:
-        mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
-        return {**found, **mistral, "sliding_window": window}
-    return found
+    if not window:
+        return found
+    if all(local):
+        return {**found, **called("MistralForCausalLM"), "sliding_window": window}
+    return {**found, **called("MinistralForCausalLM"), "sliding_window": window, "layer_types": named(local)}
 
 
 def qwen(header: Header, architecture: str) -> Config:
@@ -85,3 +87,75 @@ def phi3(header: Header) -> Config:
         original = found["rope_scaling"].pop("original_max_position_embeddings", found["max_position_embeddings"])
         found["original_max_position_embeddings"] = original
     return found
+
+
+def olmo2(header: Header) -> Config:
+    """With windows it is OLMo 3, in which positions are stretched only where there is none."""
+    found = dense(header, "Olmo2ForCausalLM")
+    header.keys.expect("rope.freq_base_swa", found["rope_theta"])
+    window, local = windows(header, found["num_hidden_layers"], 4)
+    if not window:
+        return found
+    return {**found, **called("Olmo3ForCausalLM"), "sliding_window": window, "layer_types": named(local)}
+
+
+def exaone4(header: Header) -> Config:
+    found = dense(header, "Exaone4ForCausalLM")
+    window, local = windows(header, found["num_hidden_layers"], 4)
+    return {**found, "sliding_window": window or None, "layer_types": named(local)}
+
+
+def seed_oss(header: Header) -> Config:
+    _without(header, "attn_output.bias", "ffn_up.bias")
+    biased = "blk.0.attn_q.bias" in header.shapes
+    return {**dense(header, "SeedOssForCausalLM"), "attention_bias": biased, "attention_out_bias": False}
+
+
+def ernie(header: Header) -> Config:
+    _without(header, "attn_q.bias", "attn_output.bias", "ffn_up.bias")
+    return {**dense(header, "Ernie4_5ForCausalLM"), "use_bias": False}
+
+
+def _without(header: Header, *names: str) -> None:
+    for name in names:
+        if f"blk.0.{name}" in header.shapes:
+            raise ConfigError(f'The GGUF file has a tensor "blk.0.{name}", which llama.cpp does not know there.')
+
+
+def glm4(header: Header) -> Config:
+    found = sizes(header, "Glm4ForCausalLM")
+    turned, share = turning(header, found["head_dim"])
+    return {
+        **found,
+        "rms_norm_eps": header.keys.real("attention.layer_norm_rms_epsilon"),
+        "partial_rotary_factor": share,
+        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
+        **rope(header, turned),
+    }
+
+
+def ministral3(header: Header) -> Config:
+    """Queries count for more far into the text, in steps of the first training's length."""
+    keys = header.keys
+    found = dense(header, "Ministral3ForCausalLM")
+    stretch = keys.real("rope.scaling.yarn_log_multiplier", 0.0)
+    scaling = found.pop("rope_scaling") or {"rope_type": "default"}
+    if stretch:
+        scaling |= {"mscale": stretch, "mscale_all_dim": stretch}
+    heat = keys.real_or_none("attention.temperature_scale")
+    if heat is not None:
+        every = keys.size("rope.scaling.original_context_length", found["max_position_embeddings"])
+        scaling |= {"llama_4_scaling_beta": heat, "original_max_position_embeddings": every}
+    window, _ = windows(header, found["num_hidden_layers"])
+    turned = {**scaling, "rope_theta": found.pop("rope_theta")}
+    return {**found, "rope_parameters": turned, "sliding_window": window or None}
+
+
+def ministral3_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
+    mixer = spec.layers[0].mixer
+    heat = mixer.temperature if isinstance(mixer, Attention) else None
+    return {
+        "attention.temperature_scale": heat.strength if heat else None,
+        "rope.scaling.yarn_log_multiplier": scaling(config).get("mscale_all_dim"),
+        "rope.scaling.yarn_attn_factor": None,  # which follows from the one before
+    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lathe.families.ggml.header import FREQUENCIES, LONG, SHORT, Config, Header, shortest
 from lathe.model.spec import Llama3
@@ -20,6 +21,11 @@ def turning(header: Header, channels: int) -> tuple[int, float]:
     share = turned / channels
     # Whoever multiplies them again rounds down.
     return turned, share if int(channels * share) == turned else math.nextafter(share, 1.0)
+
+
+def scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object in a `config.json` that says how positions are stretched, in either dialect; an empty one for none."""
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
 def rope(header: Header, channels: int, base: float = 10_000.0) -> Config:
