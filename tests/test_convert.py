@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lathe import checkpoint, cli, families
+from lathe import LLM, checkpoint, cli, families
 from lathe.actions import compare
 from lathe.tokenizer import train_bpe
 from lathe.weights.tensors import Ref
@@ -202,6 +202,17 @@ def test_a_repo_of_shards_becomes_one_file_and_back(model, tmp_path):
     assert cli.main(["convert", str(tmp_path / "shards"), str(tmp_path / "one")]) == 0
     assert json.loads((tmp_path / "one" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert compare.compare(source, checkpoint.open(tmp_path / "one")).changed == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_is_merged_on_the_way(shared, form, tmp_path):
+    """The real one of a real model: what PEFT generated with it, and after merging, is what the new model says."""
+    base, adapter = shared / "data/models/stories260K-hf", shared / "data/formats/peft-lora-stories260K"
+    told, place = json.loads((adapter / "expected.json").read_text()), target(tmp_path, form)
+    words = ["convert", str(base), str(place), "--to", form, "--adapter", str(adapter), "--verify"]
+    assert cli.main(words) == 0
+    answer = LLM.load(place, device="cpu").generate(told["prompt"], raw=True, temperature=0, max_new_tokens=80)
+    assert told["prompt"] + answer == told["merged"] != told["base"]
 
 
 # ---- LitGPT's verbs -------------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class Options:
     """hf, litgpt or gguf; left out, gguf for a target that ends in .gguf, else hf."""
     dtype: str = "auto"
     """bf16, fp16, fp32, in GGUF also Q8_0, Q4_0 and Q4_K_M; auto keeps every tensor as it is."""
+    adapter: tuple[str, ...] = ()
+    """A LoRA or another adapter to merge into the model on the way, a folder or repo id. May be given several times."""
     verify: bool = False
     """Open what was written and compare tensors, scores and greedy tokens with the source."""
     force: bool = False
@@ -50,14 +52,18 @@ def run(options: Options) -> int:
     """Write a model in another form.
 
     Any form that opens can be written as any other: a folder for transformers (hf), one for LitGPT, or a GGUF file for
-    llama.cpp. Tensors pass through memory a piece at a time, so a model of any size needs little. The target appears
-    under its name when it is whole. With --verify the exit status is 1 when it is not the same model.
+    llama.cpp. Adapters are merged. Tensors pass through memory a piece at a time, so a model of any size needs little.
+    The target appears under its name when it is whole. With --verify the exit status is 1 when it is not the same
+    model.
     """
     form = options.to or ("gguf" if options.target.suffix == ".gguf" else "hf")
     dtype = known(options.dtype, form)
     from lathe import checkpoint
 
     source = checkpoint.open(hub.find(options.source, options.checkpoints), options.checkpoints)
+    if options.adapter:
+        named = checkpoint.by_name(options.adapter)
+        source = checkpoint.put_on(source, {name: hub.find(str(at), options.checkpoints) for name, at in named.items()})
     place = options.target
     if form == "gguf" and place.suffix != ".gguf":
         place = place / f"{place.name}-{dtype or checkpoint.kept(source.dtype)}.gguf"
