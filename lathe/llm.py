@@ -213,9 +213,7 @@ class LLM:
         if adapter is not None:
             named = checkpoint.by_name(adapter).items()
             opened = checkpoint.put_on(opened, {name: hub.find(str(at), Path(checkpoints)) for name, at in named})
-        tokenizer = opened.tokenizer()  # before the weights: it is read sooner, and may be what is wrong
-        if prompt_style != "auto":
-            tokenizer = tokenizer.styled(prompt_style)
+        tokenizer = opened.tokenizer(prompt_style)  # before the weights: it is read sooner, and may be what is wrong
         divided = strategy == "tensor" and group.count > 1
         share = Share(opened.spec, group) if divided else None
         drafter = None

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from lathe import LLM, checkpoint
 from lathe.cli import main
-from lathe.errors import TokenizerError, UsageError
+from lathe.errors import ConfigError, TokenizerError, UsageError
 from lathe.families import litgpt
 from lathe.tokenizer import Tokenizer, train_bpe
 from lathe.tokenizer.styles import PLAIN, STYLES, source, style
@@ -153,6 +153,10 @@ def test_a_folder_of_litgpts_says_its_style_and_an_option_says_another(litgpts: 
     assert llm.tokenizer.render(HELLO).startswith("<s>Below is an instruction")
     assert LLM.load(litgpts, prompt_style="phi-2").tokenizer.render(HELLO) == "<s>Instruct: Hello\nOutput:"
     assert not LLM.load(litgpts, prompt_style="none").tokenizer.has_template
+    (litgpts / "prompt_style.yaml").write_text("class_path: mine.Style\n")  # Python, of which nothing is run
+    with pytest.raises(ConfigError, match="none of LitGPT's"):
+        LLM.load(litgpts)
+    assert LLM.load(litgpts, prompt_style="alpaca").tokenizer.style == "alpaca"
     with pytest.raises(UsageError, match="no prompt style"):
         LLM.load(litgpts, prompt_style="phi-9")
 

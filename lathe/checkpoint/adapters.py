@@ -147,9 +147,11 @@ class Adapted(Checkpoint):
             adapt.put(decoder, name, adapter.parts)
         return decoder.eval()
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self, style: str = "auto") -> Tokenizer:
+        if style == "auto":
+            style = self.prompt_style() or "auto"  # the one that it was finetuned in, before the base's
         own = self.path != self.base.path and any((self.folder / name).is_file() for name in TOKENIZERS)
-        return super().tokenizer() if own else self.base.tokenizer()
+        return super().tokenizer(style) if own else self.base.tokenizer(style)
 
 
 def put_on(model: Checkpoint, adapters: Mapping[str, Path], path: Path | None = None) -> Adapted:

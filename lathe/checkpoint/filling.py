@@ -94,13 +94,13 @@ class Checkpoint:
         file = self.folder / "prompt_style.yaml"
         return litgpt.style(read_yaml(file)) if file.is_file() else None
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which writes conversations in the style that LitGPT left beside it, if there is one."""
+    def tokenizer(self, style: str = "auto") -> Tokenizer:
+        """The tokenizer, with a prompt style: "auto" is the one that LitGPT left beside the weights, if it did."""
         from lathe.tokenizer import Tokenizer
 
         found = Tokenizer.from_gguf(self.metadata) if self.metadata else Tokenizer.open(self.folder)
-        style = self.prompt_style()
-        return found if style is None else found.styled(style)
+        named = self.prompt_style() if style == "auto" else style
+        return found if named is None else found.styled(named)
 
     @property
     def folder(self) -> Path:

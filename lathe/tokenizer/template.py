@@ -16,11 +16,10 @@ from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lathe.errors import TokenizerError
+from lathe.tokenizer.sandbox import LIMIT, METER, Meter, Sandbox
 
-_LIMIT = 1 << 26  # characters; a template that writes more is running away
 _WRITTEN = "__written__"  # the variable under which a rendering's spans travel to the generation tag
 
 
@@ -72,13 +71,11 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separat
 
 
 def _compile(source: str) -> Compiled:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
-    )
+    environment = Sandbox([_Generation, LoopControlExtension])
     environment.filters["tojson"] = _to_json
     # A function rather than the class, whose attributes a template has no business with.
     environment.globals.update(raise_exception=_raise_exception, dict=lambda *pairs, **named: dict(*pairs, **named))
-    return environment.from_string(source)
+    return environment.program(source)
 
 
 def _plain(value: Any) -> Any:
@@ -150,14 +147,18 @@ class Template:
             **variables,
         }
         names = _plain(names)
-        names |= {"strftime_now": lambda form: (now or datetime.now()).strftime(form), _WRITTEN: writing}
+        names |= {
+            "strftime_now": lambda form: (now or datetime.now()).strftime(form),
+            _WRITTEN: writing,
+            METER: Meter(),
+        }
         parts = []
         try:
             for part in self._compiled.generate(names):
                 parts.append(part)
                 writing.size += len(part)
-                if writing.size > _LIMIT:
-                    raise TemplateError(f"it writes more than {_LIMIT:,} characters")
+                if writing.size > LIMIT:
+                    raise TemplateError(f"it writes more than {LIMIT:,} characters")
         # A template is a program of its own: on messages it was not made for it fails with whatever Python raises.
         except Exception as error:
             said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
