@@ -30,11 +30,11 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from samples import hurt
 
-from lathe import checkpoint, families
+from lathe import checkpoint, families, hub
 from lathe.errors import LatheError
 from lathe.families import litgpt
 from lathe.tokenizer import train_bpe
-from lathe.weights import rules
+from lathe.weights import rules, safetensors
 from lathe.weights.tensors import Ref
 
 SLOW = 20  # seconds, on a busy machine
@@ -108,6 +108,14 @@ def corpus(folder: Path) -> list[Path]:
     (folder / "hostile").mkdir()
     (folder / "hostile" / "config.json").write_text(json.dumps(CONFIG))
     torch.save({"a": Payload()} | whole, folder / "hostile" / "pytorch_model.bin")
+    (folder / "adapter").mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    told = json.dumps(settings | {"base_model_name_or_path": str(folder / "hf")})
+    (folder / "adapter" / "adapter_config.json").write_text(told)
+    site = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    shapes = {"A": (2, 16), "B": (16, 2)}
+    low = {site.format(i, part): Ref.of(torch.randn(shape)) for i in (0, 1) for part, shape in shapes.items()}
+    safetensors.write(folder / "adapter" / "adapter_model.safetensors", low)
     for name in ("pickle", "old-pickle", "trained", "processes", "hostile"):
         tokenizer.save(folder / name)
     return sorted(folder.iterdir())
@@ -146,6 +154,8 @@ def run(count: int, seed: int = 0, report: bool = False) -> Counter[str]:
         models = corpus(Path(where) / "good")
         assert [attempt(model) for model in models if model.name != "hostile"] == ["opened"] * (len(models) - 1)
         assert attempt(Path(where) / "good" / "hostile") == "UnsafeError"
+        with contextlib.suppress(LatheError):
+            hub.find("no/model")  # imports what is imported late
         limit()
         begun, worst = time.monotonic(), 0.0
         while outcomes.total() < count:
@@ -206,6 +216,7 @@ def peak() -> str:
 
 
 if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged adapter may name any base
     torch.set_num_threads(1)
     wanted, *rest = [int(word) for word in sys.argv[1:]] or [100_000]
     run(wanted, *rest, report=True)
