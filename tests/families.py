@@ -218,6 +218,37 @@ CASES = [
     Case("olmo2", "OLMo-2-1124-7B"),
     Case("neox", "pythia-160m"),
     Case("neox-one-after-the-other", "pythia-160m", {"use_parallel_residual": False, "rotary_pct": 1.0}),
+    Case("granite-moe", "granite-3.0-1b-a400m-base", {
+        "attention_multiplier": 0.2, "num_local_experts": 5, "num_experts_per_tok": 2,
+    }),
+    Case("glm4-moe", "GLM-4.5-Air", {
+        "head_dim": 16, "moe_intermediate_size": 48, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 2,
+        "routed_scaling_factor": 1.7, "num_hidden_layers": 3,
+    }),
+    Case("glm4-moe-normed", "GLM-4.5-Air", {
+        "head_dim": 16, "moe_intermediate_size": 48, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "use_qk_norm": True, "attention_bias": False, "norm_topk_prob": False,
+    }),
+    Case("minimax-m2", "MiniMax-M2", {
+        "head_dim": 16, "rotary_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2, "attn_type_list": [1, 1],
+    }),
+    Case("ernie-moe", "ERNIE-4.5-21B-A3B-PT", {
+        "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 48, "num_hidden_layers": 4,
+        "moe_layer_start_index": 1, "moe_layer_end_index": 2,
+    }),
+    Case("phi-moe", "Phi-3.5-MoE-instruct", {
+        "num_local_experts": 5, "original_max_position_embeddings": ORIGINAL, "sliding_window": None,
+        # Transformers takes the short factors for long sequences too, unlike the model's own code: here they are one.
+        "rope_scaling": {**LONG_8, "long_factor": LONG_8["short_factor"], "type": "longrope", "short_mscale": 1.3,
+                         "long_mscale": 1.3, "original_max_position_embeddings": ORIGINAL},
+    }),
+    Case("llama4", "Llama-4-Scout-17B-16E-Instruct, text", {
+        "head_dim": 16, "intermediate_size_mlp": 96, "num_hidden_layers": 4, "num_local_experts": 4,
+        "attention_chunk_size": WINDOW, "no_rope_layers": [1, 1, 1, 0], "interleave_moe_layer_step": 2,
+        "floor_scale": 8, "num_experts_per_tok": 2,
+        "rope_scaling": {**PUBLISHED["Llama-4-Scout-17B-16E-Instruct, text"].config["rope_scaling"],
+                         "original_max_position_embeddings": ORIGINAL},
+    }),
     Case("gpt2", "gpt2"),
     Case("gpt2-wide-unscaled", "gpt2", {"n_inner": 96, "scale_attn_weights": False}),
     Case("gpt-oss", "gpt-oss-20b", GPT_OSS),
@@ -234,6 +265,8 @@ CASES = [
     }),
 ]  # fmt: skip
 
+# Not in LitGPT, and no way is known here to write them in GGUF.
+MIXED = {"granite-moe", "glm4-moe", "glm4-moe-normed", "minimax-m2", "ernie-moe", "phi-moe", "llama4"}
 # Cases that another program has no words for, whatever its hand is asked to write.
 FAR = {
     "stablelm", "stablelm-parallel-normed-heads", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-one-after-the-other",
@@ -250,6 +283,7 @@ REFUSED: dict[str, set[str]] = {
         # its heads are all normed by the same weights, and it does not clip
         *(name for name in FAR if "falcon" not in name and name not in IN_LITGPT),
         *SPARSE,
+        *MIXED,
         # its YaRN runs the wrong way
         "llama-yarn", "llama-yarn-attention-betas", "llama-yarn-mscale", "llama-yarn-untruncated", "qwen2-yarn",
         "llama-dynamic", "phi3-longrope", "phi4-mini",
@@ -258,6 +292,7 @@ REFUSED: dict[str, set[str]] = {
         "deepseek-v3", "deepseek-v3-plain",  # its norms all have the latents' epsilon
     },
     "gguf": {
+        *MIXED,
         "llama-dynamic", "llama-yarn-untruncated", "smollm3-window", "gpt2-wide-unscaled",
         "qwen3-moe-some-dense",  # its chosen experts' weights sum to 1
         "qwen2-moe-window",  # and here they do not

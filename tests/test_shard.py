@@ -27,7 +27,8 @@ EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
 NAMES = (
     "llama-2 llama-3.2-tied-llama3-rope llama-biased gemma gemma2 gemma3 mixtral qwen3-moe olmo2 olmoe neox gpt2 "
     "gpt-bigcode phi-2 phi-normed-heads phi3-window phi4-mini falcon-7b falcon-40b stablelm-parallel-normed-heads "
-    "cohere-normed-heads nemotron olmo qwen2-moe gpt-oss deepseek-v2 deepseek-v3 deepseek-v3-plain granite smollm3"
+    "cohere-normed-heads nemotron olmo qwen2-moe gpt-oss deepseek-v2 deepseek-v3 deepseek-v3-plain granite smollm3 "
+    "minimax-m2 llama4 ernie-moe"
 ).split()
 
 

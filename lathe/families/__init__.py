@@ -23,6 +23,7 @@ from lathe.families import (
     gptoss,
     hunyuan,
     llama,
+    llama4,
     ministral,
     nemotron,
     olmo,
@@ -80,7 +81,13 @@ FAMILIES: dict[str, Family] = {
         Family("DeepseekV2ForCausalLM", "deepseek_v2", deepseek.v2, qwen.expert_rules),
         Family("GPTBigCodeForCausalLM", "gpt_bigcode", bigcode.gpt_bigcode, bigcode.gpt_bigcode_rules),
         Family("Starcoder2ForCausalLM", "starcoder2", bigcode.starcoder2, bigcode.starcoder2_rules),
-        Family("DeepseekV3ForCausalLM", "deepseek_v3", deepseek.v3, deepseek.v3_rules),
+        Family("DeepseekV3ForCausalLM", "deepseek_v3", deepseek.v3, deepseek.v3_rules, older=("kimi_k2",)),
+        Family("Glm4MoeForCausalLM", "glm4_moe", glm.glm4_moe, deepseek.v3_rules),
+        Family("GraniteMoeForCausalLM", "granitemoe", sparse.granite_moe, sparse.granite_moe_rules),
+        Family("MiniMaxM2ForCausalLM", "minimax_m2", sparse.minimax_m2, sparse.minimax_m2_rules),
+        Family("Ernie4_5_MoeForCausalLM", "ernie4_5_moe", ernie.ernie_moe, ernie.ernie_moe_rules),
+        Family("PhimoeForCausalLM", "phimoe", phi.phimoe, llama.mixtral_rules, older=("PhiMoEForCausalLM",)),
+        Family("Llama4ForCausalLM", "llama4_text", llama4.llama4, llama4.llama4_rules),
     )
 }
 

@@ -22,12 +22,21 @@ def v3(keys: Keys) -> Spec:
     # Tensors of the extra layers that predict further ahead are dropped below.
     keys.ignore("num_nextn_predict_layers", "num_mtp_layers", "ep_size", "aux_loss_alpha", "seq_aux")
     keys.ignore("num_key_value_heads", "head_dim", "qk_head_dim", "output_router_logits", "router_aux_loss_coef")
+    mlps = corrected(keys, each=2048, count=256, groups=8, top=4, scale=2.5, first=3)
+    return model(keys, [Layer(latent(keys), mlp, norm(keys)) for mlp in mlps], norm(keys))
+
+
+def corrected(
+    keys: Keys, *, each: int, count: int, groups: int, top: int, scale: float, first: int
+) -> list[Gated | Experts]:
+    """The MLP of each layer: after some dense ones, experts chosen by sigmoids and a correction, in groups. The
+    arguments are what the family takes for granted."""
     dense = gated(keys)
-    each = keys.size("moe_intermediate_size", 2048)
-    count, groups = keys.size("n_routed_experts", 256), keys.size("n_group", 8)
+    each = keys.size("moe_intermediate_size", each)
+    count, groups = keys.size("n_routed_experts", count), keys.size("n_group", groups)
     if count % groups or count < 2 * groups:  # a group is judged by its two best experts
         raise keys.wrong("n_group", groups, f"a number of groups, of 2 or more, that {count} experts fall into")
-    top = keys.size("topk_group", 4, most=groups)
+    top = keys.size("topk_group", top, most=groups)
     mixed = Experts(
         each=Gated(each, dense.act),
         router=Router(
@@ -38,13 +47,12 @@ def v3(keys: Keys) -> Spec:
             groups=groups,
             top_groups=top,
             correction=True,
-            scale=keys.real("routed_scaling_factor", 2.5),
+            scale=keys.real("routed_scaling_factor", scale),
         ),
         shared=Gated(each * keys.size("n_shared_experts", 1), dense.act),
     )
-    first = keys.size("first_k_dense_replace", 3, least=0)
-    mlps = [dense if i < first else mixed for i in range(depth(keys))]
-    return model(keys, [Layer(latent(keys), mlp, norm(keys)) for mlp in mlps], norm(keys))
+    first = keys.size("first_k_dense_replace", first, least=0)
+    return [dense if i < first else mixed for i in range(depth(keys))]
 
 
 def v2(keys: Keys) -> Spec:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from lathe.families import positions
 from lathe.families.keys import Keys
-from lathe.families.llama import attention, depth, gated, model, norm
-from lathe.model.spec import Attention, Gated, Layer, LayerNorm, Plain, QKNorm, Spec
+from lathe.families.llama import attention, context, depth, gated, model, norm
+from lathe.model.spec import (
+    Attention,
+    Experts,
+    Gated,
+    Layer,
+    LayerNorm,
+    LongRope,
+    Plain,
+    QKNorm,
+    Rope,
+    SparseMixer,
+    Spec,
+)
 from lathe.weights.rules import Prefix, Rename, Rule, Split
 
 
@@ -62,3 +76,29 @@ def gate_up(spec: Spec) -> Rule:
     mlp, name = spec.layers[0].mlp, "model.layers.{i}.mlp."
     assert isinstance(mlp, Gated)
     return Split(name + "gate_up_proj.weight", (name + "gate_proj.weight", name + "up_proj.weight"), (mlp.width,) * 2)
+
+
+def phimoe(keys: Keys) -> Spec:
+    """Phi-3.5-MoE: LayerNorm, a biased head, two experts chosen one after the other."""
+    keys.ignore("router_aux_loss_coef", "output_router_logits", "input_jitter_noise")
+    count = keys.size("num_local_experts", 16)
+    chosen = keys.size("num_experts_per_tok", 2, most=min(count, 2))
+    router = SparseMixer(count, chosen, keys.real("router_jitter_noise", 0.01))
+    mixer = attention(keys, turn=_stretched, window=keys.size_or_none("sliding_window"))
+    keys.expect("mlp_bias", False)
+    normed = LayerNorm(keys.real("rms_norm_eps", 1e-5))
+    layer = Layer(mixer, Experts(gated(keys), router), normed)
+    bias = keys.flag("lm_head_bias", False)
+    return model(keys, [layer] * depth(keys), normed, head_bias=bias)
+
+
+def _stretched(keys: Keys, channels: int) -> Rope:
+    """Positions, whose cosines and sines have one factor for short sequences and one for long; we know them equal."""
+    part = next((keys.part(n) for n in ("rope_parameters", "rope_scaling") if keys.part(n).config), keys.part("rope"))
+    short, long = part.real_or_none("short_mscale"), part.real_or_none("long_mscale")
+    turn = positions.rope(keys, channels, context(keys), base=1e6)
+    if short != long:
+        raise part.wrong("long_mscale", long, f"{short}, as short_mscale")
+    if short is None or not isinstance(turn.scaling, LongRope):
+        return turn
+    return replace(turn, scaling=replace(turn.scaling, attention=short))

@@ -57,7 +57,10 @@ def scaling(part: Keys, channels: int, context: int, original: int) -> Scaling |
         return Dynamic(part.real("factor", above=0), context)
     if kind == "llama3":
         low = part.real("low_freq_factor", above=0)
-        return Llama3(part.real("factor", above=0), low, part.real("high_freq_factor", above=low), original)
+        high = part.real("high_freq_factor", above=0)
+        if high < low:
+            raise part.wrong("high_freq_factor", high, f"at least {low}, the low_freq_factor")
+        return Llama3(part.real("factor", above=0), low, high, original)
     factor = part.real("factor", context / original, above=0)
     if kind == "yarn":
         attention = part.real("attention_factor", _yarn_attention(factor, part))

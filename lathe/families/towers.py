@@ -139,6 +139,7 @@ GEMMA3 = {
 }
 QWEN2_VL = {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 32_768, "max_window_layers": 80}
 QWEN3_VL = {"rope_theta": 5e5, "max_position_embeddings": 128_000}
+LLAMA4 = {"rope_theta": 5e5, "hidden_size": 5120, "num_hidden_layers": 48, "num_attention_heads": 40}
 MLLAMA = {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
 
 TABLE = {
@@ -149,6 +150,7 @@ TABLE = {
         Tower("Qwen2VLForConditionalGeneration", "qwen2_vl", turned("qwen2"), QWEN2_VL),
         Tower("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", turned("qwen2"), QWEN2_VL),
         Tower("Qwen3VLForConditionalGeneration", "qwen3_vl", turned("qwen3"), QWEN3_VL),
+        Tower("Llama4ForConditionalGeneration", "llama4", named("llama4_text"), LLAMA4),
         Tower("MllamaForConditionalGeneration", "mllama", mllama, MLLAMA, mllama_rules),
     )
 }

@@ -24,9 +24,11 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
+    weight: nn.Parameter | None
+
     def __init__(self, part: spec.RMSNorm, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
+        self.register_parameter("weight", nn.Parameter(torch.empty(width)) if part.affine else None)
         self.eps = part.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,6 +37,8 @@ class RMSNorm(nn.Module):
 
 class OffsetRMSNorm(RMSNorm):
     """Gemma's: the stored weight is what is added to `offset`, and the product is rounded once, not twice."""
+
+    weight: nn.Parameter
 
     def __init__(self, part: spec.RMSNorm, width: int) -> None:
         super().__init__(part, width)

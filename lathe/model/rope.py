@@ -68,7 +68,7 @@ def frequencies(rope: Rope, extent: int, device: torch.device | str = "cpu") -> 
 def _llama3(plain: Tensor, s: Llama3) -> Tensor:
     wavelength = 2 * math.pi / plain
     # 0 where the wavelength is longer than original / low (interpolate), 1 where shorter than original / high (keep).
-    keep = ((s.original / wavelength - s.low) / (s.high - s.low)).clamp(0, 1)
+    keep = ((s.original / wavelength - s.low) / max(s.high - s.low, 1e-6)).clamp(0, 1)  # Llama 4 has no ramp
     return plain / s.factor * (1 - keep) + plain * keep
 
 

@@ -15,10 +15,12 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 # ---- norms ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class RMSNorm:
-    """x / rms(x) * (offset + weight). Zhang & Sennrich 2019, arXiv:1910.07467. Gemma stores weight - 1: offset 1."""
+    """x / rms(x) * (offset + weight). Zhang & Sennrich 2019, arXiv:1910.07467. `affine=False` has no weight (Llama 4).
+    Gemma stores weight - 1: offset 1."""
 
     eps: float
     offset: float = 0.0
+    affine: bool = True
 
 
 @dataclass(frozen=True)

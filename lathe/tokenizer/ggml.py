@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-from lathe.errors import TokenizerError
+from lathe.errors import MissingError, TokenizerError
 from lathe.tokenizer import bytelevel
 from lathe.tokenizer.vocab import (
     BYTE,
@@ -50,6 +50,7 @@ def read(metadata: Mapping[str, Any]) -> Vocab:
         metadata: the keys `tokenizer.ggml.*` as plain values (lists of str, float and int; int; bool; str).
 
     Raises:
+        MissingError: there is no tokenizer.
         TokenizerError: a key is missing, or names a tokenizer whose ids could not be given exactly.
     """
 
@@ -58,7 +59,9 @@ def read(metadata: Mapping[str, Any]) -> Vocab:
 
     model, tokens = key("model"), key("tokens")
     if model not in ("llama", "gpt2") or not tokens:
-        found = f"a tokenizer of the kind {model!r}" if model and tokens else "no tokenizer"
+        if not tokens:
+            raise MissingError("The GGUF file holds no tokenizer.")
+        found = f"a tokenizer of the kind {model!r}"
         raise TokenizerError(f"The GGUF file holds {found}.", 'Lathe reads the kinds "llama" and "gpt2".')
     kinds = key("token_type", [NORMAL] * len(tokens))
     scores = key("scores", [0.0] * len(tokens))

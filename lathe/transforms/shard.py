@@ -232,7 +232,7 @@ class RowNorm(nn.Module):
 
     def __init__(self, norm: nn.Module, group: Group) -> None:
         super().__init__()
-        if type(norm) is not layers.RMSNorm:
+        if type(norm) is not layers.RMSNorm or norm.weight is None:
             raise UsageError(f"A {type(norm).__name__} over all heads cannot be divided.", "", "Use --strategy layers.")
         self.weight, self.eps, self.group = norm.weight, norm.eps, group
 

@@ -72,7 +72,7 @@ def divisors(scaling: Llama3, base: float, pairs: int) -> tuple[float, ...]:
 
     def divisor(pair: int) -> float:
         turns = scaling.original / (2 * math.pi * base ** (pair / pairs))  # in the first training's context
-        kept = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
+        kept = min(max((turns - scaling.low) / max(scaling.high - scaling.low, 1e-6), 0.0), 1.0)
         return 1 / ((1 - kept) / scaling.factor + kept)
 
     return tuple(map(divisor, range(pairs)))
