@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bytewise import plain_tokenizer
 from families import Case
 from published import PUBLISHED
 from rank_work import PROMPTS, each, opened, said
@@ -17,6 +18,7 @@ from test_engine import answers, decoder_of, prompt_of, run, whole
 from lathe import checkpoint, families
 from lathe.actions import inspect, ranks
 from lathe.engine import DraftModel, Engine, Sampling
+from lathe.tokenizer import Tokenizer
 from lathe.training import initial
 
 
@@ -66,6 +68,23 @@ def test_7_speculative_decoding_loses_no_token(cold: float) -> None:
         [made] = answers(Engine(decoder, drafter=DraftModel(draft, 3)), [prompt_of(9)], [wish])
         assert len(made) == 50
         assert cold or made == expected
+
+
+def test_8_the_name_of_a_folder_does_not_say_how_a_text_begins(tmp_path: Path) -> None:
+    """LitGPT begins a text with BOS in a folder called Llama-3-8B, and in out/final not."""
+    ids = [Tokenizer.open(plain_tokenizer(tmp_path / name)).encode("a") for name in ("Llama-3-8B", "final")]
+    assert ids[0] == ids[1]
+    assert ids[0][0] == 0
+
+
+@pytest.mark.parametrize("text", ["né 🔥", "日本語 naïve", "👩‍👩‍👧‍👦"])
+def test_9_characters_of_several_tokens_stream_whole(text: str, tmp_path: Path) -> None:
+    """LitGPT decodes token by token: a character of several tokens comes out as so many question marks."""
+    tokenizer = Tokenizer.open(plain_tokenizer(tmp_path / "bytes"))
+    stream = tokenizer.stream()
+    pieces = [stream.push(id) for id in tokenizer.encode(text, special=False)]
+    assert "".join(pieces) + stream.flush() == text
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
 
 
 @pytest.mark.parametrize("name", ["gemma-2b", "gemma-2-2b", "gemma-3-1b-it", "Llama-2-7b-hf"])

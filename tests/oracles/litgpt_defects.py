@@ -18,7 +18,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import lightning as L
 import torch
-from litgpt import GPT, Config
+from litgpt import GPT, Config, Tokenizer
 from litgpt.generate.base import generate
 from litgpt.generate.speculative_decoding import generate as speculate
 from litgpt.generate.tp import tensor_parallel
@@ -98,6 +98,17 @@ def speculative() -> list[list[int]]:
     return [plain.tolist(), guessed.tolist()]
 
 
+def named(*folders: str) -> list[list[int]]:
+    """A text's ids, by the tokenizers in these folders."""
+    return [Tokenizer(folder).encode("a lathe").tolist() for folder in folders]
+
+
+def streamed(folder: str, text: str) -> str:
+    """A text's tokens, as they are shown one by one."""
+    tokenizer = Tokenizer(folder)
+    return "".join(tokenizer.decode_stream(iter(tokenizer.encode(text, bos=False).split(1)), torch.device("cpu")))
+
+
 def exported(folder: str) -> str:
     """What exporting a folder in LitGPT's form raises."""
     with tempfile.TemporaryDirectory() as out:
@@ -136,8 +147,8 @@ def counted() -> dict[str, int]:
 
 
 DEFECTS = {
-    "1": soft_cap, "2": window, "3": parallel, "6": yarn, "7": speculative, "10": exported, "13": stripped,
-    "15": fresh, "16": counted,
+    "1": soft_cap, "2": window, "3": parallel, "6": yarn, "7": speculative, "8": named, "9": streamed, "10": exported,
+    "13": stripped, "15": fresh, "16": counted,
 }  # fmt: skip
 
 with torch.inference_mode():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bytewise import plain_tokenizer
 from conftest import Ask
 from families import Case, reference
 from published import PUBLISHED
@@ -18,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lathe import checkpoint, cli, families
 from lathe.model import rope
+from lathe.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).parent / "litgpt_defects.py"
 
@@ -56,6 +58,22 @@ def test_7_guessing_loses_the_first_token(litgpt: Ask):
     plain, guessed = litgpt(SCRIPT, 7)
     assert guessed != plain
     assert guessed[:4] == plain[1:5]
+
+
+def test_8_a_folders_name_says_whether_a_text_begins_with_bos(litgpt: Ask, tmp_path: Path):
+    folders = [plain_tokenizer(tmp_path / name) for name in ("Llama-3-8B", "final")]
+    begun, bare = litgpt(SCRIPT, 8, *folders)
+    assert begun == [0, *bare]
+    assert [Tokenizer.open(folder).encode("a lathe") for folder in folders] == [begun, begun]
+
+
+def test_9_characters_of_several_tokens_are_broken_as_they_stream(litgpt: Ask, tmp_path: Path):
+    folder, text = plain_tokenizer(tmp_path / "bytes"), "né 🔥"
+    assert "\N{REPLACEMENT CHARACTER}" in litgpt(SCRIPT, 9, folder, text)
+    tokenizer = Tokenizer.open(folder)
+    ids, stream = tokenizer.encode(text, special=False), tokenizer.stream()
+    assert len(ids) > len(text)
+    assert "".join([stream.push(id) for id in ids]) + stream.flush() == text
 
 
 def test_10_olmo_2_is_not_exported(litgpt: Ask, tmp_path: Path, capsys):
