@@ -147,15 +147,17 @@ def attempt(folder: Path) -> str:
 
 def run(count: int, seed: int = 0, report: bool = False) -> Counter[str]:
     """Open `count` damaged copies; what came of them, by name. AssertionError where one is no error of ours."""
-    for codec in ("raw_unicode_escape", "unicode_escape", "cp437", "latin1", "ascii"):
-        codecs.lookup(codec)  # Python imports each when it is first used
+    for codec in "raw_unicode_escape unicode_escape cp437 latin1 ascii utf_8_sig utf_16 utf_32".split():
+        for end in ("", "_le", "_be") if codec in ("utf_16", "utf_32") else ("",):
+            codecs.lookup(codec + end)  # Python imports each when it is first used
     rng, outcomes, watched = random.Random(seed), Counter[str](), Watched()
     with tempfile.TemporaryDirectory() as where:
         models = corpus(Path(where) / "good")
         assert [attempt(model) for model in models if model.name != "hostile"] == ["opened"] * (len(models) - 1)
         assert attempt(Path(where) / "good" / "hostile") == "UnsafeError"
         with contextlib.suppress(LatheError):
-            hub.find("no/model")  # imports what is imported late
+            hub.known()  # imports what is imported late, as does the next line
+            hub.find("no/model")
         limit()
         begun, worst = time.monotonic(), 0.0
         while outcomes.total() < count:

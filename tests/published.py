@@ -1005,3 +1005,31 @@ PUBLISHED = {
         },
     ),
 }
+
+SCOUT = PUBLISHED["Llama-4-Scout-17B-16E-Instruct, text"]
+PUBLISHED["Llama-4-Scout-17B-16E-Instruct"] = Published(
+    SCOUT.parameters,
+    {
+        **HALF,
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "boi_token_index": 200080,
+        "eoi_token_index": 200081,
+        "image_token_index": 200092,
+        "model_type": "llama4",
+        "text_config": {key: value for key, value in SCOUT.config.items() if key != "architectures"},
+        "tie_word_embeddings": False,
+        "vision_config": {
+            "hidden_act": "gelu",
+            "hidden_size": 1408,
+            "image_size": 336,
+            "intermediate_size": 5632,
+            "model_type": "llama4_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 34,
+            "patch_size": 14,
+            "projector_input_dim": 4096,
+            "projector_output_dim": 4096,
+            "vision_output_dim": 4096,
+        },
+    },
+)
