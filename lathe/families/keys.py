@@ -178,6 +178,14 @@ class Keys:
             part.check()
         known = {*self.taken, *self.noise}
         left = sorted(str(key) for key, value in self.config.items() if key not in known and value is not None)
+        if "quantization_config" in left:
+            told = self.config["quantization_config"]
+            method = told.get("quant_method") if isinstance(told, Mapping) else None
+            raise ConfigError(
+                f'{self.file} says that the weights are quantized ("{self.inside}quantization_config", {method}).',
+                "This version reads no such weights in Hugging Face form.",
+                "Take a copy of the model in bfloat16, or one in GGUF.",
+            )
         if left:
             names = ", ".join(f'"{self.inside}{name}"' for name in left)
             raise ConfigError(
