@@ -100,10 +100,32 @@ def test_a_step_has_its_rows_whatever_the_size_of_a_batch(
     documents = numbered(some)
     steps = list(Steps(Packed(InOrder(documents), length), rows, at_once))
     whole = list(Steps(Packed(InOrder(documents), length), rows, rows))
-    assert [sum(len(b.tokens) for b in step) for step in steps] == [len(step[0].tokens) for step in whole]
-    assert all(len(b.tokens) <= at_once * length for step in steps for b in step)
-    flat = [t for step in steps for b in step for t in b.tokens.tolist()]
+    assert [step.tokens for step in steps] == [len(step.batches[0].tokens) for step in whole]
+    assert [step.supervised for step in steps] == [step.batches[0].supervised for step in whole]
+    assert all(len(b.tokens) <= at_once * length for step in steps for b in step.batches)
+    flat = [t for step in steps for b in step.batches for t in b.tokens.tolist()]
     assert flat == [t for document in documents for t in document[:-1].tolist()]
+
+
+@given(lengths, st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
+def test_processes_divide_every_step_among_them(
+    some: list[int], length: int, rows: int, at_once: int, ranks: int
+) -> None:
+    """Together they learn what one would, in as many passes each, and none has to ask what the others have."""
+
+    def steps(rank: int, ranks: int) -> Steps:
+        return Steps(Packed(InOrder(numbered(some)), length), rows, at_once, "cpu", rank, ranks)
+
+    each = [steps(rank, ranks) for rank in range(ranks)]
+    for alone in steps(0, 1):
+        works = [next(mine) for mine in each]
+        assert all((w.supervised, w.tokens) == (alone.supervised, alone.tokens) for w in works)
+        assert len({len(w.batches) for w in works}) == 1
+        assert all(len(b.tokens) <= at_once * length for w in works for b in w.batches)
+        learned = [t for w in works for b in w.batches for t in b.targets.tolist() if t != IGNORE]
+        assert sorted(learned) == sorted(t for b in alone.batches for t in b.targets.tolist())
+        assert len({json.dumps(mine.state()) for mine in each}) == 1
+    assert all(next(mine, None) is None for mine in each)
 
 
 def test_positions_restart_at_every_seam() -> None:
@@ -130,8 +152,7 @@ def test_documents_come_back_and_end_with_eos() -> None:
 def test_a_corpus_validates_on_all_that_is_held() -> None:
     tokenizer = train_bpe(["abc"], 257)
     corpus = Corpus(*(Tokens.encode(some, tokenizer) for some in (["abcabc"], ["cab", "", "bca"])), length=4)
-    batches = [batch for step in corpus.validation(1, "cpu") for batch in step]
-    assert sum(batch.supervised for batch in batches) == corpus.held.targets == 6
+    assert sum(step.supervised for step in corpus.validation(1, "cpu")) == corpus.held.targets == 6
 
 
 # ---- sources --------------------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def test_twenty_steps_are_those_of_a_plain_transformers_and_torch_loop() -> None
         expected.append(mean.item())
 
     seen: list[loop.Step] = []
-    epoch = [[Batch.of([row]) for row in Packed(InOrder(some), 10_000)]]
+    epoch = list(Steps(Packed(InOrder(some), 10_000), 1, 1))
     loop.train(
         loss.next_token(model),
         optim.adamw(model.parameters(), lr=3e-3, weight_decay=0.1),

@@ -20,10 +20,12 @@ class Corpus:
     held: Tokens
     length: int
 
-    def training(self, rows: int, at_once: int, seed: int, device: torch.device | str) -> Steps:
+    def training(
+        self, rows: int, at_once: int, seed: int, device: torch.device | str, rank: int = 0, ranks: int = 1
+    ) -> Steps:
         """Steps of `rows` rows, `at_once` on a ribbon, without end; documents in a new order each epoch."""
-        return Steps(Packed(Shuffled(self.documents, seed), self.length), rows, at_once, device)
+        return Steps(Packed(Shuffled(self.documents, seed), self.length), rows, at_once, device, rank, ranks)
 
-    def validation(self, at_once: int, device: torch.device | str) -> Steps:
+    def validation(self, at_once: int, device: torch.device | str, rank: int = 0, ranks: int = 1) -> Steps:
         """All held documents, once, in order."""
-        return Steps(Packed(InOrder(self.held), self.length), at_once, at_once, device)
+        return Steps(Packed(InOrder(self.held), self.length), at_once * ranks, at_once, device, rank, ranks)

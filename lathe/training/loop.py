@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lathe.data.loader import Batch
+from lathe.data.loader import Batch, Work
 from lathe.errors import UsageError
 
 Objective = Callable[[Batch], Tensor]  # the loss, summed over the batch's supervised tokens
@@ -37,7 +37,7 @@ class Step:
 def train(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    data: Iterable[Sequence[Batch]],
+    data: Iterable[Work],
     steps: range,
     schedule: Callable[[int], float],
     max_norm: float | None,
@@ -53,13 +53,12 @@ def train(
     """
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     begin = time.perf_counter()
-    for step, batches in zip(steps, data, strict=False):
+    for step, work in zip(steps, data, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule(step)
-        supervised = sum(batch.supervised for batch in batches)
         losses = []
-        for batch in batches:
-            loss = objective(batch) / supervised
+        for batch in work.batches:
+            loss = objective(batch) / work.supervised
             loss.backward()
             losses.append(loss.detach())
         total = torch.stack(losses).sum().item()
@@ -70,20 +69,19 @@ def train(
         norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
         optimizer.step()
         optimizer.zero_grad()
-        tokens = sum(len(batch.tokens) for batch in batches)
         lr, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - begin
-        if not after(Step(step + 1, total, tokens, supervised, lr, norm.item(), seconds)):
+        if not after(Step(step + 1, total, work.tokens, work.supervised, lr, norm.item(), seconds)):
             return
         begin = time.perf_counter()
 
 
 @torch.no_grad()
-def mean(objective: Objective, data: Iterable[Sequence[Batch]]) -> float:
+def mean(objective: Objective, data: Iterable[Work]) -> float:
     """The mean loss over all supervised tokens of `data`; nan where there are none."""
     total, supervised = 0.0, 0
-    for batch in (batch for batches in data for batch in batches):
-        total += objective(batch).item()
-        supervised += batch.supervised
+    for work in data:
+        total += sum(objective(batch).item() for batch in work.batches)
+        supervised += work.supervised
     return total / supervised if supervised else math.nan
 
 
