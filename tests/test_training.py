@@ -21,6 +21,8 @@ from lathe.model import layers
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.training import initial, loop, loss, optim
+from lathe.training.limits import Limits, Reached
+from lathe.training.schedule import FALLS, Schedule
 
 VOCAB = 61
 LLAMA = {
@@ -47,6 +49,7 @@ GEMMA2 = {
 }
 GRANITE = {**LLAMA, "architectures": ["GraniteForCausalLM"], "model_type": "granite", "logits_scaling": 4.0}
 TIED = {**LLAMA, "tie_word_embeddings": True}
+CONSTANT = Schedule("constant", warmup=0)
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, TIED, GEMMA2, GRANITE], ids=["llama", "tied", "gemma2", "granite"])
 
 
@@ -178,10 +181,10 @@ def trained(config: dict, at_once: int, steps: int = 3, rows: int = 6) -> tuple[
     optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.1)
     loop.train(
         loss.next_token(model),
-        optimizer,
+        [optimizer],
         data,
-        range(steps),
-        partial(optim.cosine, steps=steps, warmup=1, floor=0.1),
+        Schedule(warmup=1, floor=0.1),
+        Limits(steps),
         1.0,
         lambda step: seen.append(step) or True,
     )
@@ -205,7 +208,7 @@ def test_twenty_steps_are_those_of_a_plain_transformers_and_torch_loop() -> None
     model, some = decoder(LLAMA), documents(count=8)
     theirs = LlamaForCausalLM(LlamaConfig(**LLAMA))
     theirs.load_state_dict(model.state_dict())
-    schedule = partial(optim.cosine, steps=20, warmup=4, floor=0.1)
+    schedule = Schedule(warmup=4, floor=0.1)
     decayed = [p for p in theirs.parameters() if p.ndim > 1]
     others = [p for p in theirs.parameters() if p.ndim == 1]
     adamw = torch.optim.AdamW(
@@ -214,7 +217,7 @@ def test_twenty_steps_are_those_of_a_plain_transformers_and_torch_loop() -> None
     expected = []
     for step in range(20):
         for group in adamw.param_groups:
-            group["lr"] = 3e-3 * schedule(step)
+            group["lr"] = 3e-3 * schedule(step, 20)
         total = sum(len(document) - 1 for document in some)
         mean = torch.zeros(())
         for document in some:
@@ -230,10 +233,10 @@ def test_twenty_steps_are_those_of_a_plain_transformers_and_torch_loop() -> None
     epoch = list(Steps(Packed(InOrder(some), 10_000), 1, 1))
     loop.train(
         loss.next_token(model),
-        optim.adamw(model.parameters(), lr=3e-3, weight_decay=0.1),
+        [optim.adamw(model.parameters(), lr=3e-3, weight_decay=0.1)],
         epoch * 20,
-        range(20),
         schedule,
+        Limits(20),
         1.0,
         lambda step: seen.append(step) or True,
     )
@@ -247,9 +250,9 @@ def test_a_tiny_model_learns_a_small_text_by_heart() -> None:
     data = Steps(Packed(Shuffled([text], seed=0), 64), 1, 1)
     seen: list[loop.Step] = []
     optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.0)
-    constant = partial(optim.cosine, steps=150, warmup=10, floor=1.0)
+    constant = Schedule("constant", warmup=10)
     after = lambda step: seen.append(step) or step.loss > 0.02  # noqa: E731
-    loop.train(loss.next_token(model), optimizer, data, range(150), constant, 1.0, after)
+    loop.train(loss.next_token(model), [optimizer], data, constant, Limits(150), 1.0, after)
     assert seen[0].loss == pytest.approx(math.log(VOCAB), rel=0.1)
     assert seen[-1].loss <= 0.02
 
@@ -272,19 +275,84 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights() -
     optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.1)
     data = Steps(Packed(InOrder(documents()), 16), 2, 2)
     with pytest.raises(UsageError, match=r"The loss is nan at step 1\. Lower the learning rate"):
-        loop.train(loss.next_token(model), optimizer, data, range(3), lambda step: 1.0, 1.0, lambda step: True)
+        loop.train(loss.next_token(model), [optimizer], data, CONSTANT, Limits(3), 1.0, lambda step: True)
     assert torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
 
 
 # ---- the optimizer --------------------------------------------------------------------------------------------------
 def test_the_schedule_rises_to_one_and_falls_to_its_floor() -> None:
-    factor = partial(optim.cosine, steps=101, warmup=10, floor=0.1)
+    factor = partial(Schedule("cosine", warmup=10, floor=0.1), steps=101)
     assert [factor(step) for step in (0, 4, 9)] == pytest.approx([1 / 11, 5 / 11, 10 / 11])
     assert factor(10) == 1
     assert factor(55) == pytest.approx(0.55)
     assert factor(100) == pytest.approx(0.1)
     assert all(factor(a) > factor(a + 1) for a in range(10, 100))
-    assert optim.cosine(0, steps=1, warmup=0, floor=0.1) == 1
+    assert Schedule(warmup=0, floor=0.1)(0, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [  # at 0, 50, 80, 90 and 100 of the way, down to a tenth
+        ("linear", [1, 0.55, 0.28, 0.19, 0.1]),
+        ("constant", [1, 1, 1, 1, 1]),
+        ("wsd", [1, 1, 1, 0.1 + 0.9 * (1 - 0.5**0.5), 0.1]),
+    ],
+)
+def test_schedules_fall_as_they_are_drawn(shape: str, expected: list[float]) -> None:
+    factor = Schedule(shape, warmup=0, floor=0.1, decay=0.2)
+    assert [factor(step, 101) for step in (0, 50, 80, 90, 100)] == pytest.approx(expected)
+
+
+def test_a_rise_may_be_a_part_of_the_way_and_the_way_without_end() -> None:
+    assert Schedule(warmup=0.1)(9, 100) == 10 / 11
+    assert Schedule(warmup=0.1)(10, 100) == 1
+    assert Schedule(warmup=0.1)(1999, math.inf) == 2000 / 2001
+    assert {Schedule(shape)(10**6, math.inf) for shape in FALLS} == {1}
+
+
+@pytest.mark.parametrize(
+    ("limits", "total"),
+    [
+        (Limits(), math.inf),
+        (Limits(steps=50), 50),
+        (Limits(tokens=1000), 10),  # of 100 tokens each
+        (Limits(tokens=1001), 11),
+        (Limits(epochs=3), 12),  # of a quarter each
+        (Limits(seconds=100), 40),
+        (Limits(50, 1000, 3, 100), 10),
+    ],
+)
+def test_how_long_a_run_will_be(limits: Limits, total: float) -> None:
+    assert limits.total(Reached(steps=4, tokens=400, epochs=1.0, seconds=10.0)) == total
+
+
+@pytest.mark.parametrize(
+    ("limits", "most", "steps"),
+    [
+        (Limits(steps=3), None, 3),
+        (Limits(tokens=65), None, 5),  # of 16 tokens
+        (Limits(), 1, 17),  # times 16 tokens are an epoch, and the last step is smaller
+        (Limits(steps=9), 1, 9),
+        (Limits(seconds=1e-9), None, 1),
+    ],
+)
+def test_a_run_ends_at_the_first_limit(limits: Limits, most: int | None, steps: int) -> None:
+    model, seen = decoder(LLAMA), []
+    some = [np.arange(18) % VOCAB] * 16  # 272 targets
+    data = Steps(Packed(Shuffled(some, 0, most), 16), 1, 1)
+    optimizer = optim.adamw(model.parameters(), lr=1e-3, weight_decay=0.1)
+    after = lambda step: seen.append(step) or True  # noqa: E731
+    arguments = (loss.next_token(model), [optimizer], data, CONSTANT, limits, 1.0, after)
+    reached = loop.train(*arguments)
+    assert len(seen) == steps == reached.steps
+    assert seen[-1].reached == reached
+    assert reached.tokens == sum(step.tokens for step in seen)
+    if most is not None and limits.steps is None:
+        assert reached.epochs == 1
+    else:
+        assert seen[-1].total == steps
+        assert loop.train(*arguments, begin=reached) == reached  # nothing is left to do
+    assert len(seen) == steps
 
 
 def test_only_matrices_decay() -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
-from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
@@ -100,8 +99,10 @@ def run(options: Options) -> int | None:
     from rich.console import Console
 
     from lathe.training import loop, loss, optim, precision
+    from lathe.training.limits import Limits
     from lathe.training.progress import Display
     from lathe.training.run import Run, interruptible, refuse
+    from lathe.training.schedule import Schedule
 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     train, adamw = options.train, options.optimizer
@@ -115,7 +116,7 @@ def run(options: Options) -> int | None:
     console.print(plan(options, corpus, decoder, steps))
 
     optimizer = optim.adamw(decoder.parameters(), adamw.lr, adamw.weight_decay, (adamw.beta1, adamw.beta2))
-    schedule = partial(optim.cosine, steps=steps, warmup=train.warmup(steps), floor=train.min_lr / adamw.lr)
+    schedule = Schedule("cosine", train.warmup(steps), train.min_lr / adamw.lr)
     objective = loss.next_token(decoder, chosen.autocast)
     data = corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, chosen.device)
     with Run(options.out_dir, options.overwrite) as record, interruptible() as stopped:
@@ -132,7 +133,7 @@ def run(options: Options) -> int | None:
                     display.say(f"step {step.number}  validation loss {mean:.3f}  perplexity {math.exp(mean):.1f}")
                 return not stopped()
 
-            loop.train(objective, optimizer, data, range(steps), schedule, train.max_norm, after)
+            loop.train(objective, [optimizer], data, schedule, Limits(steps), train.max_norm, after)
         done = len(record.training)
         generation = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
         name = "final" if done == steps else f"step-{done:06}"

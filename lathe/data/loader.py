@@ -39,11 +39,13 @@ class Batch:
 @dataclass(frozen=True, eq=False)
 class Work:
     """What one process does for one optimizer step. batches: its own, as many as every other process has.
-    supervised, tokens: of all processes together, so that none has to ask the others before it begins."""
+    supervised, tokens: of all processes together, so that none has to ask the others before it begins. epochs: how many
+    times the data has been gone through with it."""
 
     batches: list[Batch]
     supervised: int
     tokens: int
+    epochs: float = 0.0
 
 
 def supervised(row: Row) -> int:
@@ -82,7 +84,8 @@ class Steps(Iterator[Work]):
         mine += [_blank(rows[0])] * (passes - len(mine))
         edges = [len(mine) * number // passes for number in range(passes + 1)]
         batches = [Batch.of(mine[a:b], self.device) for a, b in pairwise(edges)]
-        return Work(batches, sum(map(self.weigh, rows)), sum(len(row.tokens) for row in rows))
+        tokens = sum(len(row.tokens) for row in rows)
+        return Work(batches, sum(map(self.weigh, rows)), tokens, self.rows.epochs)
 
     def state(self) -> State:
         return self.rows.state()

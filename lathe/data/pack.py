@@ -64,6 +64,10 @@ class Packed(Iterator[Row]):
             self.begin, self.document, self.used = begin, document, 0
         return True
 
+    @property
+    def epochs(self) -> float:
+        return self.documents.epochs
+
     def state(self) -> State:
         return {"documents": self.begin, "used": self.used}
 

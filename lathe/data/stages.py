@@ -19,6 +19,10 @@ Item = TypeVar("Item", covariant=True)
 
 
 class Stage(Iterator[Item], Protocol[Item]):
+    @property
+    def epochs(self) -> float:
+        """How many times it has gone through its data."""
+
     def state(self) -> State:
         """Where the next item comes from."""
 
@@ -38,6 +42,10 @@ class InOrder(Iterator[T]):
         self.index += 1
         return self.items[self.index - 1]
 
+    @property
+    def epochs(self) -> float:
+        return self.index / max(1, len(self.items))
+
     def state(self) -> State:
         return {"index": self.index, "items": len(self.items)}
 
@@ -47,11 +55,11 @@ class InOrder(Iterator[T]):
 
 
 class Shuffled(Iterator[T]):
-    """Every item once an epoch, epoch after epoch without end, each in its own order, drawn from the seed."""
+    """Every item once an epoch, each epoch in its own order, drawn from the seed; `most` epochs, or without end."""
 
-    def __init__(self, items: Sequence[T], seed: int) -> None:
+    def __init__(self, items: Sequence[T], seed: int, most: int | None = None) -> None:
         assert len(items), "an empty epoch would never end"
-        self.items, self.seed = items, seed
+        self.items, self.seed, self.most = items, seed, most
         self.epoch = self.index = 0
         self.order = self.drawn()
 
@@ -60,10 +68,16 @@ class Shuffled(Iterator[T]):
 
     def __next__(self) -> T:
         if self.index == len(self.items):
+            if self.epoch + 1 == self.most:
+                raise StopIteration
             self.epoch, self.index = self.epoch + 1, 0
             self.order = self.drawn()
         self.index += 1
         return self.items[self.order[self.index - 1]]
+
+    @property
+    def epochs(self) -> float:
+        return self.epoch + self.index / len(self.items)
 
     def state(self) -> State:
         return {"seed": self.seed, "epoch": self.epoch, "index": self.index, "items": len(self.items)}

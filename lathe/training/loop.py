@@ -1,13 +1,14 @@
 """The training loop: steps of batches change weights. What differs between trainings arrives as arguments.
 
-Knows no file, no model and no display: what happens after a step (records, validation, saving) is in `after`.
+Knows no file, no model, no engine and no display: what happens after a step (records, validation, saving) is in
+`after`, and who else computes parts of a step in `ranks`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,19 @@ from torch import Tensor, nn
 
 from lathe.data.loader import Batch, Work
 from lathe.errors import UsageError
+from lathe.training.limits import START, Limits, Reached
+from lathe.training.precision import UNSCALED, Scale
+from lathe.training.ranks import ALONE, Ranks
 
-Objective = Callable[[Batch], Tensor]  # the loss, summed over the batch's supervised tokens
+Objective = Callable[[Batch], Tensor]  # the loss, summed over the batch's supervised tokens (or pairs)
+Schedule = Callable[[int, float], float]  # step, from 0, and how many there will be: the factor on the learning rate
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. number: from 1. loss: mean over its supervised tokens, before the update. tokens, supervised:
-    how many it learned from. lr: learning rate. gradient_norm: before clipping. seconds: it took, with
-    the reading of its data."""
+    """One optimizer step, over all ranks. number: from 1. loss: mean over what is supervised, before the update. tokens: on its
+    ribbons. supervised: tokens with a loss, or pairs. lr: learning rate. gradient_norm: before clipping. seconds: it took,
+    with the reading of its data. reached: how far the run has come with it. total: how many there will be."""
 
     number: int
     loss: float
@@ -32,56 +37,89 @@ class Step:
     lr: float
     gradient_norm: float
     seconds: float
+    reached: Reached
+    total: float
 
 
 def train(
     objective: Objective,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     data: Iterable[Work],
-    steps: range,
-    schedule: Callable[[int], float],
+    schedule: Schedule,
+    limits: Limits,
     max_norm: float | None,
     after: Callable[[Step], bool],
-) -> None:
-    """Learn from one item of `data` per step, until `steps` or `data` end or `after` returns False.
+    *,
+    begin: Reached = START,
+    ranks: Ranks = ALONE,
+    scale: Scale = UNSCALED,
+) -> Reached:
+    """Learn from one item of `data` per step, until `limits` or `data` end or `after` returns False on a rank.
 
-    A step's gradient is that of the mean loss over all its supervised tokens, however they lie in batches. schedule:
-    the factor on the learning rate (each group's `initial_lr`) at a step. max_norm: gradients are scaled down to it.
+    A step's gradient is that of the mean loss over all its supervised tokens on all ranks, however they lie in
+    batches. schedule: the factor on each group's `initial_lr`. max_norm: gradients are scaled down to it. begin: where
+    a resumed run goes on. scale: what keeps float16 gradients from vanishing. Returns how far the run came.
 
     Raises:
-        UsageError: the loss is not a number any more.
+        UsageError: the loss or a gradient is not a number any more; the weights are those of before the step.
     """
-    parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    begin = time.perf_counter()
-    for step, work in zip(steps, data, strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * schedule(step)
-        losses = []
-        for batch in work.batches:
-            loss = objective(batch) / work.supervised
-            loss.backward()
-            losses.append(loss.detach())
-        total = torch.stack(losses).sum().item()
-        if not math.isfinite(total):
-            raise UsageError(
-                f"The loss is {total} at step {step + 1}.", "", "Lower the learning rate (--optimizer.lr)."
-            )
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        lr, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - begin
-        if not after(Step(step + 1, total, work.tokens, work.supervised, lr, norm.item(), seconds)):
-            return
-        begin = time.perf_counter()
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+    reached, start = begin, time.perf_counter() - begin.seconds
+    ticked = time.perf_counter()
+    for work in () if limits.over(begin) else data:
+        mine = backward(objective, work, ranks, scale.factor)
+        loss, seconds = ranks.sum(torch.stack((mine, clock(start, ranks, mine)))).tolist()
+        reached = Reached(reached.steps + 1, reached.tokens + work.tokens, work.epochs, seconds)
+        check(loss, reached.steps)
+        norm = ranks.norm(parameters).item() / scale.factor
+        if scale.sound(norm, reached.steps):
+            shrink(parameters, min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / scale.factor)
+            for group in groups:
+                group["lr"] = group["initial_lr"] * schedule(reached.steps - 1, limits.total(reached))
+            for optimizer in optimizers:
+                optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        lr, took = groups[0]["lr"], time.perf_counter() - ticked
+        step = Step(reached.steps, loss, work.tokens, work.supervised, lr, norm, took, reached, limits.total(reached))
+        if ranks.any(not after(step) or limits.over(reached)):
+            break
+        ticked = time.perf_counter()
+    return reached
+
+
+def backward(objective: Objective, work: Work, ranks: Ranks, factor: float) -> Tensor:
+    """This rank's part of the step's mean loss; its gradients, times `factor`, are left on the parameters."""
+    losses: list[Tensor] = []
+    for index, batch in enumerate(work.batches):
+        with ranks.backward(last=index == len(work.batches) - 1):
+            loss = objective(batch) / max(1, work.supervised)
+            (loss * factor).backward()
+        losses.append(loss.detach().float())
+    return torch.stack(losses).sum()
+
+
+def clock(start: float, ranks: Ranks, like: Tensor) -> Tensor:
+    """Seconds since `start`, of which the sum over ranks is the mean: one clock for all, as learning rates and the end
+    may depend on it."""
+    return torch.full_like(like, (time.perf_counter() - start) / ranks.count)
+
+
+def shrink(parameters: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients in place."""
+    if factor != 1.0:
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
 
 
 @torch.no_grad()
-def mean(objective: Objective, data: Iterable[Work]) -> float:
-    """The mean loss over all supervised tokens of `data`; nan where there are none."""
+def mean(objective: Objective, data: Iterable[Work], ranks: Ranks = ALONE) -> float:
+    """The mean loss over all supervised tokens of `data`, on all ranks; nan where there are none."""
     total, supervised = 0.0, 0
     for work in data:
         total += sum(objective(batch).item() for batch in work.batches)
         supervised += work.supervised
+    total = ranks.sum(torch.tensor(total)).item()
     return total / supervised if supervised else math.nan
 
 

@@ -1,8 +1,7 @@
-"""A decoder's parameters become an optimizer, and a step's number the factor on its learning rate."""
+"""A decoder's parameters become an optimizer."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -21,12 +20,3 @@ def adamw(
         if some
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-
-
-def cosine(step: int, steps: int, warmup: int, floor: float) -> float:
-    """The learning rate's factor at `step` (from 0) of `steps`: linear from near 0 to 1 over `warmup` steps, then half
-    a cosine down to `floor`, which the last step has. arXiv:1608.03983"""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - 1 - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,21 @@ class Precision:
     weights: torch.dtype
     autocast: torch.dtype | None
 
+
+class Scale:
+    """What losses are multiplied by before gradients are taken: here nothing."""
+
+    factor = 1.0
+
+    def sound(self, norm: float, step: int) -> bool:
+        """Whether a step with gradients of this norm, the factor taken out, is to be made. Raises UsageError where
+        gradients are no numbers any more."""
+        if not math.isfinite(norm):
+            raise UsageError(f"The gradient is {norm} at step {step}.", "", "Lower the learning rate (--optimizer.lr).")
+        return True
+
+
+UNSCALED = Scale()
 
 PRECISIONS = {
     "32-true": (torch.float32, None),
