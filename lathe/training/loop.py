@@ -26,9 +26,12 @@ Schedule = Callable[[int, float], float]  # step, from 0, and how many there wil
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, over all ranks. number: from 1. loss: mean over what is supervised, before the update. tokens: on its
-    ribbons. supervised: tokens with a loss, or pairs. lr: learning rate. gradient_norm: before clipping. seconds: it took,
-    with the reading of its data. reached: how far the run has come with it. total: how many there will be."""
+    """One optimizer step, over all ranks.
+
+    number: from 1. loss: mean over what is supervised, before the update. tokens: on its ribbons. supervised: tokens
+    with a loss, or pairs. lr: learning rate. gradient_norm: before clipping. seconds: it took, with the reading of its
+    data. reached: how far the run has come with it. total: how many steps there will be.
+    """
 
     number: int
     loss: float
