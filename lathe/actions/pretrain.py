@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import timedelta
-from itertools import islice
-from operator import attrgetter
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lathe import hub
+from lathe.actions import course
 from lathe.actions.shape import Shape, adopted, configuration, open_tokenizer
-from lathe.actions.training import Eval, Optimizer, Train
 from lathe.errors import CheckpointError, DataError, UsageError
-from lathe.options import to_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(course.Options):
     model: str
     """What gives the shape: a model's folder, a config.json, a repo id, or a family (llama) with --shape."""
     _: KW_ONLY
@@ -35,59 +31,19 @@ class Options:
     """A .txt or .jsonl file, a folder of them, or python-manual (the one in this Python)."""
     out_dir: Path = Path("out/pretrain")
     """Where the run writes; its model is OUT_DIR/final."""
-    overwrite: bool = False
-    """Replace the model of an earlier run in OUT_DIR, once the new one is finished."""
     initial_checkpoint: str | None = None
     """Continue from the weights of this model instead of random ones."""
     tokenizer: str | None = None
     """Folder or repo id of the tokenizer. By default MODEL's own."""
     train_tokenizer: int | None = None
     """Train a byte-level BPE of this many tokens on the data."""
-    val_split_fraction: float = 0.05
-    """The part of the documents that is held out for validation."""
-    precision: Literal["32-true", "bf16-true", "bf16-mixed"] | None = None
-    """Number format. By default bf16-mixed on a GPU, 32-true on a CPU."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute. By default on a CUDA GPU if there is one."""
-    seed: int = 42
-    """For the weights, the order of the data and what is held out."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
     shape: Shape = field(default_factory=Shape)
     """Sizes, by their names in config.json; they win over MODEL's."""
-    train: Train = field(default_factory=Train)
-    """How long and how much."""
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    """AdamW."""
-    eval: Eval = field(default_factory=Eval)
-    """Validation."""
 
     def __post_init__(self) -> None:
-        above = [f"train.{name}" for name in ("max_steps", "max_tokens", "epochs", "max_seq_length", "max_norm")]
-        above += [
-            "train.global_batch_size",
-            "train.micro_batch_size",
-            "eval.interval",
-            "eval.max_iters",
-            "optimizer.lr",
-        ]
-        least = [
-            *dict.fromkeys(above, True).items(),
-            ("train.lr_warmup_steps", False),
-            ("optimizer.weight_decay", False),
-        ]
-        for name, positive in least:
-            value = attrgetter(name)(self)
-            if value is not None and (value < 0 or (positive and value == 0)):
-                spelt = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{spelt} is {value}.", f"It must be {'above' if positive else 'at least'} 0.")
+        super().__post_init__()
         if self.train_tokenizer and self.tokenizer:
             raise UsageError("--train-tokenizer and --tokenizer are both given.", "Keep one of them.")
-        if not 0 <= self.val_split_fraction < 1:
-            raise UsageError(f"--val-split-fraction is {self.val_split_fraction}.", "It must be from 0 to below 1.")
-        if not 0 <= self.train.min_lr <= self.optimizer.lr:
-            found = f"--train.min-lr is {self.train.min_lr} and --optimizer.lr is {self.optimizer.lr}."
-            raise UsageError(found, "The learning rate falls to min-lr, so it cannot be higher.")
 
 
 def run(options: Options) -> int | None:
@@ -96,53 +52,41 @@ def run(options: Options) -> int | None:
     OUT_DIR/final becomes a model's folder like any other, and OUT_DIR/metrics.jsonl gets a line for every step. Ctrl-C
     ends the run after the step at hand and saves what there is.
     """
-    from rich.console import Console
+    from lathe import checkpoint
+    from lathe.training import loss, precision
+    from lathe.training.run import refuse
 
-    from lathe.training import loop, loss, optim, precision
-    from lathe.training.limits import Limits
-    from lathe.training.progress import Display
-    from lathe.training.run import Run, interruptible, refuse
-    from lathe.training.schedule import Schedule
-
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    train, adamw = options.train, options.optimizer
-    refuse(options.out_dir, options.overwrite)
+    out, train = course.console(), options.train
     chosen = precision.choose(options.device, options.precision)
+    refuse(options.out_dir, options.overwrite)
     texts, held = documents(options)
     config, tokenizer = model(options, texts)
-    corpus = tokens(options, config, tokenizer, texts, held, console)
+    corpus = tokens(options, config, tokenizer, texts, held, out)
     decoder = weights(options, config, tokenizer, chosen)
     steps = train.steps(corpus.length, corpus.documents.targets)
-    console.print(plan(options, corpus, decoder, steps))
 
-    optimizer = optim.adamw(decoder.parameters(), adamw.lr, adamw.weight_decay, (adamw.beta1, adamw.beta2))
-    schedule = Schedule("cosine", train.warmup(steps), train.min_lr / adamw.lr)
-    objective = loss.next_token(decoder, chosen.autocast)
-    data = corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, chosen.device)
-    with Run(options.out_dir, options.overwrite) as record, interruptible() as stopped:
-        with Display(console, steps) as display:
+    def save(place: Path, recipe: str) -> None:
+        checkpoint.save(
+            place,
+            decoder,
+            config,
+            generation={} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id},
+            tokenizer=tokenizer,
+            files={"recipe.yaml": recipe},
+            replace=options.overwrite,
+        )
 
-            def after(step: loop.Step) -> bool:
-                record.step(step)
-                display.step(step)
-                if corpus.held.targets and (step.number == steps or step.number % options.eval.interval == 0):
-                    batches = corpus.validation(train.micro_batch_size, chosen.device)
-                    mean = loop.mean(objective, islice(batches, options.eval.max_iters))
-                    loop.check(mean, step.number)
-                    record.validated(step.number, mean)
-                    display.say(f"step {step.number}  validation loss {mean:.3f}  perplexity {math.exp(mean):.1f}")
-                return not stopped()
-
-            loop.train(objective, [optimizer], data, schedule, Limits(steps), train.max_norm, after)
-        done = len(record.training)
-        generation = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
-        name = "final" if done == steps else f"step-{done:06}"
-        recipe = to_yaml(options)
-        place = record.save(name, decoder, config, generation=generation, tokenizer=tokenizer, recipe=recipe)
-    console.print(record.draw(f"{options.model} on {options.data}"))
-    speed, time = record.tokens / record.seconds, timedelta(seconds=round(record.seconds))
-    console.print(f"Saved {place} after {done:,} steps in {time}, {speed:,.0f} tokens/s")
-    return None if done == steps else 130
+    made = course.Course(
+        title=f"{options.model} on {options.data}",
+        plan=plan(options, corpus, decoder, steps),
+        decoder=decoder,
+        objective=loss.next_token(decoder, chosen.autocast),
+        data=corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, chosen.device),
+        held=partial(corpus.validation, train.micro_batch_size, chosen.device) if corpus.held.targets else None,
+        steps=steps,
+        save=save,
+    )
+    return course.follow(made, options, out)
 
 
 def documents(options: Options) -> tuple[Sequence[str], Sequence[str]]:

@@ -1,0 +1,145 @@
+"""A decoder, rows and an objective become a finished run: what every action that trains does the same way.
+
+Knows no method and no format of data: those come in a `Course`, which the action makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lathe.actions.training import Eval, Optimizer, Train
+from lathe.errors import UsageError
+from lathe.options import to_yaml
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lathe.data.loader import Work
+    from lathe.model.decoder import Decoder
+    from lathe.training import loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be asked of every training."""
+
+    out_dir: Path = Path("out")
+    """Where the run writes; its model is OUT_DIR/final."""
+    overwrite: bool = False
+    """Replace the model of an earlier run in OUT_DIR, once the new one is finished."""
+    precision: Literal["32-true", "bf16-true", "bf16-mixed"] | None = None
+    """Number format. By default bf16-mixed on a GPU, 32-true on a CPU."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute. By default on a CUDA GPU if there is one."""
+    seed: int = 42
+    """For the weights, the order of the data and what is held out."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for and downloaded to."""
+    val_split_fraction: float = 0.05
+    """The part of the data that is held out for validation."""
+    train: Train = field(default_factory=Train)
+    """How long and how much."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """AdamW."""
+    eval: Eval = field(default_factory=Eval)
+    """Validation."""
+
+    def __post_init__(self) -> None:
+        above = [f"train.{name}" for name in ("max_steps", "max_tokens", "epochs", "max_seq_length", "max_norm")]
+        above += ["train.global_batch_size", "train.micro_batch_size"]
+        above += ["eval.interval", "eval.max_iters", "optimizer.lr"]
+        for name in (*above, "train.lr_warmup_steps", "optimizer.weight_decay"):
+            check(self, name, above=name in above)
+        if not 0 <= self.val_split_fraction < 1:
+            raise UsageError(f"--val-split-fraction is {self.val_split_fraction}.", "It must be from 0 to below 1.")
+        if not 0 <= self.train.min_lr <= self.optimizer.lr:
+            found = f"--train.min-lr is {self.train.min_lr} and --optimizer.lr is {self.optimizer.lr}."
+            raise UsageError(found, "The learning rate falls to min-lr, so it cannot be higher.")
+
+
+def check(options: object, name: str, above: bool) -> None:
+    """Raise UsageError where an option is a number below 0, or is 0 and has to be above it."""
+    value = attrgetter(name)(options)
+    if value is not None and (value < 0 or (above and value == 0)):
+        spelt = f"--{name.replace('_', '-')}"
+        raise UsageError(f"{spelt} is {value}.", f"It must be {'above' if above else 'at least'} 0.")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one training is made of.
+
+    title: of its curve. plan: what is about to happen, for the user. steps: of the optimizer.
+    data: what each of them learns from. held: what is held out, from its beginning; None where nothing is.
+    save: writes the model as it is now into a folder of its own, with the recipe given as text.
+    say: what the model writes at the moment, as text for the user; None where nothing is to be shown.
+    """
+
+    title: str
+    plan: str
+    decoder: Decoder
+    objective: loop.Objective
+    data: Iterator[Work]
+    held: Callable[[], Iterator[Work]] | None
+    steps: int
+    save: Callable[[Path, str], None]
+    say: Callable[[], str] | None = None
+
+
+def console() -> Console:
+    """Where a training says what it does."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def follow(course: Course, options: Options, out: Console) -> int | None:
+    """Train, validate and save as `options` say. Returns 130 where a signal ended it early."""
+    from lathe.training import loop, optim
+    from lathe.training.limits import Limits
+    from lathe.training.progress import Display
+    from lathe.training.run import Run, interruptible
+    from lathe.training.schedule import Schedule
+
+    train, adamw, steps = options.train, options.optimizer, course.steps
+    out.print(course.plan)
+    optimizer = optim.adamw(course.decoder.parameters(), adamw.lr, adamw.weight_decay, (adamw.beta1, adamw.beta2))
+    schedule = Schedule("cosine", train.warmup(steps), train.min_lr / adamw.lr)
+    with Run(options.out_dir, options.overwrite) as record, interruptible() as stopped:
+        with Display(out, steps) as display:
+
+            def after(step: loop.Step) -> bool:
+                record.step(step)
+                display.step(step)
+                if step.number == steps or step.number % options.eval.interval == 0:
+                    look(step.number)
+                return not stopped()
+
+            def look(number: int) -> None:
+                course.decoder.eval()
+                if course.held:
+                    mean = loop.mean(course.objective, islice(course.held(), options.eval.max_iters))
+                    loop.check(mean, number)
+                    record.validated(number, mean)
+                    display.say(f"step {number}  validation loss {mean:.3f}  perplexity {math.exp(mean):.1f}")
+                if course.say:
+                    display.say(course.say())
+                course.decoder.train()
+
+            course.decoder.train()
+            loop.train(course.objective, [optimizer], course.data, schedule, Limits(steps), train.max_norm, after)
+        done = len(record.training)
+        place = record.folder / ("final" if done == steps else f"step-{done:06}")
+        course.decoder.eval()
+        course.save(place, to_yaml(options))
+    out.print(record.draw(course.title))
+    speed, time = record.tokens / record.seconds, timedelta(seconds=round(record.seconds))
+    out.print(f"Saved {place} after {done:,} steps in {time}, {speed:,.0f} tokens/s")
+    return None if done == steps else 130
