@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from lathe.data.loader import Batch, Steps
 from lathe.data.pack import IGNORE, Packed, Row
 from lathe.data.stages import InOrder, Shuffled
 from lathe.data.tokens import Tokens
-from lathe.errors import DataError, MissingError
+from lathe.errors import DataError
 from lathe.tokenizer import train_bpe
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda some: max(some) > 1)
@@ -153,64 +152,6 @@ def test_a_corpus_validates_on_all_that_is_held() -> None:
     tokenizer = train_bpe(["abc"], 257)
     corpus = Corpus(*(Tokens.encode(some, tokenizer) for some in (["abcabc"], ["cab", "", "bca"])), length=4)
     assert sum(step.supervised for step in corpus.validation(1, "cpu")) == corpus.held.targets == 6
-
-
-# ---- sources --------------------------------------------------------------------------------------------------------
-def test_the_manual_is_in_this_python() -> None:
-    manual = sources.find("python-manual")
-    assert len(manual) > 50
-    assert any("with" in text and "context manager" in text for text in manual)
-
-
-def test_a_folder_is_its_files_in_order_and_a_file_its_documents(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/two.txt").write_text("second\n<|endoftext|>\n\n  third, indented\n<|endoftext|>\n \n")
-    (tmp_path / "a.jsonl").write_text('{"text": "first", "id": 1}\n\n{"text": "first\\nand a half"}')
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "notes.pdf").write_text("no text")
-    found = sources.find(str(tmp_path))
-    assert list(found) == ["first", "first\nand a half", "second", "  third, indented"]
-    assert list(found[1:3]) == ["first\nand a half", "second"]
-    assert list(found.pick([3, 0])) == ["  third, indented", "first"]
-
-
-def test_real_stories_are_cut_where_they_end(shared: Path) -> None:
-    file = shared / "data/text/tinystories_1k.txt"
-    stories = sources.find(str(file))
-    expected = [part.strip("\r\n") for part in file.read_text(encoding="utf-8").split("<|endoftext|>")]
-    assert list(stories) == [story for story in expected if story.strip()]
-
-
-def test_real_web_pages_are_read_line_by_line(shared: Path) -> None:
-    file = shared / "data/text/c4_sample.jsonl"
-    expected = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
-    assert list(sources.find(str(file))) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r'a\.jsonl, line 2: there is no "text" in this row, only txt'),
-        ("a.jsonl", b'{"text": "x"}\n[1]\n', r"a\.jsonl, line 2: .* only list"),
-        (
-            "a.jsonl",
-            b'{"text": "x"}\n\n{"text": \n',
-            r"a\.jsonl, line 3: this is not JSON: Expecting value at column 10",
-        ),
-        ("a.txt", b"abc\xff", r"a\.txt is not UTF-8: byte 3 is 0xff"),
-        ("a.txt", b" \n\n", r"a\.txt holds no text"),
-        ("a.pdf", b"%PDF", r"a\.pdf is of a kind that is not read"),
-    ],
-)
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        list(sources.find(str(tmp_path / name)))
-
-
-def test_a_name_that_is_none_is_said() -> None:
-    with pytest.raises(MissingError, match='Did you mean "python-manual"'):
-        sources.find("python-manuel")
 
 
 # ---- held out -------------------------------------------------------------------------------------------------------

@@ -1,150 +1,255 @@
-"""A path or a name becomes a sequence of documents, each read from its file when it is asked for; knows no tokens.
+"""What the user names as data becomes rows, or texts: a path, a pattern, a name, or several with weights.
 
-python-manual       the manual inside every CPython
-FILE.txt            one document, or several with <|endoftext|> between them
-FILE.jsonl          one document a line: {"text": ...}
-FOLDER              all of these files below it, in the order of their paths
+    notes.txt  books/  'data/*.jsonl.zst'  table.csv  part.parquet     files, folders and patterns
+    python-manual                                                      the manual inside every CPython
+    a.jsonl:0.7 b/:0.3                                                 mixed, seven to three
+    big.jsonl#1000                                                     the first 1,000 rows
+
+Knows no format of conversations and no tokens.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
+import hashlib
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from glob import has_magic
+from itertools import islice
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
-from lathe.errors import DataError, MissingError, did_you_mean
+from lathe.data.files import File, Part, Piece, Place, Record, Table, below, is_read
+from lathe.errors import DataError, MissingError, UsageError, did_you_mean
 
-SEPARATOR = b"<|endoftext|>"
+COLUMNS = ("text", "content")  # where the text of a row is, unless the user says
+READ = "Data is text or code, .jsonl, .json, .csv, .tsv, .parquet, any of them compressed, or a folder of them."
 
 
-def find(name: str) -> Sequence[str]:
-    """The documents that `name`, a path or one of `NAMED`, stands for.
+@dataclass(frozen=True)
+class Source:
+    """One of the things named as data. name: as the user wrote it. limit: only so many rows, from the first."""
+
+    name: str
+    parts: tuple[Part, ...]
+    weight: float | None = None
+    limit: int | None = None
+
+    def pieces(self) -> Iterator[Piece]:
+        """Its rows in order, not yet parsed; nothing is kept in memory."""
+        return islice((piece for part in self.parts for piece in part.pieces()), self.limit)
+
+    def rows(self) -> Rows:
+        return Rows.of(self.parts)[: self.limit]
+
+
+def read(data: str | Sequence[str]) -> list[Source]:
+    """What each word of `data` names.
 
     Raises:
         MissingError: there is no such file, folder or name.
-        DataError: the files are of no known kind, or hold no text.
+        DataError: files of no known kind.
+        UsageError: weights that are no weights, or given to some only.
     """
+    words = [data] if isinstance(data, str) else data
+    found = [_source(word) for word in words]
+    if not found:
+        raise UsageError("No data is named.", READ)
+    unweighted = [source.name for source in found if source.weight is None]
+    if 0 < len(unweighted) < len(found):
+        raise UsageError(f"{unweighted[0]} has no weight, and others have.", "Give one to each, or to none.")
+    return found
+
+
+def rows(data: str | Sequence[str]) -> Rows:
+    """The rows of all sources, by number.
+
+    Several sources follow each other. With weights they alternate, so that every beginning has them in their
+    proportion: all rows come at least once, those of a source with more weight than rows again.
+
+    Raises: as `read`, and DataError for a file that cannot be cut into rows; a row that cannot be read says so when it
+    is asked for.
+    """
+    sources = read(data)
+    found = [source.rows() for source in sources]
+    for source, some in zip(sources, found, strict=True):
+        if not some:
+            raise DataError(f"{source.name} holds nothing.", READ)
+    tables = [table for some in found for table in some.tables]
+    starts = np.cumsum([0, *(sum(map(len, some.tables)) for some in found)])
+    places = [some.order + start for some, start in zip(found, starts, strict=False)]
+    weights = [source.weight for source in sources if source.weight is not None]
+    return Rows(tables, interleaved(places, weights) if weights else np.concatenate(places))
+
+
+def texts(data: str | Sequence[str], column: str | None = None) -> Texts:
+    """The texts of all sources, by number. column: the field that holds them; by default one of `COLUMNS`."""
+    return Texts(rows(data), column)
+
+
+def find(name: str) -> Sequence[str]:
+    """The documents that `name` stands for. Raises: as `rows`."""
+    return texts(name)
+
+
+def interleaved(places: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Items of several sequences in one, in proportion to their weights, each sequence from its start and again.
+
+    As long as it takes for every item to come once. Next is always the sequence that is furthest behind its share.
+    """
+    shares = np.array(weights, dtype=np.float64) / sum(weights)
+    counts = [int(max(len(some) / share for some, share in zip(places, shares, strict=True)) * s + 0.5) for s in shares]
+    counts = [max(count, len(some)) for count, some in zip(counts, places, strict=True)]
+    # The k-th item of a sequence with share s is due at (k + 1/2) / s; a stable sort gives ties to the earlier one.
+    due = np.concatenate([(np.arange(count) + 0.5) / share for count, share in zip(counts, shares, strict=True)])
+    items = np.concatenate([np.resize(some, count) for some, count in zip(places, counts, strict=True)])
+    return items[np.argsort(due, kind="stable")]
+
+
+# ---- words to files -------------------------------------------------------------------------------------------------
+def _source(word: str) -> Source:
+    name, limit = _tail(word, "#", r"\d+")
+    name, weight = _tail(name, ":", r"\d*\.?\d+(?:[eE]-?\d+)?")
+    if weight is not None and not float(weight):
+        raise UsageError(f"The weight in {word} is 0.", "It must be above 0.", "Leave the source out.")
+    if limit is not None and not int(limit):
+        raise UsageError(f"{word} asks for no rows.", "The number behind # must be above 0.")
+    parts = _parts(name)
+    return Source(name, tuple(parts), None if weight is None else float(weight), None if limit is None else int(limit))
+
+
+def _tail(word: str, mark: str, pattern: str) -> tuple[str, str | None]:
+    """What stands behind the last `mark`, where it fits and `word` is not a file's own name."""
+    name, found, tail = word.rpartition(mark)
+    if name and found and re.fullmatch(pattern, tail) and not Path(word).expanduser().exists():
+        return name, tail
+    return word, None
+
+
+def _parts(name: str) -> Sequence[Part]:
     if name in NAMED:
-        return NAMED[name]()
+        return [NAMED[name]]
     path = Path(name).expanduser()
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in KINDS and not file.name.startswith(".")]
+        if found := below(path):
+            return found
+        raise DataError(f"{path} holds no files that are read.", READ)
+    if not path.exists() and has_magic(name):
+        paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     elif path.exists():
-        files = [path]
+        paths = [path]
     else:
-        named = f"Data is a file, a folder, or one of: {', '.join(NAMED)}."
+        paths = []
+    if not paths:
+        named = f"Data is a file, a folder, a pattern, or one of: {', '.join(NAMED)}."
         raise MissingError(f'There is no data "{name}".', named, did_you_mean(name, NAMED))
-    if path.suffix not in KINDS and not path.is_dir():
-        raise DataError(f"{path} is of a kind that is not read.", f"Data is {', '.join(KINDS)} or a folder of them.")
-    documents = Documents.scan(files)
-    if not documents:
-        raise DataError(f"{path} holds no text.", f"Data is {', '.join(KINDS)} or a folder of them.")
-    return documents
+    for path in paths:
+        if path.is_file() and not is_read(path):
+            raise DataError(f"{path} is of a kind that is not read.", READ)
+    return [file for path in paths for file in (below(path) if path.is_dir() else [File(path)])]
 
 
-def manual() -> Sequence[str]:
+@dataclass(frozen=True)
+class Manual:
     """The topics of Python's language reference that `help()` shows; 79 texts, about half a million characters."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        found = "This Python came without its manual (the module pydoc_data.topics)."
-        raise MissingError(found, fix="Install the whole standard library, or name a file of text.") from None
-    return [topics[name] for name in sorted(topics)]
+
+    name = "python-manual"
+
+    def texts(self) -> list[str]:
+        try:
+            from pydoc_data.topics import topics
+        except ImportError:
+            found = "This Python came without its manual (the module pydoc_data.topics)."
+            raise MissingError(found, fix="Install the whole standard library, or name a file of text.") from None
+        return [topics[name] for name in sorted(topics)]
+
+    def pieces(self) -> Iterator[Piece]:
+        table = self.table()
+        for index, record in enumerate(table):
+            yield Piece(len(record.fields["text"]), partial(table.__getitem__, index))
+
+    def table(self) -> list[Record]:
+        return [
+            Record({"text": text}, Place(self.name, "document", number)) for number, text in enumerate(self.texts(), 1)
+        ]
+
+    def identity(self) -> str:
+        return hashlib.blake2b("\0".join(self.texts()).encode(), digest_size=16).hexdigest()
 
 
-NAMED: dict[str, Callable[[], Sequence[str]]] = {"python-manual": manual}
+NAMED: dict[str, Part] = {Manual.name: Manual()}
 
 
-# ---- documents in files ---------------------------------------------------------------------------------------------
-Span = tuple[int, int]  # where a document starts and ends in its file, in bytes
+# ---- rows by number -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Record]):
+    """Rows of several tables, in any order. order: (N,) int64: the number of a row in all tables together."""
+
+    tables: Sequence[Table]
+    order: np.ndarray
+
+    @staticmethod
+    def of(parts: Sequence[Part]) -> Rows:
+        tables = [part.table() for part in parts]
+        return Rows(tables, np.arange(sum(map(len, tables)), dtype=np.int64))
+
+    @cached_property
+    def ends(self) -> list[int]:
+        return np.cumsum([len(table) for table in self.tables]).tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Record | Rows:
+        if isinstance(index, slice):
+            return Rows(self.tables, self.order[index])
+        number = int(self.order[index])
+        table = bisect_right(self.ends, number)
+        return self.tables[table][number - (self.ends[table - 1] if table else 0)]
+
+    def pick(self, indices: Sequence[int] | np.ndarray) -> Rows:
+        """The rows at these numbers."""
+        return Rows(self.tables, self.order[np.asarray(indices, dtype=np.int64)])
 
 
 @dataclass(frozen=True, eq=False)
-class Documents(Sequence[str]):
-    """Documents that lie in files; only where each one lies is kept in memory.
+class Texts(Sequence[str]):
+    """The texts in rows. column: the field that holds them; by default one of `COLUMNS`."""
 
-    spans: (N, 3) int64: the number of the file, the first byte, and the one after the last.
-    """
-
-    files: Sequence[Path]
-    spans: np.ndarray
-
-    @staticmethod
-    def scan(files: Sequence[Path]) -> Documents:
-        found = [(number, *span) for number, file in enumerate(files) for span in _spans(file)]
-        return Documents(files, np.array(found, dtype=np.int64).reshape(-1, 3))
+    rows: Rows
+    column: str | None = None
 
     def __len__(self) -> int:
-        return len(self.spans)
+        return len(self.rows)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> Documents: ...
-    def __getitem__(self, index: int | slice) -> str | Documents:
+    def __getitem__(self, index: slice) -> Texts: ...
+    def __getitem__(self, index: int | slice) -> str | Texts:
         if isinstance(index, slice):
-            return Documents(self.files, self.spans[index])
-        number, start, end = (int(x) for x in self.spans[index])
-        path = self.files[number]
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(end - start)
-        try:
-            return KINDS[path.suffix].read(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            found = f"{path} is not UTF-8: byte {start + error.start} is {error.object[error.start]:#04x}."
-            raise DataError(found, fix=f"Convert it: iconv -t utf-8 {path}.") from None
-        except ValueError as error:
-            raise DataError(f"{path}, line {_line(path, start)}: {error}.") from None
+            return Texts(self.rows[index], self.column)
+        return text(self.rows[index], self.column)
 
-    def pick(self, indices: Sequence[int] | np.ndarray) -> Documents:
-        return Documents(self.files, self.spans[np.asarray(indices, dtype=np.int64)])
+    def pick(self, indices: Sequence[int] | np.ndarray) -> Texts:
+        return Texts(self.rows.pick(indices), self.column)
 
 
-def _spans(path: Path) -> Iterator[Span]:
-    """The documents of one file that are not blank."""
-    if path.stat().st_size == 0:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        separator, start = KINDS[path.suffix].separator, 0
-        while start < len(data):
-            end = data.find(separator, start)
-            end = len(data) if end < 0 else end
-            if data[start : min(end, start + 4096)].strip() or data[start:end].strip():
-                yield start, end
-            start = end + len(separator)
-
-
-def _line(path: Path, start: int) -> int:
-    with path.open("rb") as file:
-        return file.read(start).count(b"\n") + 1
-
-
-def _text(row: str) -> str:
-    try:
-        value = json.loads(row)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"this is not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        keys = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f'there is no "text" in this row, only {keys}')
-    return value["text"]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How files with one suffix are cut into documents."""
-
-    separator: bytes
-    read: Callable[[str], str]
-
-
-KINDS = {".txt": Kind(SEPARATOR, lambda text: text.strip("\r\n")), ".jsonl": Kind(b"\n", _text)}
+def text(record: Record, column: str | None = None) -> str:
+    """The text of a row. Raises DataError where there is none in it."""
+    for name in COLUMNS if column is None else (column,):
+        if isinstance(value := record.fields.get(name), str):
+            return value
+    names = ", ".join(map(str, record.fields)) or "nothing"
+    raise DataError(f'{record.place}: there is no "{column or COLUMNS[0]}" in this row, only {names}.')
 
 
 # ---- training and validation ----------------------------------------------------------------------------------------
@@ -162,5 +267,6 @@ def split(documents: Sequence[str], fraction: float, seed: int) -> tuple[Sequenc
         return [text[:middle]], [text[middle:]]
     held = min(max(1, round(len(documents) * fraction)), len(documents) - 1)
     order = np.random.default_rng(seed).permutation(len(documents))
-    pick = documents.pick if isinstance(documents, Documents) else lambda chosen: [documents[i] for i in chosen]
+    pick: Callable[[np.ndarray], Sequence[str]]
+    pick = documents.pick if isinstance(documents, Texts) else lambda chosen: [documents[i] for i in chosen]
     return pick(np.sort(order[held:])), pick(np.sort(order[:held]))
