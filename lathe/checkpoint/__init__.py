@@ -3,14 +3,19 @@
 from lathe.checkpoint.adapters import Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
+from lathe.checkpoint.merging import weights
 from lathe.checkpoint.opening import open
+from lathe.checkpoint.peft_folder import Files as AdapterFiles
+from lathe.checkpoint.peft_folder import files as adapter_files
 from lathe.checkpoint.peft_folder import write as write_adapter
-from lathe.checkpoint.placing import beside
+from lathe.checkpoint.placing import beside, recover, refuse, remove, room
 from lathe.checkpoint.saving import kept, save
 
 __all__ = [
+    "AdapterFiles",
     "Checkpoint",
     "Named",
+    "adapter_files",
     "beside",
     "blank",
     "by_name",
@@ -20,7 +25,12 @@ __all__ = [
     "put_on",
     "read_json",
     "read_yaml",
+    "recover",
+    "refuse",
+    "remove",
+    "room",
     "save",
     "slots",
+    "weights",
     "write_adapter",
 ]

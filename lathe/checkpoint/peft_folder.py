@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,15 +31,42 @@ from lathe.weights.tensors import Ref
 Group = Sequence[str]  # the modules in memory that are one in the family's files, in the order of their rows
 
 
+@dataclass(frozen=True, eq=False)
+class Files:
+    """What the folder of an adapter says and holds. settings: adapter_config.json. tensors: by their names there; those
+    that the decoder holds too are the same memory."""
+
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        """Write both into a folder that is there."""
+        text = json.dumps(self.settings, indent=2)
+        (folder / peft.FILE).write_text(text + "\n", encoding="utf-8")
+        safetensors.write(folder / "adapter_model.safetensors", {k: Ref.of(t) for k, t in self.tensors.items()})
+
+
 def write(
     place: Path, decoder: Decoder, name: str, config: Mapping[str, Any], base: str = "", replaces: bool = False
 ) -> None:
-    """Write one adapter beside its place, and rename it there when it is whole.
+    """Write one adapter beside its place, and rename it there when it is whole. Arguments and errors as of `files`.
+
+    Raises:
+        UsageError: something is at `place` and `replaces` is not given.
+    """
+    made = files(decoder, name, config, base)
+    with placing.beside(place, replaces) as folder:
+        folder.mkdir()
+        made.write(folder)
+
+
+def files(decoder: Decoder, name: str, config: Mapping[str, Any], base: str = "") -> Files:
+    """One adapter in PEFT's words.
 
     config: the base's, as config.json says it. base: what adapter_config.json calls the base, a path or a repo id.
 
     Raises:
-        UsageError: something is at `place` and `replaces` is not given; PEFT has no such adapter.
+        UsageError: PEFT has no such adapter.
     """
     landing = Landing(config, replace(decoder.spec, tied=False), "the base")
     parts = adapt.parts(decoder, name)
@@ -52,12 +79,8 @@ def write(
     whole, bias = _add_whole(decoder, parts, groups, landing, terms, tensors)
     settings = replace(_settings(terms, [*groups]), whole=tuple(whole), bias=bias)
     turned = any(landing.transposed(f"{module}.weight") for module in terms)
-    with placing.beside(place, replaces) as folder:
-        folder.mkdir()
-        text = json.dumps(peft.told(settings, base, turned), indent=2)
-        (folder / peft.FILE).write_text(text + "\n", encoding="utf-8")
-        named = {ROOT + key: Ref.of(tensor.detach().contiguous()) for key, tensor in tensors.items()}
-        safetensors.write(folder / "adapter_model.safetensors", named)
+    named = {ROOT + key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    return Files(peft.told(settings, base, turned), named)
 
 
 def _groups(landing: Landing) -> dict[str, Group]:

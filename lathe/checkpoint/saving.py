@@ -8,7 +8,7 @@ gguf    one file, with the tokenizer in it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def save(
     generation: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
     files: Mapping[str, str] | None = None,
+    more: Callable[[Path], None] | None = None,
     replace: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -51,7 +52,7 @@ def save(
 
     model: a decoder, or tensors by their names in memory. form: one of FORMS. dtype: what weights become: F32,
     F16 or BF16, in GGUF also one of its mixtures, as Q4_K_M; None keeps each as it is. files: further text files by
-    name (recipe.yaml), in a folder.
+    name (recipe.yaml), in a folder. more: writes whatever else shall be in the folder, before it is in its place.
 
     Raises:
         UsageError: something is at `place` and `replace` is not given; no such form; no room on the disk.
@@ -87,6 +88,8 @@ def save(
             tokenizer.save(written)
         for name, text in (files or {}).items():
             (written / name).write_text(text, encoding="utf-8")
+        if more is not None:
+            more(written)
 
 
 def _write_hugging_face(folder: Path, model: Refs, config: Mapping[str, Any], shard_bytes: int) -> None:

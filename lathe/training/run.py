@@ -1,20 +1,27 @@
-"""A run's folder: metrics.jsonl line by line, and models, each of them a model's folder; knows no loop."""
+"""A run's folder: metrics.jsonl line by line, and models, each of them a model's folder; knows no loop.
+
+step-000100/    a model's folder, recipe.yaml, and state/: what training needs to go on from there
+final/          a model's folder and recipe.yaml
+metrics.jsonl   a line for every step and every validation
+"""
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace as changed
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch.distributed as dist
+
 from lathe import checkpoint
 from lathe.errors import UsageError
-from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer
-from lathe.training import curve
+from lathe.training import curve, metrics, saves
+from lathe.training import state as states
 from lathe.training.loop import Step
 
 
@@ -22,38 +29,69 @@ class Run:
     """A folder that a training writes to: its models as `step-000100/` and `final/`, and what it measured.
 
     folder: made if it is not there. The metrics of an earlier run in it are kept, under a number. replace: models that
-    are there may be replaced, each when the new one is whole.
+    are there may be replaced, each when the new one is whole. resumed: the step's folder that the training goes on
+    from, and how far it was: its metrics are gone on with. keep: of the steps saved, the last so many, and the one with
+    the lowest validation loss, stay; None keeps all.
 
-    training, validation: step and loss, as far as it came. tokens, seconds: of the training.
+    Where several processes train, each has a Run of the same folder; the first one writes, and the others their parts
+    of `state/`.
+
+    training, validation: step and loss, as far as it came. progress: of the training.
 
     Raises:
         UsageError: the folder holds models of an earlier run, or cannot be written.
     """
 
-    def __init__(self, folder: Path, replace: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        replace: bool = False,
+        resumed: tuple[Path, states.Progress] | None = None,
+        keep: int | None = None,
+    ) -> None:
+        replace = replace or resumed is not None
         refuse(folder, replace)
-        self.folder, self.replace = folder, replace
-        self.training: list[tuple[float, float]] = []
-        self.validation: list[tuple[float, float]] = []
-        self.tokens, self.seconds = 0, 0.0
+        self.folder = folder
+        self.progress = states.Progress() if resumed is None else resumed[1]
+        lines = None if resumed is None else metrics.read(resumed[0].parent, resumed[1].step)
+        self.training = [(line["step"], line["loss"]) for line in lines or () if "loss" in line]
+        self.validation = [(line["step"], line["validation_loss"]) for line in lines or () if "validation_loss" in line]
+        self.first = not dist.is_initialized() or dist.get_rank() == 0
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _set_aside(folder / "metrics.jsonl")
-            self.metrics = (folder / "metrics.jsonl").open("x", encoding="utf-8", buffering=1)
+            if self.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                checkpoint.recover(folder)
+                self.metrics = metrics.Metrics(folder, lines)
         except OSError as error:
             raise UsageError(f"Cannot write to {folder}: {error.strerror}.", fix="Choose another --out-dir.") from None
+        self.saves = saves.Saves(folder, replace, keep, begun=self.progress.step)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.metrics.close()
+        try:
+            if kind is not KeyboardInterrupt:  # whoever interrupts twice does not want to wait
+                self.saves.wait()
+        finally:
+            if self.first:
+                self.metrics.close()
+
+    @property
+    def tokens(self) -> int:
+        return self.progress.tokens
+
+    @property
+    def seconds(self) -> float:
+        return self.progress.seconds
 
     def step(self, step: Step) -> None:
-        """Record a step: a line of metrics.jsonl, on disk as soon as it is written."""
+        """Record a step: a line of metrics.jsonl, on disk as soon as it is written. Raises what a save has met."""
+        self.saves.check()
         self.training.append((step.number, step.loss))
-        self.tokens += step.tokens
-        self.seconds += step.seconds
+        before = self.progress
+        tokens, seconds = before.tokens + step.tokens, before.seconds + step.seconds
+        self.progress = changed(before, step=step.number, tokens=tokens, seconds=seconds)
         self._line(
             step=step.number,
             loss=step.loss,
@@ -67,32 +105,42 @@ class Run:
     def validated(self, number: int, loss: float) -> None:
         """Record a validation."""
         self.validation.append((number, loss))
+        if self.progress.best is None or loss < self.progress.best:
+            self.progress = changed(self.progress, best=loss, best_step=number)
         self._line(step=number, validation_loss=loss)
 
-    def _line(self, **values: float) -> None:
-        self.metrics.write(json.dumps(values) + "\n")
+    def _line(self, **values: Any) -> None:
+        if self.first:
+            self.metrics.write(**values)
 
     def save(
         self,
         name: str,
-        decoder: Decoder,
+        model: saves.Model,
         config: Mapping[str, Any],
         *,
         generation: Mapping[str, Any],
         tokenizer: Tokenizer,
         recipe: str,
+        training: states.Training | None = None,
     ) -> Path:
-        """Write a model's folder, whole or not at all, and return its path. recipe: the options, as YAML."""
-        checkpoint.save(
-            self.folder / name,
-            decoder,
-            config,
-            generation=generation,
-            tokenizer=tokenizer,
-            files={"recipe.yaml": recipe},
-            replace=self.replace,
-        )
-        return self.folder / name
+        """Have a model's folder written, whole or not at all, and return its path. `wait` returns when it is there.
+
+        model: a decoder; its tensors by their names in memory, as the first process has them; or an adapter's files
+        (`checkpoint.adapter_files`). What is in memory may change as soon as this returns. recipe: the options, as
+        YAML. training: with it, the folder has a `state/`, from which `--resume` goes on.
+
+        Raises:
+            UsageError: the disk has no room. What the save before met is raised here, too.
+        """
+        self.saves.wait()
+        captured = None if training is None else training.capture(self.progress)
+        small = saves.Small(generation, tokenizer, recipe)
+        return self.saves.begin(name, model, config, small, captured, self.progress.best_step)
+
+    def wait(self) -> None:
+        """Return when what was saved is on disk. Raises what went wrong."""
+        self.saves.wait()
 
     def draw(self, title: str) -> str:
         """The loss curve for a terminal; it is written to loss.png too, or the text says what that needs."""
@@ -108,26 +156,16 @@ def refuse(folder: Path, replace: bool) -> None:
     """Raise UsageError where a run would write over the models of an earlier one, or over a file."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, and a run needs a folder.", "", "Choose another --out-dir.")
-    there = [place for place in (folder / "final", *sorted(folder.glob("step-*"))) if place.exists()]
+    there = [place for place in (folder / "final", *saves.steps(folder)) if place.exists()]
     if there and not replace:
-        fix = "Choose another --out-dir, or add --overwrite to replace it once the new one is finished."
+        fix = "Choose another --out-dir, go on with --resume, or add --overwrite to replace it by the new one's."
         raise UsageError(f"{there[0]} is there already, from an earlier run.", "", fix)
 
 
-def _set_aside(file: Path) -> None:
-    """Give an older file a number, where there is one."""
-    if not file.exists():
-        return
-    number = 1
-    while (older := file.with_name(f"{file.stem}-{number}{file.suffix}")).exists():
-        number += 1
-    file.rename(older)
-
-
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM let the step at hand end: the function that is given says whether one came. A second one
-    stops at once."""
+def interruptible() -> Iterator[Callable[[], int]]:
+    """Ctrl-C and SIGTERM let the step at hand end: the function that is given says which signal came, or 0. A second
+    one stops at once. 128 and the signal is the exit status that shells expect."""
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -142,6 +180,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield lambda: bool(caught)
+        yield lambda: caught[0] if caught else 0
     finally:
         restore()

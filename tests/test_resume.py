@@ -1,0 +1,228 @@
+"""Stopped and resumed equals never stopped, bit for bit; and a save that breaks off anywhere loses nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lathe import checkpoint, families
+from lathe.data.loader import Steps
+from lathe.data.pack import Packed
+from lathe.data.stages import Shuffled
+from lathe.errors import CheckpointError, DataError, MissingError, UsageError
+from lathe.model.decoder import Decoder
+from lathe.tokenizer import Tokenizer, train_bpe
+from lathe.training import initial, loop, loss, metrics, optim, saves, state
+from lathe.training.run import Run
+from lathe.transforms import adapt, begin
+from lathe.transforms.terms import Lora
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+TIED = {**CONFIG, "tie_word_embeddings": True}
+FUSED = {  # its files keep q, k and v as one matrix, so that an adapter's lie there otherwise than in memory
+    "architectures": ["GPTNeoXForCausalLM"],
+    "model_type": "gpt_neox",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(["one and two make three; three and four make seven."], 300)
+
+
+def steps(documents: int = 12) -> Steps:
+    """An epoch is about five steps."""
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(0, 300, draw.integers(2, 40)) for _ in range(documents)]
+    return Steps(Packed(Shuffled(texts, seed=3), 16), per_step=3, per_batch=2)
+
+
+class Trainee:
+    """A tiny training, as an action puts one together. folder: a step to go on from."""
+
+    def __init__(self, config: dict, method: str, folder: Path | None = None, documents: int = 12) -> None:
+        self.config, self.method, self.data = config, method, steps(documents)
+        if folder is None or method != "full":
+            self.decoder = initial.decoder(families.read(config), seed=0)
+        else:
+            self.decoder = checkpoint.open(folder).load().requires_grad_()
+        if method != "full":
+            torch.manual_seed(1)
+            settings = Lora(rank=2, alpha=4, targets="all-linear", dropout=0.1, dora=method == "dora")
+            adapt.put(self.decoder, "default", begin.lora(self.decoder, settings))
+            adapt.trainable(self.decoder)
+            self.decoder.train()
+        self.optimizer = optim.adamw(self.decoder.parameters(), 0.01, 0.1)
+        self.all = state.Training(self.decoder, [self.optimizer], {"data": self.data})
+        self.progress = self.all.restore(folder / "state") if folder else state.Progress()
+
+    def model(self) -> Decoder | checkpoint.AdapterFiles:
+        if self.method == "full":
+            return self.decoder
+        return checkpoint.adapter_files(self.decoder, "default", self.config, "base")
+
+    def train(self, out: Path, until: int, tokenizer: Tokenizer, folder: Path | None = None, every: int = 4) -> None:
+        resumed = None if folder is None else (folder, self.progress)
+        with Run(out, resumed=resumed) as run:
+
+            def after(step: loop.Step) -> bool:
+                run.step(step)
+                if step.number % every == 0:
+                    run.save(
+                        saves.step_name(step.number),
+                        self.model(),
+                        self.config,
+                        generation={},
+                        tokenizer=tokenizer,
+                        recipe="seed: 1\n",
+                        training=self.all,
+                    )
+                return step.number < until
+
+            objective, schedule = loss.next_token(self.decoder), lambda step: 1 / (1 + step)
+            loop.train(objective, self.optimizer, self.data, range(self.progress.step, 100), schedule, 1.0, after)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in metrics.read(folder)]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora"])
+@pytest.mark.parametrize("config", [CONFIG, TIED, FUSED], ids=["llama", "tied", "fused"])
+def test_resumed_is_never_stopped(config: dict, method: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    through = Trainee(config, method)
+    torch.manual_seed(6)
+    through.train(tmp_path / "a", 13, tokenizer)
+
+    torch.manual_seed(5)
+    stopped = Trainee(config, method)
+    torch.manual_seed(6)
+    stopped.train(tmp_path / "b", 10, tokenizer)  # two steps after it was saved: they are done anew
+    torch.manual_seed(7)
+    newest = saves.steps(tmp_path / "b")[-1]
+    assert newest.name == "step-000008"
+    resumed = Trainee(config, method, newest)
+    assert resumed.progress.step == 8
+    resumed.train(tmp_path / "b", 13, tokenizer, newest)
+
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    weights, others = through.weights(), resumed.weights()
+    assert weights.keys() == others.keys()
+    for name in weights:
+        assert torch.equal(weights[name], others[name]), name
+    tokens = [[line["tokens"] for line in metrics.read(tmp_path / name)] for name in "ab"]
+    assert tokens[0] == tokens[1]
+
+
+def test_a_step_is_a_model_and_its_state_is_left_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainee = Trainee(TIED, "full")
+    trainee.train(tmp_path, 4, tokenizer)
+    step = tmp_path / "step-000004"
+    assert {path.name for path in step.iterdir()} >= {"config.json", "model.safetensors", "recipe.yaml", "state"}
+    (step / "state/.metadata").write_bytes(b"damaged")
+    for name, weight in checkpoint.open(step).load().named_parameters():
+        assert torch.equal(weight, trainee.weights()[name])
+
+
+def test_saving_takes_what_was_there_when_it_was_called(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainee = Trainee(CONFIG, "full")
+    trainee.train(tmp_path, 1, tokenizer)
+    before = {name: weight.clone() for name, weight in trainee.weights().items()}
+    moments = trainee.optimizer.state[next(trainee.decoder.parameters())]["exp_avg"].clone()
+    with Run(tmp_path / "out") as run:
+        begun = run.saves.background.start
+        held: list[Callable[[], None]] = []
+        run.saves.background.start = held.append  # type: ignore[method-assign]
+        run.save(
+            "step-000001", trainee.decoder, CONFIG, generation={}, tokenizer=tokenizer, recipe="", training=trainee.all
+        )
+        with torch.no_grad():
+            for parameter in trainee.decoder.parameters():
+                parameter.zero_()
+                trainee.optimizer.state[parameter]["exp_avg"].zero_()
+        next(trainee.data)
+        begun(held[0])
+    again = Trainee(CONFIG, "full", tmp_path / "out/step-000001")
+    for name, weight in again.weights().items():
+        assert torch.equal(weight, before[name])
+    assert torch.equal(again.optimizer.state[next(again.decoder.parameters())]["exp_avg"], moments)
+    assert again.data.state() != trainee.data.state()
+
+
+def test_what_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    Trainee(CONFIG, "full").train(tmp_path, 4, tokenizer)
+    step = tmp_path / "step-000004"
+    with pytest.raises(DataError, match="was reading 12 documents, and the data now holds 13"):
+        Trainee(CONFIG, "full", step, documents=13)
+    with pytest.raises(CheckpointError, match="lacks learned"):
+        Trainee(CONFIG, "lora", step)
+    wider = Trainee({**CONFIG, "intermediate_size": 64}, "full")
+    with pytest.raises(CheckpointError, match=r"has shape \[48, 32\], and this training needs \[64, 32\]"):
+        wider.all.restore(step / "state")
+    other = torch.optim.Adamax(wider.decoder.parameters())
+    with pytest.raises(CheckpointError, match="exp_inf"):
+        state.Training(wider.decoder, [other], {}).restore(step / "state")
+    facts = json.loads((step / "state/training.json").read_text())
+    (step / "state/training.json").write_text(json.dumps({**facts, "version": 2}))
+    with pytest.raises(CheckpointError, match="of version 2"):
+        Trainee(CONFIG, "full", step)
+    (step / "state/training.json").unlink()
+    with pytest.raises(MissingError, match="holds no state"):
+        Trainee(CONFIG, "full", step)
+
+
+def test_the_last_steps_and_the_best_one_stay(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainee = Trainee(CONFIG, "full")
+    state.begin(trainee.optimizer)
+
+    def save(run: Run, step: int, validation: float) -> list[str]:
+        run.step(loop.Step(step, 1.0, 8, 8, 0.1, 1.0, 0.5))
+        run.validated(step, validation)
+        name = saves.step_name(step)
+        run.save(name, trainee.decoder, CONFIG, generation={}, tokenizer=tokenizer, recipe="", training=trainee.all)
+        run.wait()
+        return [path.name[-1] for path in saves.steps(tmp_path)]
+
+    with Run(tmp_path, keep=2) as run:
+        assert save(run, 1, 3.0) == ["1"]
+        assert save(run, 2, 2.0) == ["1", "2"]
+        assert save(run, 3, 2.5) == ["2", "3"]
+        assert save(run, 4, 2.6) == ["2", "3", "4"]
+    with pytest.raises(UsageError, match="step-000002 is there already"):
+        Run(tmp_path)
+    # From an earlier step: those after it stay until there is another.
+    third = tmp_path / "step-000003"
+    with Run(tmp_path, keep=2, resumed=(third, trainee.all.restore(third / "state"))) as run:
+        assert [line["step"] for line in metrics.read(tmp_path)] == [1, 1, 2, 2, 3, 3]
+        assert (run.progress.best, run.tokens) == (2.0, 24)
+        assert [path.name[-1] for path in saves.steps(tmp_path)] == ["2", "3", "4"]
+        assert save(run, 5, 1.0) == ["3", "5"]
+    # A new run in place of it.
+    with Run(tmp_path, replace=True, keep=2) as run:
+        assert save(run, 1, 9.0) == ["1"]
+    assert (tmp_path / "metrics-1.jsonl").is_file()
