@@ -18,6 +18,7 @@ from lathe.errors import CheckpointError, DataError, MissingError, UsageError
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer, train_bpe
 from lathe.training import initial, loop, loss, metrics, optim, saves, state
+from lathe.training.limits import Limits, Reached
 from lathe.training.run import Run
 from lathe.transforms import adapt, begin
 from lathe.transforms.terms import Lora
@@ -100,8 +101,16 @@ class Trainee:
                     )
                 return step.number < until
 
-            objective, schedule = loss.next_token(self.decoder), lambda step: 1 / (1 + step)
-            loop.train(objective, self.optimizer, self.data, range(self.progress.step, 100), schedule, 1.0, after)
+            loop.train(
+                loss.next_token(self.decoder),
+                [self.optimizer],
+                self.data,
+                lambda step, total: 1 / (1 + step),
+                Limits(100),
+                1.0,
+                after,
+                begin=self.progress.reached,
+            )
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
@@ -127,7 +136,7 @@ def test_resumed_is_never_stopped(config: dict, method: str, tokenizer: Tokenize
     newest = saves.steps(tmp_path / "b")[-1]
     assert newest.name == "step-000008"
     resumed = Trainee(config, method, newest)
-    assert resumed.progress.step == 8
+    assert resumed.progress.reached.steps == 8
     resumed.train(tmp_path / "b", 13, tokenizer, newest)
 
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
@@ -201,7 +210,7 @@ def test_the_last_steps_and_the_best_one_stay(tokenizer: Tokenizer, tmp_path: Pa
     state.begin(trainee.optimizer)
 
     def save(run: Run, step: int, validation: float) -> list[str]:
-        run.step(loop.Step(step, 1.0, 8, 8, 0.1, 1.0, 0.5))
+        run.step(loop.Step(step, 1.0, 8, 8, 0.1, 1.0, 0.5, Reached(step, 8 * step, 0.0, 0.5 * step), 9.0))
         run.validated(step, validation)
         name = saves.step_name(step)
         run.save(name, trainee.decoder, CONFIG, generation={}, tokenizer=tokenizer, recipe="", training=trainee.all)

@@ -101,11 +101,12 @@ def console() -> Console:
 
 
 def follow(course: Course, options: Options, out: Console) -> int | None:
-    """Train, validate and save as `options` say. Returns 130 where a signal ended it early."""
+    """Train, validate and save as `options` say. Returns 128 and the signal that ended it early, or None."""
     from lathe.training import loop, optim
     from lathe.training.limits import Limits
     from lathe.training.progress import Display
     from lathe.training.run import Run, interruptible
+    from lathe.training.saves import step_name
     from lathe.training.schedule import Schedule
 
     train, adamw, steps = options.train, options.optimizer, course.steps
@@ -136,10 +137,10 @@ def follow(course: Course, options: Options, out: Console) -> int | None:
             course.decoder.train()
             loop.train(course.objective, [optimizer], course.data, schedule, Limits(steps), train.max_norm, after)
         done = len(record.training)
-        place = record.folder / ("final" if done == steps else f"step-{done:06}")
+        place = record.folder / ("final" if done == steps else step_name(done))
         course.decoder.eval()
         course.save(place, to_yaml(options))
     out.print(record.draw(course.title))
     speed, time = record.tokens / record.seconds, timedelta(seconds=round(record.seconds))
     out.print(f"Saved {place} after {done:,} steps in {time}, {speed:,.0f} tokens/s")
-    return None if done == steps else 130
+    return None if done == steps else 128 + stopped()

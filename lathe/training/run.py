@@ -30,7 +30,7 @@ class Run:
 
     folder: made if it is not there. The metrics of an earlier run in it are kept, under a number. replace: models that
     are there may be replaced, each when the new one is whole. resumed: the step's folder that the training goes on
-    from, and how far it was: its metrics are gone on with. keep: of the steps saved, the last so many, and the one with
+    from, and how far it was: its metrics are gone on with (give `progress.reached` to the loop). keep: of the steps saved, the last so many, and the one with
     the lowest validation loss, stay; None keeps all.
 
     Where several processes train, each has a Run of the same folder; the first one writes, and the others their parts
@@ -53,7 +53,7 @@ class Run:
         refuse(folder, replace)
         self.folder = folder
         self.progress = states.Progress() if resumed is None else resumed[1]
-        lines = None if resumed is None else metrics.read(resumed[0].parent, resumed[1].step)
+        lines = None if resumed is None else metrics.read(resumed[0].parent, resumed[1].reached.steps)
         self.training = [(line["step"], line["loss"]) for line in lines or () if "loss" in line]
         self.validation = [(line["step"], line["validation_loss"]) for line in lines or () if "validation_loss" in line]
         self.first = not dist.is_initialized() or dist.get_rank() == 0
@@ -64,7 +64,7 @@ class Run:
                 self.metrics = metrics.Metrics(folder, lines)
         except OSError as error:
             raise UsageError(f"Cannot write to {folder}: {error.strerror}.", fix="Choose another --out-dir.") from None
-        self.saves = saves.Saves(folder, replace, keep, begun=self.progress.step)
+        self.saves = saves.Saves(folder, replace, keep, begun=self.progress.reached.steps)
 
     def __enter__(self) -> Run:
         return self
@@ -79,26 +79,27 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        return self.progress.tokens
+        """Learned from."""
+        return self.progress.reached.tokens
 
     @property
     def seconds(self) -> float:
+        """In steps, without validation."""
         return self.progress.seconds
 
     def step(self, step: Step) -> None:
         """Record a step: a line of metrics.jsonl, on disk as soon as it is written. Raises what a save has met."""
         self.saves.check()
         self.training.append((step.number, step.loss))
-        before = self.progress
-        tokens, seconds = before.tokens + step.tokens, before.seconds + step.seconds
-        self.progress = changed(before, step=step.number, tokens=tokens, seconds=seconds)
+        self.progress = changed(self.progress, reached=step.reached, seconds=self.seconds + step.seconds)
         self._line(
             step=step.number,
             loss=step.loss,
             lr=step.lr,
             gradient_norm=step.gradient_norm,
             tokens=self.tokens,
-            seconds=round(self.seconds, 3),
+            epoch=round(step.reached.epochs, 4),
+            seconds=round(step.reached.seconds, 3),
             tokens_per_second=round(step.tokens / step.seconds, 1),
         )
 

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lathe.errors import CheckpointError, MissingError
+from lathe.training.limits import START, Reached
 from lathe.weights import distributed
 from lathe.weights.tensors import Ref
 
@@ -47,10 +48,9 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training came: steps, tokens, seconds in steps, and the lowest validation loss and its step."""
+    """How far a training came. seconds: in steps alone. best, best_step: the lowest validation loss, and when."""
 
-    step: int = 0
-    tokens: int = 0
+    reached: Reached = START
     seconds: float = 0.0
     best: float | None = None
     best_step: int | None = None
@@ -112,7 +112,7 @@ class Training:
             if name not in facts["parts"]:
                 raise CheckpointError(f"{folder} does not say where its {name} was.", "Another kind of run wrote it.")
             part.restore(facts["parts"][name])
-        return Progress(**facts["progress"])
+        return Progress(**{**facts["progress"], "reached": Reached(**facts["progress"]["reached"])})
 
     def slots(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """What the optimizers remember of each parameter, by its name."""
