@@ -30,8 +30,8 @@ class Run:
 
     folder: made if it is not there. The metrics of an earlier run in it are kept, under a number. replace: models that
     are there may be replaced, each when the new one is whole. resumed: the step's folder that the training goes on
-    from, and how far it was: its metrics are gone on with (give `progress.reached` to the loop). keep: of the steps saved, the last so many, and the one with
-    the lowest validation loss, stay; None keeps all.
+    from, and how far it was, whose `reached` the loop begins with: its metrics are gone on with. keep: of the steps
+    saved, the last so many stay, and the one with the lowest validation loss; None keeps all.
 
     Where several processes train, each has a Run of the same folder; the first one writes, and the others their parts
     of `state/`.
