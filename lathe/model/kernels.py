@@ -45,6 +45,8 @@ def attend(
         if all(length == n for length in layout.lengths):  # equal lengths are a batch
             sq, sk, sv = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # S H n C
             return _attend(sq, sk, sv, layout, seen, sinks).transpose(1, 2).flatten(0, 1)
+        if sinks is None and _flash(q, v, seen):
+            return ragged(q, k, v, layout, scale=scale, window=window)
         keys, values = k, v
     else:
         assert layout.write is not None and layout.read is not None
@@ -59,6 +61,28 @@ def attend(
         sq, sk, sv = (x.transpose(0, 1)[None].to(q.dtype) for x in (q[a:b], keys[read], values[read]))  # 1 H n C
         out.append(_attend(sq, sk, sv, layout, seen, sinks)[0].transpose(0, 1))
     return torch.cat(out) if len(out) > 1 else out[0]
+
+
+def _flash(q: Tensor, v: Tensor, seen: Seen) -> bool:
+    """Whether the kernel for sequences of many lengths takes these: it is for GPUs, half precision and plain scores."""
+    channels = q.shape[-1]
+    fits = q.dtype in (torch.float16, torch.bfloat16) and channels == v.shape[-1] <= 256 and channels % 8 == 0
+    return q.is_cuda and fits and seen.softcap is None and seen.chunk is None
+
+
+def ragged(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float, window: int | None) -> Tensor:
+    """Attention of sequences of many lengths in one kernel. Shapes as `attend` has them."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    share = q.shape[1] // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    ends = layout.once("ends", lambda: torch.tensor(layout.seams, dtype=torch.int32, device=q.device))
+    longest = max(layout.lengths)
+    left = -1 if window is None else window - 1
+    y = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(left, 0))
+    assert isinstance(y, Tensor)
+    return y
 
 
 @dataclass(frozen=True)

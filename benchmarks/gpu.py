@@ -1,0 +1,213 @@
+"""On one GPU: what Lathe reaches of the card's own limits, beside transformers; a line of JSON for every figure.
+
+    python benchmarks/gpu.py [limits] [decode] [prefill] [train]       (all of them by default)
+
+Shapes of Llama 3.2 1B and Llama 3.1 8B with random weights in bfloat16. Limits are measured in the same run: a copy
+(bytes read and written) and a matrix product of 8192 x 8192 x 8192.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from lathe import families
+from lathe.data.loader import Batch
+from lathe.data.pack import Row
+from lathe.engine.engine import Engine
+from lathe.engine.sampling import Sampling
+from lathe.model.decoder import Decoder
+from lathe.model.layout import Layout
+from lathe.training import loss, optim
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "vocab_size": 128256,
+}
+SHAPES = {
+    "1B": LLAMA | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_hidden_layers": 16,
+        "head_dim": 64, "tie_word_embeddings": True,
+    },
+    "8B": LLAMA | {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "head_dim": 128, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+PEAK: dict[str, float] = {}  # bytes and operations a second, as measured
+
+
+def say(**figures: Any) -> None:
+    rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+def seconds(work: Callable[[], object], runs: int = 5, warm: int = 2) -> float:
+    """The median time of some work on the device."""
+    for _ in range(warm):
+        work()
+    times = []
+    for _ in range(runs):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return median(times)
+
+
+@contextmanager
+def cleared() -> Iterator[None]:
+    torch.cuda.reset_peak_memory_stats()
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def model(shape: str, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+    with torch.device("meta"):
+        made = Decoder(families.read(SHAPES[shape]))
+    made = made.to(dtype).to_empty(device="cuda")
+    if made.spec.tied:
+        made.lm_head.weight = made.model.embed_tokens.weight
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(1)
+    return made
+
+
+def size(made: Decoder) -> int:
+    return sum(parameter.numel() for parameter in made.parameters())
+
+
+def limits() -> None:
+    source = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    PEAK["bytes"] = 2 * source.nbytes / seconds(lambda: target.copy_(source), 10)
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    PEAK["flops"] = 2 * 8192**3 / seconds(lambda: a @ b, 10)
+    say(what="limits", card=torch.cuda.get_device_name(), torch=torch.__version__, **PEAK)
+
+
+@torch.inference_mode()
+def decode(shape: str, prompt: int = 128, made: int = 128) -> None:
+    decoder = model(shape)
+    weights = 2 * size(decoder)
+    for batch in (1, 16, 64):
+        took = seconds(partial(answer, decoder, batch, prompt, made), 3, 1)
+        steps = (made - 1) / (took - seconds(partial(answer, decoder, batch, prompt, 1), 3, 1))
+        say(what="decode", who="lathe", shape=shape, batch=batch, tokens_per_second=batch * steps,
+            of_bandwidth=steps * weights / PEAK["bytes"])  # fmt: skip
+    theirs = transformer(decoder, shape)
+    for batch in (1, 16):
+        rows = torch.arange(prompt, device="cuda")[None].repeat(batch, 1)
+        took = seconds(partial(generate, theirs, rows, made), 3, 1) - seconds(partial(generate, theirs, rows, 1), 3, 1)
+        say(what="decode", who="transformers", shape=shape, batch=batch, tokens_per_second=batch * (made - 1) / took)
+
+
+def answer(decoder: Decoder, batch: int, prompt: int, made: int) -> None:
+    """`batch` greedy answers of `made` tokens, all at once."""
+    engine = Engine(decoder, tokens=batch * (prompt + made + 64), chunk=8192)
+    for number in range(batch):
+        ids = [(31 * i + 7 * number) % 1000 for i in range(prompt)]
+        engine.submit(ids, Sampling(max_new_tokens=made, temperature=0))
+    while engine.busy:
+        engine.step()
+
+
+def generate(theirs: Any, rows: torch.Tensor, made: int) -> None:
+    lengths = {"max_new_tokens": made, "min_new_tokens": made}
+    theirs.generate(rows, do_sample=False, pad_token_id=0, eos_token_id=None, **lengths)
+
+
+@torch.inference_mode()
+def prefill(shape: str, length: int = 2048) -> None:
+    decoder = model(shape)
+    ids = torch.arange(length, device="cuda") % 1000
+    layout = Layout.of([length], "cuda")
+    took = seconds(lambda: decoder.logits(decoder(ids, layout)[-1:]))
+    flops = 2 * length * (size(decoder) - decoder.spec.vocab * decoder.spec.width)
+    say(what="prefill", who="lathe", shape=shape, tokens_per_second=length / took, of_peak=flops / took / PEAK["flops"])
+    theirs = transformer(decoder, shape)
+    took = seconds(lambda: theirs(ids[None], logits_to_keep=1))
+    say(what="prefill", who="transformers", shape=shape, tokens_per_second=length / took)
+
+
+def transformer(decoder: Decoder, shape: str) -> Any:
+    """The same weights in transformers' model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        theirs = LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).to(torch.bfloat16)
+    theirs.load_state_dict(decoder.state_dict(), strict=False, assign=True)
+    rope = type(theirs.model.rotary_emb)(LlamaConfig(**SHAPES[shape]))
+    theirs.model.rotary_emb = rope.to("cuda")
+    return theirs.eval()
+
+
+def train(shape: str, lengths: list[int], rows: int, compiled: bool) -> None:
+    """Pretraining steps in bfloat16, with AdamW; tokens a second and the part of the product's peak."""
+    decoder = model(shape).requires_grad_()
+    optimizer = optim.adamw(decoder.parameters(), 1e-5, 0.1)
+    objective = loss.next_token(decoder)
+    length = sum(lengths)
+    ids = torch.arange(length).numpy() % 1000
+    batch = Batch.of([Row(ids, (ids * 7) % 1000, tuple(lengths))] * rows, "cuda")
+    if compiled:
+        for block in decoder.model.layers:
+            block.compile(dynamic=False)
+
+    def step() -> None:
+        batch.layout.made.clear()
+        (objective(batch) / batch.supervised).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    begin = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - begin
+    took = seconds(step, 5, 2)
+    spec, tokens = decoder.spec, rows * length
+    table = 0 if spec.tied else spec.vocab * spec.width
+    scores = sum(n * n for n in lengths) / length  # keys that a query's products reach, twice the mean that it sees
+    heads = sum(layer.mixer.heads * layer.mixer.channels for layer in spec.layers)
+    flops = tokens * (6 * (size(decoder) - table) + 6 * scores * heads)
+    say(what="train", who="lathe", shape=shape, lengths=len(lengths), tokens=tokens, compiled=compiled,
+        tokens_per_second=tokens / took, mfu=flops / took / PEAK["flops"], first_step=first,
+        gib=torch.cuda.max_memory_allocated() / 2**30)  # fmt: skip
+
+
+def main(wanted: list[str]) -> None:
+    limits()
+    for shape in SHAPES:
+        for work in (decode, prefill):
+            if work.__name__ in wanted:
+                with cleared():
+                    work(shape)
+    if "train" in wanted:
+        packed = [701, 37, 512, 300, 1100, 90, 8, 700, 648]
+        for lengths in ([2048] * 2, packed):
+            for compiled in (False, True):
+                with cleared():
+                    train("1B", lengths, 2, compiled)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main(sys.argv[1:] or ["decode", "prefill", "train"])
