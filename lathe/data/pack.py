@@ -1,18 +1,18 @@
-"""Documents become rows of a fixed number of tokens: laid end to end on one ribbon, which is cut; nothing is padded.
+"""Documents and examples become rows: laid end to end on one ribbon; nothing is padded.
 
-    documents   a a a a a a │ b b b │ c c c c ...
-    rows        a a a a a   ║ a│b b b│c ║ c c c ...    │ and ║ are seams: positions restart, attention stays inside
-
-Knows ids and seams; knows no text, and not in which order the documents come.
+Between documents and between rows are seams, where positions restart and attention ends. Knows ids and seams; knows no
+text, and not in which order the documents come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
+from lathe.data.render import Example, Group
 from lathe.data.stages import Stage, State
 
 IGNORE = -100  # a target that has no loss; cross_entropy's own default
@@ -26,9 +26,19 @@ class Row:
     targets: np.ndarray
     lengths: tuple[int, ...]
 
+    @staticmethod
+    def of(examples: Sequence[Example]) -> Row:
+        """Examples end to end. One of n ids has n - 1 tokens: its last id only is a target."""
+        tokens = np.concatenate([example.ids[:-1] for example in examples]).astype(np.int64)
+        after = [np.where(example.supervised[1:], example.ids[1:], IGNORE) for example in examples]
+        return Row(tokens, np.concatenate(after).astype(np.int64), tuple(len(example) - 1 for example in examples))
+
 
 class Packed(Iterator[Row]):
     """Rows of `length` tokens from documents of ids; the last row, if the documents end, is as long as it is.
+
+        documents   a a a a a a │ b b b │ c c c c ...
+        rows        a a a a a   ║ a│b b b│c ║ c c c ...
 
     A document of n ids lays n - 1 tokens on the ribbon, each with the id after it as its target: the last id predicts
     nothing and only is a target. So no target crosses a seam between documents, and none is lost where a row is cut.
@@ -75,3 +85,63 @@ class Packed(Iterator[Row]):
         self.documents.restore(state["documents"])
         self.begin, self.used = state["documents"], state["used"]
         self.document = next(self.documents) if self.used else self.document[:0]
+
+
+class FirstFit(Iterator[Row]):
+    """Rows of whole examples, at most `length` tokens in each, so many in a row as fit; none is cut, none is padded.
+
+        examples    a a a a │ b b b │ c c │ d d d d d ...
+        rows        d d d d d ║ a a a a│c c ║ b b b ...
+
+    Of `window` groups at once the longest is laid first, and each in the first row that has room (first fit
+    decreasing: at most 11/9 of the fewest rows, Johnson 1973). The rows of a window come in the order in which the
+    groups that opened them came, so that long and short ones stay mixed.
+
+    Args:
+        groups: examples that go into one row, next to each other: one, or one chosen and one rejected. Each has at most
+            `length` tokens, as `fitted` makes them.
+        length: tokens in a row for each example of a group: a row of pairs holds twice as many.
+    """
+
+    def __init__(self, groups: Stage[Group], length: int, window: int = 512) -> None:
+        self.groups, self.length, self.window = groups, length, window
+        self.begin = groups.state()  # where the window on hand came from
+        self.rows: list[Row] = []  # of the window
+        self.given = 0  # how many of them are given out
+
+    def __next__(self) -> Row:
+        if self.given == len(self.rows):
+            self.begin, self.given = self.groups.state(), 0
+            self.rows = self.fill()
+            if not self.rows:
+                raise StopIteration
+        self.given += 1
+        return self.rows[self.given - 1]
+
+    def fill(self) -> list[Row]:
+        """The rows of the next window."""
+        groups = list(islice(self.groups, self.window))
+        sizes = [sum(len(example) - 1 for example in group) for group in groups]
+        rows: dict[int, list[Example]] = {}  # by the group that opened them
+        room: dict[int, int] = {}
+        for at in sorted(range(len(groups)), key=lambda at: -sizes[at]):
+            row = next((row for row, left in room.items() if sizes[at] <= left), at)
+            rows.setdefault(row, []).extend(groups[at])
+            room[row] = room.get(row, self.length * len(groups[at])) - sizes[at]
+        return [Row.of(rows[at]) for at in sorted(rows)]
+
+    def state(self) -> State:
+        if self.given == len(self.rows):
+            return {"groups": self.groups.state(), "given": 0}
+        return {"groups": self.begin, "given": self.given}
+
+    def restore(self, state: State) -> None:
+        self.groups.restore(state["groups"])
+        self.begin, self.given = state["groups"], state["given"]
+        self.rows = self.fill() if self.given else []
+
+
+def fitted(group: Group, length: int) -> Group | None:
+    """A group whose examples have at most `length` tokens: longer ones lose their end. None if one has no loss left."""
+    cut = tuple(Example(example.ids[: length + 1], example.supervised[: length + 1]) for example in group)
+    return cut if all(example.supervised[1:].any() for example in cut) else None

@@ -36,6 +36,7 @@ class Tokenizer:
         eos, eos_id: the token that ends a document, by name and id, if the files name one.
         eos_ids: every id that ends a turn.
         stops: texts that end a turn and are no tokens.
+        marks: the tokens that are found in a text as they are spelt, and whether each is left out of decoded text.
         vocab_size: how many tokens there are, added ones included; a model often has a few more rows.
     """
 
@@ -58,6 +59,7 @@ class Tokenizer:
         added = self._pipeline.get_added_tokens_decoder()
         self._special = frozenset(number for number, token in added.items() if token.special)
         self._added = tuple(token.content for token in added.values())
+        self.marks = {token.content: token.special for token in added.values()}
 
         self.bos, self.bos_id = self._named("bos_token")
         self.eos, self.eos_id = self._named("eos_token")
