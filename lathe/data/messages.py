@@ -1,8 +1,8 @@
 """A conversation as some data set writes it -> messages as chat templates take them; knows no row and no tokenizer.
 
-Read are OpenAI's messages (role, content as text or in parts, tool_calls, reasoning_content) and ShareGPT's turns (from,
-value, with turns of their own for calls and their results). Out come objects with role and content, and where there are
-any, reasoning_content, and tool_calls whose arguments are an object.
+Read are OpenAI's messages (role, content as text or in parts, tool_calls, reasoning_content) and ShareGPT's turns
+(from, value, with turns of their own for calls and their results). Out come objects with role and content, and where
+there are any, reasoning_content, and tool_calls whose arguments are an object.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def _call(call: Any) -> Message:
     inner = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise DataError("a tool call has no name.", 'A call is {"name": "...", "arguments": {...}}.')
-    arguments = next((inner[name] for name in ("arguments", "parameters", "input") if inner.get(name) is not None), {})
+    arguments: Any = next(
+        (inner[name] for name in ("arguments", "parameters", "input") if inner.get(name) is not None), {}
+    )
     if isinstance(arguments, str):
         arguments = _parsed(arguments, f"the arguments of {inner['name']}") if arguments.strip() else {}
     if not isinstance(arguments, Mapping):

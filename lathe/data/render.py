@@ -15,9 +15,8 @@ it will be written then becomes a sequence of its own. No `{% generation %}` mar
 from __future__ import annotations
 
 import json
-import os.path
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -126,7 +125,10 @@ class Renderer:
             asked = {"role": "user", "content": sample.prompt}
             [example] = self._chat(Chat((asked, {"role": "assistant", "content": sample.completion})))
             return example
-        asked_ids, whole = self.tokenizer.encode(sample.prompt), self.tokenizer.encode(sample.prompt + sample.completion)
+        asked_ids, whole = (
+            self.tokenizer.encode(sample.prompt),
+            self.tokenizer.encode(sample.prompt + sample.completion),
+        )
         answer = self._after(asked_ids, whole, sample.completion)
         return self._learned(_Turn(asked_ids, self._ended(answer)))
 
@@ -190,15 +192,13 @@ class Renderer:
             answer = whole[len(asked) :]
         else:
             probed = self._probed(talk, at)
-            answer = self._rewritten(message, asked, whole[len(os.path.commonprefix([whole, probed])) :])
-        for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in answer:
-                raise TokenizerError("The chat template has no words for tool calls.", fix="Leave such rows out.")
+            answer = self._rewritten(message, asked, whole[_same(whole, probed) :])
+        if _reasoning(message) not in answer:
+            raise TokenizerError("The chat template leaves reasoning out.", fix="Leave it out of the data, too.")
         closing = next((text for text in self._closings if answer.endswith(text)), None)
         if closing is None:
             probed = probed or self._probed(talk, at)
-            common = os.path.commonprefix([answer[::-1], probed[::-1]])
-            closing = common[::-1]
+            closing = answer[len(answer) - _same(answer[::-1], probed[::-1]) :]
             self._closings |= {closing} if closing else set()
         text, closed = self._closed(answer, len(answer) - len(closing))
         asked_ids = self.tokenizer.encode(asked, special=False)
@@ -216,7 +216,7 @@ class Renderer:
         """
         opened = asked.rstrip().endswith("<think>")
         if opened and "</think>" not in answer:
-            return f"{message.get('reasoning_content', '')}\n</think>\n\n{answer}"
+            return f"{_reasoning(message)}\n</think>\n\n{answer}"
         if not opened and "</think>" in answer:
             found = "The chat template writes an answer's reasoning where it asks for an answer without."
             raise TokenizerError(found, fix="Leave the reasoning out, or use another template with --prompt-style.")
@@ -250,8 +250,8 @@ class Renderer:
             if "reasoning_content" in message and not self._reasons:
                 reasoning = message.pop("reasoning_content").strip("\n")
                 message["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}"
-            if "tool_calls" in message and self._spells:
-                message["tool_calls"] = [_spelt(call) for call in message["tool_calls"]]
+            if "tool_calls" in message:
+                message["tool_calls"] = self._called(message["tool_calls"])
             written.append(message)
         thinks = any("reasoning_content" in message or "</think>" in message["content"] for message in written)
         return _Talk(written, chat.tools, thinks)
@@ -261,12 +261,19 @@ class Renderer:
         """Whether the template writes an answer's `reasoning_content`."""
         return self._writes({"role": "assistant", "content": PROBE, "reasoning_content": OTHER})
 
+    def _called(self, calls: Sequence[Message]) -> list[Message]:
+        """Calls with their arguments as the template takes them: an object, else JSON."""
+        if not self._arguments:
+            raise TokenizerError("The chat template has no words for tool calls.", fix="Leave such rows out.")
+        return [self._arguments(call) for call in calls]
+
     @cached_property
-    def _spells(self) -> bool:
-        """Whether the template takes a call's arguments only as JSON, and not as an object."""
+    def _arguments(self) -> Callable[[Message], Message] | None:
         call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"a": OTHER}}}
-        as_object, as_text = ({"role": "assistant", "content": "", "tool_calls": [c]} for c in (call, _spelt(call)))
-        return not self._writes(as_object) and self._writes(as_text)
+        for form in (dict, _spelt):
+            if self._writes({"role": "assistant", "content": "", "tool_calls": [form(call)]}):
+                return form
+        return None
 
     def _writes(self, answer: Message) -> bool:
         """Whether the template writes what `OTHER` stands for in an answer."""
@@ -296,6 +303,17 @@ def _example(asked: Sequence[int], answer: Sequence[int]) -> Example:
     supervised = np.zeros(len(asked) + len(answer), dtype=bool)
     supervised[len(asked) :] = True
     return Example(np.array([*asked, *answer], dtype=np.int32), supervised)
+
+
+def _same(a: str, b: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _reasoning(message: Message) -> str:
+    """What was thought before an answer, wherever it stands in the message."""
+    inline, thought, _ = message["content"].partition("</think>")
+    return str(message.get("reasoning_content") or (inline.rpartition("<think>")[2] if thought else "")).strip()
 
 
 def _spelt(call: Message) -> Message:
