@@ -5,21 +5,15 @@ Everything else in `model` is ordinary tensor algebra; what a device does best i
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from lathe.model.layout import Layout
-
-# Newer versions of torch want to be told that several heads share a key; those before do it unasked.
-GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 Cache = tuple[Tensor, Tensor]  # one layer's keys and values: N K C and N K Cv, N slots
 
@@ -78,10 +72,13 @@ def _flash(q: Tensor, v: Tensor, seen: Seen) -> bool:
 
 def ragged(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float, window: int | None) -> Tensor:
     """Attention of sequences of many lengths in one kernel. Shapes as `attend` has them."""
+    from torch.nn.attention.varlen import varlen_attn  # only now: it brings torch's compiler along
+
+    told = {"enable_gqa": True} if torch.__version__ >= "2.12" else {}  # before, heads shared keys unasked
     ends = layout.once("ends", lambda: torch.tensor(layout.seams, dtype=torch.int32, device=q.device))
     longest = max(layout.lengths)
     left = -1 if window is None else window - 1
-    y = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(left, 0), **GROUPED)
+    y = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(left, 0), **told)
     assert isinstance(y, Tensor)
     return y
 
