@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ def ragged(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float, win
     """Attention of sequences of many lengths in one kernel. Shapes as `attend` has them."""
     from torch.nn.attention.varlen import varlen_attn  # only now: it brings torch's compiler along
 
-    told = {"enable_gqa": True} if torch.__version__ >= "2.12" else {}  # before, heads shared keys unasked
+    told: dict[str, Any] = {"enable_gqa": True} if torch.__version__ >= "2.12" else {}  # before, heads shared keys unasked
     ends = layout.once("ends", lambda: torch.tensor(layout.seams, dtype=torch.int32, device=q.device))
     longest = max(layout.lengths)
     left = -1 if window is None else window - 1
