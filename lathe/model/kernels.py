@@ -75,7 +75,9 @@ def ragged(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float, win
     """Attention of sequences of many lengths in one kernel. Shapes as `attend` has them."""
     from torch.nn.attention.varlen import varlen_attn  # only now: it brings torch's compiler along
 
-    told: dict[str, Any] = {"enable_gqa": True} if torch.__version__ >= "2.12" else {}  # before, heads shared keys unasked
+    told: dict[str, Any] = (
+        {"enable_gqa": True} if torch.__version__ >= "2.12" else {}
+    )  # before, heads shared keys unasked
     ends = layout.once("ends", lambda: torch.tensor(layout.seams, dtype=torch.int32, device=q.device))
     longest = max(layout.lengths)
     left = -1 if window is None else window - 1
