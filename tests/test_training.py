@@ -22,6 +22,7 @@ from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.training import initial, loop, loss, optim
 from lathe.training.limits import Limits, Reached
+from lathe.training.optim import Settings
 from lathe.training.schedule import FALLS, Schedule
 
 VOCAB = 61
@@ -178,10 +179,10 @@ class Uneven(Packed):
 def trained(config: dict, at_once: int, steps: int = 3, rows: int = 6) -> tuple[Decoder, list[loop.Step]]:
     model, seen = decoder(config), []
     data = Steps(Uneven(Shuffled(documents(), seed=1), 16), rows, at_once)
-    optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.1)
+    optimizers = optim.build(model, Settings(lr=1e-2, weight_decay=0.1))
     loop.train(
         loss.next_token(model),
-        [optimizer],
+        optimizers,
         data,
         Schedule(warmup=1, floor=0.1),
         Limits(steps),
@@ -233,7 +234,7 @@ def test_twenty_steps_are_those_of_a_plain_transformers_and_torch_loop() -> None
     epoch = list(Steps(Packed(InOrder(some), 10_000), 1, 1))
     loop.train(
         loss.next_token(model),
-        [optim.adamw(model.parameters(), lr=3e-3, weight_decay=0.1)],
+        optim.build(model, Settings(lr=3e-3)),
         epoch * 20,
         schedule,
         Limits(20),
@@ -249,10 +250,10 @@ def test_a_tiny_model_learns_a_small_text_by_heart() -> None:
     model = initial.decoder(families.read(LLAMA), seed=0)
     data = Steps(Packed(Shuffled([text], seed=0), 64), 1, 1)
     seen: list[loop.Step] = []
-    optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.0)
+    optimizers = optim.build(model, Settings(lr=1e-2, weight_decay=0.0))
     constant = Schedule("constant", warmup=10)
     after = lambda step: seen.append(step) or step.loss > 0.02  # noqa: E731
-    loop.train(loss.next_token(model), [optimizer], data, constant, Limits(150), 1.0, after)
+    loop.train(loss.next_token(model), optimizers, data, constant, Limits(150), 1.0, after)
     assert seen[0].loss == pytest.approx(math.log(VOCAB), rel=0.1)
     assert seen[-1].loss <= 0.02
 
@@ -272,10 +273,10 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights() -
     with torch.no_grad():
         model.model.norm.weight[0] = math.inf
     before = model.model.layers[0].mlp.up_proj.weight.clone()
-    optimizer = optim.adamw(model.parameters(), lr=1e-2, weight_decay=0.1)
+    optimizers = optim.build(model, Settings(lr=1e-2, weight_decay=0.1))
     data = Steps(Packed(InOrder(documents()), 16), 2, 2)
     with pytest.raises(UsageError, match=r"The loss is nan at step 1\. Lower the learning rate"):
-        loop.train(loss.next_token(model), [optimizer], data, CONSTANT, Limits(3), 1.0, lambda step: True)
+        loop.train(loss.next_token(model), optimizers, data, CONSTANT, Limits(3), 1.0, lambda step: True)
     assert torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
 
 
@@ -340,9 +341,9 @@ def test_a_run_ends_at_the_first_limit(limits: Limits, most: int | None, steps: 
     model, seen = decoder(LLAMA), []
     some = [np.arange(18) % VOCAB] * 16  # 272 targets
     data = Steps(Packed(Shuffled(some, 0, most), 16), 1, 1)
-    optimizer = optim.adamw(model.parameters(), lr=1e-3, weight_decay=0.1)
+    optimizers = optim.build(model, Settings(lr=1e-3, weight_decay=0.1))
     after = lambda step: seen.append(step) or True  # noqa: E731
-    arguments = (loss.next_token(model), [optimizer], data, CONSTANT, limits, 1.0, after)
+    arguments = (loss.next_token(model), optimizers, data, CONSTANT, limits, 1.0, after)
     reached = loop.train(*arguments)
     assert len(seen) == steps == reached.steps
     assert seen[-1].reached == reached
@@ -353,15 +354,6 @@ def test_a_run_ends_at_the_first_limit(limits: Limits, most: int | None, steps: 
         assert seen[-1].total == steps
         assert loop.train(*arguments, begin=reached) == reached  # nothing is left to do
     assert len(seen) == steps
-
-
-def test_only_matrices_decay() -> None:
-    model = decoder(LLAMA)
-    groups = optim.adamw(model.parameters(), lr=1.0, weight_decay=0.3).param_groups
-    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert {name: decays[id(p)] for name, p in model.named_parameters()} == {
-        name: 0.0 if "norm" in name else 0.3 for name, _ in model.named_parameters()
-    }
 
 
 # ---- the beginning --------------------------------------------------------------------------------------------------

@@ -47,15 +47,16 @@ class Options:
     train: Train = field(default_factory=Train)
     """How long and how much."""
     optimizer: Optimizer = field(default_factory=Optimizer)
-    """AdamW."""
+    """The method, and how far its steps go."""
     eval: Eval = field(default_factory=Eval)
     """Validation."""
 
     def __post_init__(self) -> None:
-        above = [f"train.{name}" for name in ("max_steps", "max_tokens", "epochs", "max_seq_length", "max_norm")]
+        above = [f"train.{name}" for name in ("max_steps", "max_tokens", "epochs", "max_seconds")]
+        above += ["train.max_seq_length", "train.max_norm", "train.decay_fraction", "optimizer.eps"]
         above += ["train.global_batch_size", "train.micro_batch_size"]
         above += ["eval.interval", "eval.max_iters", "optimizer.lr"]
-        for name in (*above, "train.lr_warmup_steps", "optimizer.weight_decay"):
+        for name in (*above, "train.lr_warmup_steps", "train.lr_warmup_fraction", "optimizer.weight_decay"):
             check(self, name, above=name in above)
         if not 0 <= self.val_split_fraction < 1:
             raise UsageError(f"--val-split-fraction is {self.val_split_fraction}.", "It must be from 0 to below 1.")
@@ -103,16 +104,14 @@ def console() -> Console:
 def follow(course: Course, options: Options, out: Console) -> int | None:
     """Train, validate and save as `options` say. Returns 128 and the signal that ended it early, or None."""
     from lathe.training import loop, optim
-    from lathe.training.limits import Limits
     from lathe.training.progress import Display
     from lathe.training.run import Run, interruptible
     from lathe.training.saves import step_name
-    from lathe.training.schedule import Schedule
 
-    train, adamw, steps = options.train, options.optimizer, course.steps
+    train, steps = options.train, course.steps
     out.print(course.plan)
-    optimizer = optim.adamw(course.decoder.parameters(), adamw.lr, adamw.weight_decay, (adamw.beta1, adamw.beta2))
-    schedule = Schedule("cosine", train.warmup(steps), train.min_lr / adamw.lr)
+    optimizers = optim.build(course.decoder, options.optimizer.settings())
+    schedule, limits = train.rates(steps, options.optimizer.lr), train.limits(steps)
     with Run(options.out_dir, options.overwrite) as record, interruptible() as stopped:
         with Display(out, steps) as display:
 
@@ -135,7 +134,7 @@ def follow(course: Course, options: Options, out: Console) -> int | None:
                 course.decoder.train()
 
             course.decoder.train()
-            loop.train(course.objective, [optimizer], course.data, schedule, Limits(steps), train.max_norm, after)
+            loop.train(course.objective, optimizers, course.data, schedule, limits, train.max_norm, after)
         done = len(record.training)
         place = record.folder / ("final" if done == steps else step_name(done))
         course.decoder.eval()

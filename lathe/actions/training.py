@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lathe.errors import UsageError
+
+if TYPE_CHECKING:
+    from lathe.training.limits import Limits
+    from lathe.training.optim import Settings
+    from lathe.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -14,16 +22,24 @@ class Train:
     """Stop after this many tokens."""
     epochs: int | None = None
     """Stop after this many times through the data. The first limit reached counts; without any, it is one epoch."""
+    max_seconds: float | None = None
+    """Stop after the step that ends later than this."""
     global_batch_size: int = 32
     """Rows of max-seq-length tokens that each optimizer step learns from."""
     micro_batch_size: int = 4
     """Rows computed at once. More is faster and takes more memory; the result is the same."""
     max_seq_length: int | None = None
     """Tokens in a row. By default as many as the model has positions, or 512 for a family's name."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after its rise: as half a cosine, as a line, not at all, or at the very end (wsd)."""
     lr_warmup_steps: int | None = None
     """Steps over which the learning rate rises. By default a tenth of all, at most 2000."""
+    lr_warmup_fraction: float | None = None
+    """The same as a part of all steps."""
+    decay_fraction: float = 0.2
+    """The last part of the way, over which the schedule wsd falls."""
     min_lr: float = 4e-5
-    """The learning rate at the end, after a cosine from --optimizer.lr."""
+    """The learning rate at the end, down from --optimizer.lr."""
     max_norm: float | None = 1.0
     """Scale gradients down to this norm."""
 
@@ -34,20 +50,57 @@ class Train:
         limits = [self.max_steps, *(limit and math.ceil(limit / tokens) for limit in wanted)]
         return min((limit for limit in limits if limit), default=math.ceil(targets / tokens))
 
-    def warmup(self, steps: int) -> int:
-        return min(2000, steps // 10) if self.lr_warmup_steps is None else self.lr_warmup_steps
+    def limits(self, steps: int) -> Limits:
+        """Where a run of so many steps ends."""
+        from lathe.training.limits import Limits
+
+        return Limits(steps, seconds=self.max_seconds)
+
+    def rates(self, steps: int, lr: float) -> Schedule:
+        """The factor on the learning rate `lr` at each of so many steps."""
+        from lathe.training.schedule import Schedule
+
+        if self.lr_warmup_steps is not None and self.lr_warmup_fraction is not None:
+            found = "--train.lr-warmup-steps and --train.lr-warmup-fraction are both given."
+            raise UsageError(found, "Keep one of them.")
+        warmup = min(2000, steps // 10) if self.lr_warmup_steps is None else self.lr_warmup_steps
+        if self.lr_warmup_fraction is not None:
+            warmup = int(self.lr_warmup_fraction * steps)
+        return Schedule(self.schedule, warmup, self.min_lr / lr, self.decay_fraction)
 
 
 @dataclass(frozen=True)
 class Optimizer:
+    name: Literal["adamw", "adamw-8bit", "muon", "adafactor"] = "adamw"
+    """adamw; adamw-8bit, with a quarter of its memory (needs torchao); muon, with AdamW for what is no hidden matrix;
+    adafactor, with next to no memory."""
     lr: float = 4e-4
     """The highest learning rate."""
     weight_decay: float = 0.1
-    """How strongly matrices are pulled towards zero."""
+    """How strongly matrices are pulled towards zero; norms and biases are not."""
+    decay_embeddings: bool = True
+    """Embeddings are pulled too."""
     beta1: float = 0.9
     """How long AdamW remembers gradients."""
     beta2: float = 0.95
     """How long it remembers their squares."""
+    eps: float = 1e-8
+    """What AdamW adds to the root of the squares before it divides by it."""
+    momentum: float = 0.95
+    """How long Muon remembers gradients."""
+
+    def settings(self) -> Settings:
+        from lathe.training.optim import Settings
+
+        return Settings(
+            self.name,
+            self.lr,
+            self.weight_decay,
+            (self.beta1, self.beta2),
+            self.eps,
+            self.momentum,
+            self.decay_embeddings,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def train(
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-    reached, start = begin, time.perf_counter() - begin.seconds
+    reached, start, lr = begin, time.perf_counter() - begin.seconds, 0.0
     ticked = time.perf_counter()
     for work in () if limits.over(begin) else data:
         mine = backward(objective, work, ranks, scale.factor)
@@ -78,13 +79,12 @@ def train(
         norm = ranks.norm(parameters).item() / scale.factor
         if scale.sound(norm, reached.steps):
             shrink(parameters, min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / scale.factor)
-            for group in groups:
-                group["lr"] = group["initial_lr"] * schedule(reached.steps - 1, limits.total(reached))
+            lr = set_rates(groups, schedule(reached.steps - 1, limits.total(reached)))
             for optimizer in optimizers:
                 optimizer.step()
         for optimizer in optimizers:
             optimizer.zero_grad()
-        lr, took = groups[0]["lr"], time.perf_counter() - ticked
+        took = time.perf_counter() - ticked
         step = Step(reached.steps, loss, work.tokens, work.supervised, lr, norm, took, reached, limits.total(reached))
         if ranks.any(not after(step) or limits.over(reached)):
             break
@@ -107,6 +107,15 @@ def clock(start: float, ranks: Ranks, like: Tensor) -> Tensor:
     """Seconds since `start`, of which the sum over ranks is the mean: one clock for all, as learning rates and the end
     may depend on it."""
     return torch.full_like(like, (time.perf_counter() - start) / ranks.count)
+
+
+def set_rates(groups: Sequence[dict[str, Any]], factor: float) -> float:
+    """Give each group its learning rate; returns the first's."""
+    for group in groups:
+        rate = group["initial_lr"] * factor
+        # Some optimizers keep it as a tensor, which compiled code reads.
+        group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+    return float(groups[0]["lr"])
 
 
 def shrink(parameters: Iterable[nn.Parameter], factor: float) -> None:

@@ -185,7 +185,7 @@ def begin(optimizer: torch.optim.Optimizer) -> None:
         return
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        group["lr"] = 0.0 * group["lr"]  # which may be a tensor
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -1,0 +1,101 @@
+"""Small steps on bfloat16 weights are not lost: AdamW that keeps the bits that bfloat16 has no room for.
+
+A bfloat16 weight has 8 significant bits, so that a step smaller than 1/512 of it rounds to no step at all, however
+often it is made. Here each weight is the upper half of a float32 number, and the optimizer keeps the lower half: the
+model computes with the nearest bfloat16, and updates act on the float32 number, as if it were the weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
+
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}  # numbers that are float32 at once: as many as stay in a CPU's cache
+
+
+def join(upper: Tensor, lower: Tensor) -> Tensor:
+    """bfloat16 numbers and int16 ones, as `split` gives them, become float32."""
+    return ((upper.view(torch.int16).to(torch.int32) << 16) + lower).view(torch.float32)
+
+
+def split(wide: Tensor, upper: Tensor, lower: Tensor) -> None:
+    """Write float32 numbers as the nearest bfloat16 (halves away from zero) and what is missing, as int16."""
+    bits = wide.view(torch.int32)
+    near = (bits + (1 << 15)) >> 16
+    upper.copy_(near.to(torch.int16).view(torch.bfloat16))
+    lower.copy_(bits - (near << 16))
+
+
+class SplitAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) for bfloat16 parameters, or shards of them.
+
+    A parameter takes 12 bytes: itself 2, its gradient 2, the lower half of its float32 value 2, the mean of gradients 2
+    (bfloat16: a tenth of it is new at every step) and of their squares 4 (float32: a thousandth may be).
+    """
+
+    def __init__(
+        self, groups: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter] or self._begin(parameter)
+                    state["step"] += 1
+                    self._step(group, local(parameter), local(parameter.grad), state)
+
+    def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        state["step"] = torch.zeros(())
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+        state["lower"] = torch.zeros_like(parameter, dtype=torch.int16)
+        return state
+
+    def _step(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        """Chunk by chunk in float32, so that no more than a chunk ever is."""
+        kept = [local(state[name]) for name in ("exp_avg", "exp_avg_sq", "lower")]
+        chunk = CHUNK.get(weight.device.type, CHUNK["cuda"])
+        pieces = (x.view(-1).split(chunk) for x in (weight, gradient, *kept))
+        for upper, slope, mean, square, lower in zip(*pieces, strict=True):
+            wide, moved = join(upper, lower), mean.float()
+            adamw(
+                [wide],
+                [slope.float()],
+                [moved],
+                [square],
+                [],
+                [state["step"].to(wide.device) - 1],  # which it counts up
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            mean.copy_(moved)
+            split(wide, upper, lower)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimizer's, but what is kept beside a parameter keeps its own dtype."""
+        super().load_state_dict(state_dict)
+        mine = [parameter for group in self.param_groups for parameter in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for parameter, number in zip(mine, numbers, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                device = "cpu" if name == "step" else parameter.device
+                self.state[parameter][name] = value.detach().to(device, copy=True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
