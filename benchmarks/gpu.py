@@ -163,7 +163,7 @@ def transformer(decoder: Decoder, shape: str) -> Any:
 def train(shape: str, lengths: list[int], rows: int, compiled: bool) -> None:
     """Pretraining steps in bfloat16, with AdamW; tokens a second and the part of the product's peak."""
     decoder = model(shape).requires_grad_()
-    optimizer = optim.adamw(decoder.parameters(), 1e-5, 0.1)
+    (optimizer,) = optim.build(decoder, optim.Settings(lr=1e-5))
     objective = loss.next_token(decoder)
     length = sum(lengths)
     ids = torch.arange(length).numpy() % 1000

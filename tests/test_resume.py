@@ -74,7 +74,7 @@ class Trainee:
             adapt.put(self.decoder, "default", begin.lora(self.decoder, settings))
             adapt.trainable(self.decoder)
             self.decoder.train()
-        self.optimizer = optim.adamw(self.decoder.parameters(), 0.01, 0.1)
+        (self.optimizer,) = optim.build(self.decoder, optim.Settings(lr=0.01))
         self.all = state.Training(self.decoder, [self.optimizer], {"data": self.data})
         self.progress = self.all.restore(folder / "state") if folder else state.Progress()
 
