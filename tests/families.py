@@ -236,6 +236,10 @@ CASES = [
         "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 48, "num_hidden_layers": 4,
         "moe_layer_start_index": 1, "moe_layer_end_index": 2,
     }),
+    Case("ernie-moe-to-the-end", "ERNIE-4.5-21B-A3B-PT", {
+        "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 48, "num_hidden_layers": 3,
+        "moe_layer_end_index": 2,
+    }),
     Case("phi-moe", "Phi-3.5-MoE-instruct", {
         "num_local_experts": 5, "original_max_position_embeddings": ORIGINAL, "sliding_window": None,
         # Transformers takes the short factors for long sequences too, unlike the model's own code: here they are one.
@@ -267,10 +271,16 @@ CASES = [
         **DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 2, "norm_topk_prob": False,
         "rope_scaling": None, "attention_bias": True, "rope_interleave": False,
     }),
+    Case("kimi-k2", "Kimi-K2-Instruct", {
+        **DEEPSEEK, "model_type": "kimi_k2", "n_routed_experts": 12, "n_group": 1, "topk_group": 1,
+        "num_hidden_layers": 3,
+        "rope_scaling": {**PUBLISHED["Kimi-K2-Instruct"].config["rope_scaling"],
+                         "original_max_position_embeddings": ORIGINAL},
+    }),
 ]  # fmt: skip
 
-# Not in LitGPT, and no way is known here to write them in GGUF.
-MIXED = {"granite-moe", "glm4-moe", "glm4-moe-normed", "minimax-m2", "ernie-moe", "phi-moe", "llama4", "llama4-tower"}
+# Mixtures that are not in LitGPT.
+MIXED = {"granite-moe", "glm4-moe", "glm4-moe-normed", "minimax-m2", "ernie-moe", "ernie-moe-to-the-end", "phi-moe", "llama4", "llama4-tower"}
 # Cases that another program has no words for, whatever its hand is asked to write.
 FAR = {
     "stablelm", "stablelm-parallel-normed-heads", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-one-after-the-other",
@@ -293,10 +303,11 @@ REFUSED: dict[str, set[str]] = {
         "llama-dynamic", "phi3-longrope", "phi4-mini",
         "smollm3", "smollm3-window", "granite", "gpt2", "gpt2-wide-unscaled",
         "qwen3-moe-some-dense",  # its chosen experts' weights sum to 1
-        "deepseek-v3", "deepseek-v3-plain",  # its norms all have the latents' epsilon
+        "deepseek-v3", "deepseek-v3-plain", "kimi-k2",  # its norms all have the latents' epsilon
     },
     "gguf": {
-        *MIXED,
+        "ernie-moe",  # a dense layer after the mixtures
+        "llama4-tower",  # positions are missing from every fourth layer
         "llama-dynamic", "llama-yarn-untruncated", "smollm3-window", "gpt2-wide-unscaled",
         "qwen3-moe-some-dense",  # its chosen experts' weights sum to 1
         "qwen2-moe-window",  # and here they do not
@@ -306,11 +317,12 @@ REFUSED: dict[str, set[str]] = {
         "falcon-one-after-the-other",
         "phi-normed-heads",
         "gpt-oss",  # its clamp is 7
-        "glm",  # which llama.cpp writes as it did the first ChatGLM
         "seed-oss", "ernie",  # biases
         "deepseek-v2-lite", "deepseek-v3", "deepseek-v3-plain",  # two corrections of a stretch; pairs apart
     },
 }  # fmt: skip
+
+KNOWN_AS = {"kimi_k2": "deepseek_v3"}  # what transformers calls a type of model that has another name where it came from
 
 
 @dataclass(frozen=True)
@@ -333,13 +345,16 @@ def reference(case: Case, folder: Path) -> Reference:
     torch.manual_seed(0)
     config = case.config
     kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
-    theirs = kind.from_config(AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32).eval()
+    known = config | {"model_type": KNOWN_AS.get(config["model_type"], config["model_type"])}
+    theirs = kind.from_config(AutoConfig.for_model(**known), attn_implementation="eager", dtype=torch.float32).eval()
     randomise(theirs)
     theirs.save_pretrained(folder)
     sequences = [torch.randint(TINY["vocab_size"], (n,)) for n in LENGTHS]
     logits = [ask(theirs, sequence) for sequence in sequences]
     half = kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16).eval()
-    return Reference(case, folder, sequences, logits, [ask(half, sequence) for sequence in sequences])
+    found = Reference(case, folder, sequences, logits, [ask(half, sequence) for sequence in sequences])
+    (folder / "config.json").write_text(json.dumps(found.config | {"model_type": config["model_type"]}))
+    return found
 
 
 def ask(model: PreTrainedModel, sequence: Tensor) -> Tensor:

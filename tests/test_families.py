@@ -303,7 +303,7 @@ def test_published_configurations(name):
     assert sum(p.numel() for p in theirs.parameters() if p.requires_grad) == parameters
 
 
-EACH = {case.config["model_type"]: case for case in reversed(CASES)}.values()  # the first case of each family
+EACH = {case.config["architectures"][0]: case for case in reversed(CASES)}.values()  # the first case of each family
 OF_TEXT = [case for case in EACH if "vision_config" not in case.config]
 
 

@@ -81,7 +81,7 @@ FAMILIES: dict[str, Family] = {
         Family("DeepseekV2ForCausalLM", "deepseek_v2", deepseek.v2, qwen.expert_rules),
         Family("GPTBigCodeForCausalLM", "gpt_bigcode", bigcode.gpt_bigcode, bigcode.gpt_bigcode_rules),
         Family("Starcoder2ForCausalLM", "starcoder2", bigcode.starcoder2, bigcode.starcoder2_rules),
-        Family("DeepseekV3ForCausalLM", "deepseek_v3", deepseek.v3, deepseek.v3_rules, older=("kimi_k2",)),
+        Family("DeepseekV3ForCausalLM", "deepseek_v3", deepseek.v3, deepseek.v3_rules, alias=("kimi_k2",)),
         Family("Glm4MoeForCausalLM", "glm4_moe", glm.glm4_moe, deepseek.v3_rules),
         Family("GraniteMoeForCausalLM", "granitemoe", sparse.granite_moe, sparse.granite_moe_rules),
         Family("MiniMaxM2ForCausalLM", "minimax_m2", sparse.minimax_m2, sparse.minimax_m2_rules),
@@ -104,7 +104,7 @@ def find(config: Mapping[str, Any]) -> Family:
             f'config.json has "architectures": {named!r}.', 'It should be a list of names, as in ["LlamaForCausalLM"].'
         )
     by_type = {family.model_type: family for family in FAMILIES.values()}
-    older = {name: family for family in FAMILIES.values() for name in family.older}
+    older = {name: family for family in FAMILIES.values() for name in (*family.older, *family.alias)}
     for name in named:
         if name in FAMILIES or name in older:
             return FAMILIES.get(name) or older[name]
@@ -131,8 +131,9 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: it names no model that is known, or has keys outside its text model that are not understood.
     """
     text, _ = _text(config)
-    spent = find(text).spent
-    return {key: value for key, value in text.items() if key not in spent}
+    family = find(text)
+    known = {"model_type": family.model_type} if text.get("model_type") in family.alias else {}
+    return {key: value for key, value in text.items() if key not in family.spent} | known
 
 
 def _text(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -53,7 +53,8 @@ assert set(ACTIVATIONS.values()) == set(get_args(Activation))
 class Family:
     """A lineage: what `architectures` and `model_type` call it, how its keys become a Spec, what it calls tensors.
 
-    older: what either called it in files that came with code of their own. spent: keys that say how tensors are packed
+    older: what either called it in files that came with code of their own. alias: other names of the same `model_type`,
+    which transformers does not know; Lathe does not write them. spent: keys that say how tensors are packed
     in the files; Lathe unpacks them when it reads, and does not write them.
     """
 
@@ -62,6 +63,7 @@ class Family:
     spec: Callable[[Keys], Spec]
     rules: Callable[[Spec], Sequence[Rule]] = lambda spec: ()
     older: tuple[str, ...] = ()
+    alias: tuple[str, ...] = ()
     spent: tuple[str, ...] = ()
 
 

@@ -8,6 +8,7 @@ in an environment with transformers; the converter brings its own gguf package. 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ sys.path[:0] = [str(TESTS), sys.argv[1], sys.argv[1] + "/gguf-py"]
 
 import gguf  # noqa: E402
 from conversion import get_model_class  # noqa: E402
-from families import CASES, DEEPSEEK, DEEPSEEK_YARN, Case  # noqa: E402
+from families import CASES, DEEPSEEK, DEEPSEEK_YARN, ORIGINAL, Case  # noqa: E402
 from patterned import digest, pattern  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
@@ -32,6 +33,7 @@ NAMES = """
     phi3-window phi3-longrope phi4-mini olmo olmo2 neox neox-one-after-the-other gpt2
     stablelm cohere-normed-heads qwen2-moe deepseek-v2
     glm4 exaone4 exaone4-global olmo3-yarn ministral3
+    granite-moe glm4-moe glm4-moe-normed minimax-m2 ernie-moe-to-the-end
 """.split()
 LLAMA3_EXACT = Case("llama-3.2", "Llama-3.2-1B-Instruct", {"head_dim": 64, "num_attention_heads": 2})
 LLAMA3_OTHER = next(case for case in CASES if case.name == "llama-3.2-tied-llama3-rope")
@@ -41,6 +43,13 @@ def changed(name: str, **changes: Any) -> Case:
     case = next(case for case in CASES if case.name == name)
     return Case(name, case.published, {**case.changes, **changes})
 
+
+# What the converter takes the factor of cosines and sines to be in LongRoPE; and the name by which it knows the model.
+USUAL = math.sqrt(1 + math.log(64 / ORIGINAL) / math.log(ORIGINAL))
+PHI_MOE = next(case for case in CASES if case.name == "phi-moe")
+PHI_MOE = changed("phi-moe", architectures=["PhiMoEForCausalLM"], rope_scaling={
+    **PHI_MOE.changes["rope_scaling"], "short_mscale": USUAL, "long_mscale": USUAL,
+})  # fmt: skip
 
 OWN = [
     LLAMA3_EXACT,
@@ -59,6 +68,9 @@ OWN = [
     changed("seed-oss", attention_out_bias=False),
     changed("ernie", use_bias=False),
     changed("hunyuan", max_position_embeddings=1 << 18),  # which it takes them all to have
+    changed("glm", head_dim=16, rms_norm_eps=1e-5),  # and a context as long as the model is wide
+    changed("llama4", attention_chunk_size=8192, floor_scale=8192),
+    PHI_MOE,
     Case("smollm3", "SmolLM3-3B", {"num_hidden_layers": 4, "no_rope_layers": None, "layer_types": None}),
     Case("gemma2", "gemma-2-2b", {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 8}),
     Case("gemma3", "gemma-3-1b-it", {

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lathe.families.ggml.header import SCORES, Config, Facts, Header, chosen, named, sizes, windows
-from lathe.families.ggml.llamas import dense
-from lathe.families.ggml.scaling import rope, scaling
-from lathe.model.spec import Experts, Router, Spec
+from lathe.errors import ConfigError
+from lathe.families.ggml.header import Config, Facts, Header, called, chosen, named, window, windows
+from lathe.families.ggml.llamas import dense, granite
+from lathe.families.ggml.scaling import long_attention
+from lathe.model.spec import Attention, Experts, Spec
 
 
 def qwen3moe(header: Header) -> Config:
     keys = header.keys
     found = dense(header, "Qwen3MoeForCausalLM")
-    window, local = windows(header, found["num_hidden_layers"])
-    if window and not all(local):
-        raise keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
+    seen = window(header, found["num_hidden_layers"])
     return {
         **found,
-        **({"use_sliding_window": True, "sliding_window": window} if window else {}),
+        **({"use_sliding_window": True, "sliding_window": seen} if seen else {}),
         **chosen(header),
         "num_experts": keys.size("expert_count"),
         "moe_intermediate_size": keys.size("expert_feed_forward_length"),
@@ -56,7 +55,7 @@ def gpt_oss(header: Header) -> Config:
     """The bounds of YaRN's ramp are not whole channels, whatever llama.cpp makes of them."""
     keys = header.keys
     found = dense(header, "GptOssForCausalLM")
-    window, local = windows(header, found["num_hidden_layers"], every=2)
+    size, local = windows(header, found["num_hidden_layers"], every=2)
     if found["rope_scaling"]:
         found["rope_scaling"] |= {"truncate": False}
     return {
@@ -64,69 +63,74 @@ def gpt_oss(header: Header) -> Config:
         **chosen(header),
         "num_local_experts": keys.size("expert_count"),
         "intermediate_size": keys.size("expert_feed_forward_length"),
-        "sliding_window": window,
+        "sliding_window": size,
         "layer_types": named(local),
     }
 
 
-def deepseek2(header: Header) -> Config:
-    """DeepSeek V2, whose scores are a softmax, and V3, whose are sigmoids. Attention's keys count the latent as the one
-    key of all heads, except in the oldest files."""
+def granitemoe(header: Header) -> Config:
     keys = header.keys
-    score = keys.take("expert_gating_func", SCORES["softmax"])
-    if score not in SCORES.values():
-        raise keys.wrong("expert_gating_func", score, " or ".join(map(str, SCORES.values())))
-    rank, turned = keys.size("attention.kv_lora_rank"), keys.size("rope.dimension_count")
-    key, value = keys.size("attention.key_length"), keys.size("attention.value_length")
-    key, value = keys.size("attention.key_length_mla", key), keys.size("attention.value_length_mla", value)
-    if key <= turned:
-        raise keys.wrong("attention.key_length", key, f"more than the {turned} channels that turn")
-    keys.ignore("attention.head_count_kv")
-    scaled = rope(header, turned)
-    stretch = keys.real("rope.scaling.yarn_log_multiplier", 0.0) * 10
-    if scaled["rope_scaling"] and stretch:
-        scaled["rope_scaling"] |= {"mscale": stretch, "mscale_all_dim": stretch}
-    third = score == SCORES["sigmoid"]
-    found = sizes(header, "DeepseekV3ForCausalLM" if third else "DeepseekV2ForCausalLM", head_dim=False)
-    groups = keys.size("expert_group_count", 1)
+    found = {**granite(header), **called("GraniteMoeForCausalLM")}
+    keys.expect("expert_feed_forward_length", found["intermediate_size"])
+    return {**found, **chosen(header), "num_local_experts": keys.size("expert_count")}
+
+
+def phimoe(header: Header) -> Config:
+    """LayerNorm, whose epsilon is called that of RMSNorm. llama.cpp itself norms by the root mean square alone, and
+    weighs the chosen experts by a softmax over them."""
+    keys, name = header.keys, "PhimoeForCausalLM"
+    found = {**dense(header, name), "lm_head_bias": "output.bias" in header.shapes}
+    keys.expect("expert_feed_forward_length", found["intermediate_size"])
+    stretched = found["rope_scaling"]
+    if stretched and stretched["rope_type"] == "longrope":  # in which short and long sequences may differ
+        original, context = stretched["original_max_position_embeddings"], found["max_position_embeddings"]
+        factor = stretched.pop("attention_factor", long_attention(context / original, original))
+        stretched |= {"short_mscale": factor, "long_mscale": factor}
+        found["original_max_position_embeddings"] = original
     return {
         **found,
-        **scaled,
-        **({} if third else {"topk_method": "group_limited_greedy" if groups > 1 else "greedy"}),
-        "num_experts_per_tok": keys.size("expert_used_count"),
-        "num_key_value_heads": found["num_attention_heads"],
-        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
-        "q_lora_rank": keys.size_or_none("attention.q_lora_rank"),
-        "kv_lora_rank": rank,
-        "qk_rope_head_dim": turned,
-        "qk_nope_head_dim": key - turned,
-        "v_head_dim": value,
-        "n_routed_experts": keys.size("expert_count"),
-        "n_shared_experts": keys.size("expert_shared_count"),
-        "moe_intermediate_size": keys.size("expert_feed_forward_length"),
-        "n_group": groups,
-        "topk_group": keys.size("expert_group_used_count", 1),
-        "first_k_dense_replace": keys.size("leading_dense_block_count", 0, least=0),
-        "routed_scaling_factor": keys.real("expert_weights_scale", 1.0),
-        "norm_topk_prob": keys.flag("expert_weights_norm", False),
+        **chosen(header),
+        "num_local_experts": keys.size("expert_count"),
+        "sliding_window": window(header, found["num_hidden_layers"]),
     }
 
 
-def deepseek2_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
-    mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Experts)]
-    # YaRN's correction is in the scale of the scores alone, not in what turns.
-    found: Facts = {
-        "leading_dense_block_count": len(spec.layers) - len(mixtures),
-        "rope.scaling.yarn_attn_factor": None,
+def phimoe_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
+    return {"attention.layer_norm_epsilon": None, "attention.layer_norm_rms_epsilon": spec.norm.eps}
+
+
+def llama4(header: Header) -> Config:
+    """Chunks with positions and every fourth layer without either; llama.cpp itself takes both lengths to be 8192."""
+    keys = header.keys
+    found = dense(header, "Llama4ForCausalLM", ramp=(1.0, 1.0))
+    if "blk.0.attn_output.bias" in header.shapes:
+        raise ConfigError('The GGUF file has a tensor "blk.0.attn_output.bias", which llama.cpp does not know there.')
+    layers, count = found["num_hidden_layers"], keys.size("expert_count")
+    chunk, local = windows(header, layers, every=4, window=8192)
+    return {
+        **found,
+        **chosen(header, norm=False, score="sigmoid"),
+        "num_local_experts": count,
+        "intermediate_size": keys.size("expert_feed_forward_length"),
+        "intermediate_size_mlp": found["intermediate_size"],
+        "interleave_moe_layer_step": keys.size("interleave_moe_layer_step"),
+        "attention_chunk_size": chunk or None,
+        "layer_types": ["chunked_attention" if slides else "full_attention" for slides in local],
+        "no_rope_layers": [int(not chunk or (n + 1) % 4 != 0) for n in range(layers)],
+        "attn_scale": keys.real("attention.temperature_scale", 0.1),
+        "floor_scale": keys.size("attention.temperature_length", 8192),
+        "use_qk_norm": count != 128,
     }
-    stretch = scaling(config).get("mscale_all_dim")
-    if stretch:
-        found["rope.scaling.yarn_log_multiplier"] = stretch / 10
-    if mixtures and isinstance(mixtures[0].router, Router):
-        router, each, shared = mixtures[0].router, mixtures[0].each, mixtures[0].shared
-        found |= {
-            "expert_shared_count": shared.width // each.width if shared else 0,
-            "expert_group_count": router.groups,
-            "expert_group_used_count": router.top_groups,
-        }
-    return found
+
+
+def llama4_tells(config: Mapping[str, Any], spec: Spec) -> Facts:
+    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
+    heat = next((mixer.temperature for mixer in mixers if mixer.temperature), None)
+    chunks = [mixer.chunk for mixer in mixers]
+    return {
+        "interleave_moe_layer_step": 1 + next(n for n, la in enumerate(spec.layers) if isinstance(la.mlp, Experts)),
+        "attention.sliding_window": next(filter(None, chunks), 0),
+        "attention.sliding_window_pattern": [chunk is not None for chunk in chunks] if any(chunks) else None,
+        "attention.temperature_scale": heat.strength if heat else None,
+        "attention.temperature_length": heat.every if heat else None,
+    }

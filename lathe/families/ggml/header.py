@@ -105,15 +105,23 @@ def windows(header: Header, layers: int, every: int = 0, window: int = 0) -> tup
     return window, [bool(window) and bool(slides) for slides in pattern]
 
 
+def window(header: Header, layers: int) -> int | None:
+    """The size of a window that all layers have; None where none has one."""
+    size, local = windows(header, layers)
+    if size and not all(local):
+        raise header.keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
+    return size or None
+
+
 def named(local: Sequence[bool]) -> list[str]:
     """`layer_types`: which layers see a window."""
     return ["sliding_attention" if slides else "full_attention" for slides in local]
 
 
-def chosen(header: Header, norm: bool = True) -> Config:
-    """Scores are a softmax, and the weights of the chosen experts sum to 1, or, without `norm`, are what they are."""
+def chosen(header: Header, norm: bool = True, score: str = "softmax") -> Config:
+    """Scores are of one kind, and the weights of the chosen experts sum to 1, or, without `norm`, are what they are."""
     keys = header.keys
-    keys.expect("expert_gating_func", SCORES["softmax"])
+    keys.expect("expert_gating_func", SCORES[score])
     keys.expect("expert_weights_norm", norm)
     keys.expect("expert_weights_scale", 1.0)
     return {"num_experts_per_tok": keys.size("expert_used_count")}

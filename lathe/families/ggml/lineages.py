@@ -13,7 +13,7 @@ from typing import Any
 
 from lathe.errors import ConfigError, did_you_mean
 from lathe.families import find as family
-from lathe.families.ggml import experts, gemmas, gpts, llamas, rotary
+from lathe.families.ggml import corrected, experts, gemmas, gpts, llamas, rotary
 from lathe.families.ggml.header import Config, Facts, Header
 from lathe.model.spec import Order, Spec
 
@@ -24,7 +24,8 @@ class Lineage:
 
     architectures: what Hugging Face calls it. config: what its keys mean; tell: keys of its own, back from the parts.
     paired: rows of queries and keys lie in the order in which they turn, neighbour with neighbour. qkv, gate_up: these
-    are one tensor. norms: what a layer's are called, where it is not as NORMS has it.
+    are one tensor. norms: what a layer's are called, where it is not as NORMS has it. ahead: a file may have one layer
+    more, which predicts further ahead and is dropped.
     """
 
     architectures: tuple[str, ...]
@@ -34,6 +35,7 @@ class Lineage:
     qkv: bool = False
     gate_up: bool = False
     norms: Mapping[Order, Mapping[str, str]] = field(default_factory=dict)
+    ahead: bool = False
 
 
 def config(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Config:
@@ -103,7 +105,8 @@ LINEAGES: dict[str, Lineage] = {
     "hunyuan-dense": Lineage(
         ("HunYuanDenseV1ForCausalLM",), partial(llamas.dense, architecture="HunYuanDenseV1ForCausalLM")
     ),
-    "glm4": Lineage(("Glm4ForCausalLM",), llamas.glm4, gate_up=True),
+    "glm4": Lineage(("Glm4ForCausalLM",), partial(llamas.glm, architecture="Glm4ForCausalLM"), gate_up=True),
+    "chatglm": Lineage(("GlmForCausalLM",), partial(llamas.glm, architecture="GlmForCausalLM"), gate_up=True),
     "gptneox": Lineage(("GPTNeoXForCausalLM",), gpts.neox, gpts.neox_tells, qkv=True),
     "gpt2": Lineage(("GPT2LMHeadModel",), gpts.gpt2, qkv=True),
     "starcoder": Lineage(("GPTBigCodeForCausalLM",), gpts.starcoder, qkv=True),
@@ -118,6 +121,12 @@ LINEAGES: dict[str, Lineage] = {
     "olmoe": Lineage(("OlmoeForCausalLM",), experts.olmoe),
     "gpt-oss": Lineage(("GptOssForCausalLM",), experts.gpt_oss, norms=AFTER),
     "deepseek2": Lineage(
-        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), experts.deepseek2, experts.deepseek2_tells
+        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), corrected.deepseek2, corrected.deepseek2_tells
     ),
+    "glm4moe": Lineage(("Glm4MoeForCausalLM",), corrected.glm4moe, corrected.glm4moe_tells, norms=AFTER, ahead=True),
+    "ernie4_5-moe": Lineage(("Ernie4_5_MoeForCausalLM",), corrected.ernie_moe, corrected.ernie_moe_tells),
+    "minimax-m2": Lineage(("MiniMaxM2ForCausalLM",), corrected.minimax_m2),
+    "granitemoe": Lineage(("GraniteMoeForCausalLM",), experts.granitemoe, llamas.granite_tells, paired=True),
+    "phimoe": Lineage(("PhimoeForCausalLM",), experts.phimoe, experts.phimoe_tells),
+    "llama4": Lineage(("Llama4ForCausalLM",), experts.llama4, experts.llama4_tells),
 }

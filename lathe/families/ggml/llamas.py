@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from lathe.errors import ConfigError
-from lathe.families.ggml.header import Config, Facts, Header, called, chosen, named, sizes, windows
-from lathe.families.ggml.scaling import rope, scaling, turning
+from lathe.families.ggml.header import Config, Facts, Header, called, chosen, named, sizes, window, windows
+from lathe.families.ggml.scaling import LLAMA3, rope, scaling, turning
 from lathe.model.spec import Attention, Spec
 
 
-def dense(header: Header, architecture: str) -> Config:
-    """Attention with rotary positions over whole heads, and RMSNorm: the Llama and all that is like it."""
+def dense(header: Header, architecture: str, ramp: tuple[float, float] = LLAMA3) -> Config:
+    """Attention with rotary positions over whole heads, and RMSNorm: the Llama and all that is like it. `ramp`: as in
+    `rope`."""
     found = sizes(header, architecture)
     channels = header.keys.size("rope.dimension_count", found["head_dim"])
     if channels != found["head_dim"]:
         raise header.keys.wrong("rope.dimension_count", channels, f"{found['head_dim']}, all channels of a head")
-    found |= {"rms_norm_eps": header.keys.real("attention.layer_norm_rms_epsilon"), **rope(header, channels)}
+    found |= {"rms_norm_eps": header.keys.real("attention.layer_norm_rms_epsilon"), **rope(header, channels, ramp=ramp)}
     # Where queries, keys and values alone have one (Qwen 2), the architecture says so.
     if {"blk.0.attn_q.bias", "blk.0.attn_output.bias"} <= header.shapes.keys():
         found["attention_bias"] = True
@@ -31,27 +32,26 @@ def llama(header: Header) -> Config:
     keys = header.keys
     mixed = keys.size("expert_count", 0, least=0)
     found = dense(header, "MixtralForCausalLM" if mixed else "LlamaForCausalLM")
-    window, local = windows(header, found["num_hidden_layers"])
     if mixed:
-        if window and not all(local):
-            raise keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
         keys.expect("expert_feed_forward_length", found["intermediate_size"])
-        return {**found, "num_local_experts": mixed, **chosen(header), "sliding_window": window or None}
+        seen = window(header, found["num_hidden_layers"])
+        return {**found, "num_local_experts": mixed, **chosen(header), "sliding_window": seen}
     keys.expect("expert_used_count", 0)
-    if not window:
+    size, local = windows(header, found["num_hidden_layers"])
+    if not size:
         return found
     if all(local):
-        return {**found, **called("MistralForCausalLM"), "sliding_window": window}
-    return {**found, **called("MinistralForCausalLM"), "sliding_window": window, "layer_types": named(local)}
+        return {**found, **called("MistralForCausalLM"), "sliding_window": size}
+    return {**found, **called("MinistralForCausalLM"), "sliding_window": size, "layer_types": named(local)}
 
 
 def qwen(header: Header, architecture: str) -> Config:
     """Windows in some layers, which llama.cpp itself does not heed."""
     found = dense(header, architecture)
-    window, local = windows(header, found["num_hidden_layers"])
-    if not window:
+    size, local = windows(header, found["num_hidden_layers"])
+    if not size:
         return found
-    return {**found, "use_sliding_window": True, "sliding_window": window, "layer_types": named(local)}
+    return {**found, "use_sliding_window": True, "sliding_window": size, "layer_types": named(local)}
 
 
 def granite(header: Header) -> Config:
@@ -93,16 +93,16 @@ def olmo2(header: Header) -> Config:
     """With windows it is OLMo 3, in which positions are stretched only where there is none."""
     found = dense(header, "Olmo2ForCausalLM")
     header.keys.expect("rope.freq_base_swa", found["rope_theta"])
-    window, local = windows(header, found["num_hidden_layers"], 4)
-    if not window:
+    size, local = windows(header, found["num_hidden_layers"], 4)
+    if not size:
         return found
-    return {**found, **called("Olmo3ForCausalLM"), "sliding_window": window, "layer_types": named(local)}
+    return {**found, **called("Olmo3ForCausalLM"), "sliding_window": size, "layer_types": named(local)}
 
 
 def exaone4(header: Header) -> Config:
     found = dense(header, "Exaone4ForCausalLM")
-    window, local = windows(header, found["num_hidden_layers"], 4)
-    return {**found, "sliding_window": window or None, "layer_types": named(local)}
+    size, local = windows(header, found["num_hidden_layers"], 4)
+    return {**found, "sliding_window": size or None, "layer_types": named(local)}
 
 
 def seed_oss(header: Header) -> Config:
@@ -122,14 +122,14 @@ def _without(header: Header, *names: str) -> None:
             raise ConfigError(f'The GGUF file has a tensor "blk.0.{name}", which llama.cpp does not know there.')
 
 
-def glm4(header: Header) -> Config:
-    found = sizes(header, "Glm4ForCausalLM")
+def glm(header: Header, architecture: str) -> Config:
+    found = sizes(header, architecture)
     turned, share = turning(header, found["head_dim"])
     return {
         **found,
         "rms_norm_eps": header.keys.real("attention.layer_norm_rms_epsilon"),
         "partial_rotary_factor": share,
-        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
+        "attention_bias": not {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}.isdisjoint(header.shapes),
         **rope(header, turned),
     }
 
@@ -146,9 +146,8 @@ def ministral3(header: Header) -> Config:
     if heat is not None:
         every = keys.size("rope.scaling.original_context_length", found["max_position_embeddings"])
         scaling |= {"llama_4_scaling_beta": heat, "original_max_position_embeddings": every}
-    window, _ = windows(header, found["num_hidden_layers"])
     turned = {**scaling, "rope_theta": found.pop("rope_theta")}
-    return {**found, "rope_parameters": turned, "sliding_window": window or None}
+    return {**found, "rope_parameters": turned, "sliding_window": window(header, found["num_hidden_layers"])}
 
 
 def ministral3_tells(config: Mapping[str, Any], spec: Spec) -> Facts:

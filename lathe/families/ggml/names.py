@@ -8,7 +8,7 @@ from typing import Any
 from lathe.families.ggml.header import SETTINGS
 from lathe.families.ggml.lineages import Lineage, find
 from lathe.model.spec import Attention, Experts, Gated, LatentAttention, Mlp, Norm, Order, Spec
-from lathe.weights.rules import Drop, Inverse, Prefix, Rename, Reorder, Rule, Shift, Split, Stack, Transpose
+from lathe.weights.rules import Drop, Inverse, Old, Prefix, Rename, Reorder, Rule, Shift, Split, Stack, Transpose
 
 DISK, MEMORY = "blk.{i}.", "model.layers.{i}."
 
@@ -25,6 +25,7 @@ NORMS: dict[Order, dict[str, str]] = {
     },
 }
 ATTENTION = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "attn_output": "self_attn.o_proj"}
+CORRECTION = DISK + "exp_probs_b.bias", MEMORY + "mlp.gate.e_score_correction_bias"
 SINKS = DISK + "attn_sinks.weight", MEMORY + "self_attn.sinks"
 LATENT = {
     "attn_q": "self_attn.q_proj",
@@ -58,6 +59,8 @@ def rules(config: Mapping[str, Any], spec: Spec) -> list[Rule]:
     _, lineage = find(config)
     mixer, order = spec.layers[0].mixer, spec.layers[0].order
     names, found = dict(lineage.norms.get(order, NORMS[order])), _alone()
+    if lineage.ahead:
+        found.append(Drop(f"blk.{len(spec.layers)}.*"))
     if isinstance(mixer, Attention):
         names |= ATTENTION
         found += _attention(mixer, lineage)
@@ -81,7 +84,10 @@ def _alone() -> list[Rule]:
     return [
         *(Drop(name) for name in (*SETTINGS, DISK + "attn_rot_embd.weight")),
         Rename(*SINKS),
-        Rename(DISK + "exp_probs_b.bias", MEMORY + "mlp.gate.e_score_correction_bias"),
+        # Some converters make it a matrix of one row, which is the same to llama.cpp.
+        Old(Inverse(Stack(CORRECTION[1] + ".{e}", CORRECTION[0], 1))),
+        Old(Rename(CORRECTION[1] + ".0", CORRECTION[1])),
+        Rename(*CORRECTION),
         Prefix("token_embd.", "model.embed_tokens."),
         Prefix("position_embd.", "model.embed_positions."),
         Prefix("output_norm.", "model.norm."),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lathe.errors import ConfigError
-from lathe.families.ggml.header import Config, Facts, Header, named, sizes, windows
+from lathe.families.ggml.header import Config, Facts, Header, named, sizes, window, windows
 from lathe.families.ggml.scaling import rope, turning
 from lathe.model.spec import Spec
 
@@ -55,10 +55,8 @@ def starcoder2(header: Header) -> Config:
         raise header.keys.wrong(
             "rope.dimension_count", header.keys.take("rope.dimension_count"), "all channels of a head"
         )
-    window, local = windows(header, found["num_hidden_layers"])
-    if window and not all(local):
-        raise header.keys.wrong("attention.sliding_window_pattern", local, "the same for all layers")
-    return found | {"use_bias": "blk.0.attn_q.bias" in header.shapes, "sliding_window": window or None}
+    seen = window(header, found["num_hidden_layers"])
+    return found | {"use_bias": "blk.0.attn_q.bias" in header.shapes, "sliding_window": seen}
 
 
 def falcon(header: Header) -> Config:
@@ -105,10 +103,10 @@ def cohere(header: Header) -> Config:
 
 def cohere2(header: Header) -> Config:
     found = _cohere(header, "Cohere2ForCausalLM")
-    window, local = windows(header, found["num_hidden_layers"], 4)
-    if not window:
-        raise header.keys.wrong("attention.sliding_window", window, "at least 1")
-    return {**found, "sliding_window": window, "layer_types": named(local)}
+    size, local = windows(header, found["num_hidden_layers"], 4)
+    if not size:
+        raise header.keys.wrong("attention.sliding_window", size, "at least 1")
+    return {**found, "sliding_window": size, "layer_types": named(local)}
 
 
 def _cohere(header: Header, architecture: str) -> Config:

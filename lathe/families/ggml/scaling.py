@@ -9,7 +9,7 @@ from typing import Any
 from lathe.families.ggml.header import FREQUENCIES, LONG, SHORT, Config, Header, shortest
 from lathe.model.spec import Llama3
 
-LLAMA3 = 1.0, 4.0  # the ends of the ramp in Llama 3's scaling, in all models that have it
+LLAMA3 = 1.0, 4.0  # the ends of the ramp in Llama 3's scaling, in all models that have it but Llama 4
 LLAMA3_CONTEXT = 8192  # and, where the file does not say it, the length of the first training
 
 
@@ -28,15 +28,17 @@ def scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
-def rope(header: Header, channels: int, base: float = 10_000.0) -> Config:
-    """`rope_theta` and `rope_scaling`. `channels`: of a head, those that turn."""
+def rope(
+    header: Header, channels: int, base: float = 10_000.0, ramp: tuple[float, float] = LLAMA3
+) -> Config:
+    """`rope_theta` and `rope_scaling`. channels: of a head, those that turn; ramp: its ends in Llama 3's scaling."""
     base = header.keys.real("rope.freq_base", base)
     if base <= 0:
         raise header.keys.wrong("rope.freq_base", base, "above 0")
-    return {"rope_theta": base, "rope_scaling": _scaling(header, channels, base)}
+    return {"rope_theta": base, "rope_scaling": _scaling(header, channels, base, ramp)}
 
 
-def _scaling(header: Header, channels: int, base: float) -> Config | None:
+def _scaling(header: Header, channels: int, base: float, ramp: tuple[float, float]) -> Config | None:
     keys, context = header.keys, header.keys.size("context_length")
     kind = keys.take("rope.scaling.type", "linear")
     factor = keys.real("rope.scaling.factor", keys.real("rope.scale_linear", 0.0)) or 1.0
@@ -54,7 +56,7 @@ def _scaling(header: Header, channels: int, base: float) -> Config | None:
         if not plain:
             raise keys.wrong("rope.scaling.factor", factor, f'1 beside the tensor "{FREQUENCIES}"')
         trained = keys.size("rope.scaling.original_context_length", LLAMA3_CONTEXT)
-        return _divided(header.factors(FREQUENCIES, channels), base, context, trained)
+        return _divided(header.factors(FREQUENCIES, channels), base, context, trained, ramp)
     if plain:
         return None
     if kind == "linear":
@@ -78,9 +80,11 @@ def divisors(scaling: Llama3, base: float, pairs: int) -> tuple[float, ...]:
     return tuple(map(divisor, range(pairs)))
 
 
-def _divided(factors: Sequence[float], base: float, context: int, original: int) -> Config:
+def _divided(
+    factors: Sequence[float], base: float, context: int, original: int, ramp: tuple[float, float]
+) -> Config:
     """Llama 3's scaling, where that is what the divisors come from; the divisors themselves where it is not."""
-    scaling = Llama3(shortest(max(factors)), *LLAMA3, original)
+    scaling = Llama3(shortest(max(factors)), *ramp, original)
     expected = divisors(scaling, base, len(factors)) if scaling.factor > 0 else ()
     if expected and all(math.isclose(f, want, rel_tol=1e-3) for f, want in zip(factors, expected, strict=True)):
         return {
@@ -94,8 +98,7 @@ def _divided(factors: Sequence[float], base: float, context: int, original: int)
 
 
 def _long(short: Sequence[float], long: Sequence[float], original: int, attention: float, context: int) -> Config:
-    grown = context / original
-    usual = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 and original > 1 else 1.0
+    usual = long_attention(context / original, original)
     found = {
         "rope_type": "longrope",
         "short_factor": list(short),
@@ -104,3 +107,8 @@ def _long(short: Sequence[float], long: Sequence[float], original: int, attentio
     }
     # transformers 4 takes only what it needs here.
     return found if math.isclose(attention, usual, rel_tol=1e-6) else found | {"attention_factor": attention}
+
+
+def long_attention(factor: float, original: int) -> float:
+    """What LongRoPE multiplies cosines and sines by where nothing else is said, for a context `factor` times longer."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0

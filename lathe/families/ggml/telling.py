@@ -122,13 +122,15 @@ def _mlps(config: Mapping[str, Any], spec: Spec) -> Facts:
     if not mixtures:
         return {"feed_forward_length": dense[0].width}
     each, router = mixtures[0].each, mixtures[0].router
-    if isinstance(router, SparseMixer):
-        raise ConfigError("llama.cpp has no words for experts chosen one after the other.")
-    return {
+    found: Facts = {
         "feed_forward_length": dense[0].width if dense else config.get("intermediate_size", each.width),
         "expert_feed_forward_length": each.width,
         "expert_count": router.count,
         "expert_used_count": router.chosen,
+    }
+    if isinstance(router, SparseMixer):  # llama.cpp has no words for how they are weighed
+        return found
+    return found | {
         "expert_gating_func": SCORES[router.score],
         "expert_weights_norm": router.renormalise,
         "expert_weights_scale": router.scale if router.scale != 1 else None,
