@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from lathe import LLM, checkpoint, cli, families
@@ -253,3 +254,29 @@ def test_convert_pretrained_checkpoint_leaves_the_training_behind(model, tmp_pat
     again = torch.load(out / "lit_model.pth", weights_only=True)
     assert again.keys() == weights.keys()
     assert (out / "lit_model.pth").stat().st_size < (lit / "lit_model.pth").stat().st_size / 4
+
+
+def test_convert_pretrained_checkpoint_keeps_what_its_folder_says(model, tmp_path):
+    """A run with LitGPT's YaRN, in words that we would not write ourselves."""
+    lit, out = tmp_path / "lit", tmp_path / "out"
+    checkpoint.save(lit, (source := checkpoint.open(model)).tensors, source.config, form="litgpt")
+    told = yaml.safe_load((lit / "model_config.yaml").read_text())
+    stretch = {"factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_seq_len": 16}
+    text = "# as LitGPT wrote it\n" + yaml.safe_dump(told | {"rope_adjustments": stretch})
+    (lit / "model_config.yaml").write_text(text)
+    assert cli.main(["convert_pretrained_checkpoint", str(lit), str(out)]) == 0
+    assert (out / "model_config.yaml").read_text() == text
+    assert compare.compare(checkpoint.open(lit), checkpoint.open(out)).same
+    assert cli.main(["convert", str(lit), str(tmp_path / "other"), "--to", "litgpt"]) == 2  # which we would not say
+
+
+def test_what_llama_cpp_passes_over_is_said(tmp_path, capsys):
+    config = CONFIG | {"architectures": ["MistralForCausalLM"], "sliding_window": 8}
+    checkpoint.save(tmp_path / "mistral", tensors(config), config)
+    assert cli.main(["convert", str(tmp_path / "mistral"), str(tmp_path / "mistral.gguf")]) == 0
+    assert (
+        "llama.cpp ignores some of it, and answers otherwise there: its windows of 8 tokens." in capsys.readouterr().err
+    )
+    checkpoint.save(tmp_path / "llama", tensors(CONFIG), CONFIG)
+    assert cli.main(["convert", str(tmp_path / "llama"), str(tmp_path / "llama.gguf")]) == 0
+    assert "ignores" not in capsys.readouterr().err

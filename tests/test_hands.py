@@ -416,7 +416,9 @@ def test_a_layer_that_predicts_further_ahead_is_dropped():
     model = LLAMA_CPP["glm4-moe"]
     spec, hand, memory, disk = written("glm4-moe")
     assert model["metadata"]["glm4moe.block_count"] == len(spec.layers) + 1
-    ahead = {f"blk.{len(spec.layers)}.{name}": Ref.of(torch.ones(2)) for name in ("nextn.enorm.weight", "attn_norm.weight")}
+    ahead = {
+        f"blk.{len(spec.layers)}.{name}": Ref.of(torch.ones(2)) for name in ("nextn.enorm.weight", "attn_norm.weight")
+    }
     assert same(rules.into(hand, {**disk, **ahead}), memory)
 
 

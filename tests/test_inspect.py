@@ -175,3 +175,21 @@ def test_a_draft_is_shown_and_must_share_the_vocabulary(shared, tmp_path, capsys
         shutil.copyfile(file, other / file.name)
     assert main(["inspect", model, "--draft", str(other)]) == 1
     assert "has another vocabulary" in capsys.readouterr().out
+
+
+def test_an_adapter_is_described(shared, tmp_path, capsys):
+    """Facts of PEFT's own files: all parameters in them, and the settings that they were made with."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(shared / "data/formats/peft-lora-stories260K", folder, copy_function=shutil.copyfile)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    base = {"base_model_name_or_path": str(shared / "data/models/stories260K-hf")}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | base))
+    tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors").values()
+    assert main(["inspect", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["adapter"]
+    assert (told["method"], told["rank"], told["scaling"]) == ("LoRA", [settings["r"]], [settings["lora_alpha"] / 8])
+    assert {*told["targets"]} == {*settings["target_modules"]} and not told["whole"]
+    assert told["parameters"] == sum(tensor.numel() for tensor in tensors)
+    assert told["bytes"] == sum(tensor.nbytes for tensor in tensors)
+    assert main(["inspect", str(folder)]) == 0
+    assert f"LoRA, rank 8, times 2, on {' '.join(told['targets'])}" in " ".join(capsys.readouterr().out.split())

@@ -59,6 +59,7 @@ def run(options: Options) -> int:
     form = options.to or ("gguf" if options.target.suffix == ".gguf" else "hf")
     dtype = known(options.dtype, form)
     from lathe import checkpoint
+    from lathe.families import ggml
 
     source = checkpoint.open(hub.find(options.source, options.checkpoints), options.checkpoints)
     if options.adapter:
@@ -71,6 +72,8 @@ def run(options: Options) -> int:
         raise UsageError(f"{place} exists already.", "", "Choose another place, or add --force to replace it.")
     write(source, place, form, dtype, options.force)
     print(f"Wrote {place}", file=sys.stderr)
+    if form == "gguf" and (passed := ggml.unheeded(source.config, source.spec)):
+        print(f"llama.cpp ignores some of it, and answers otherwise there: {', '.join(passed)}.", file=sys.stderr)
     return verify(source, place) if options.verify else 0
 
 
@@ -90,8 +93,11 @@ def known(dtype: str, form: str) -> str | None:
     return NAMES.get(name, name)
 
 
-def write(source: Checkpoint, place: Path, form: str, dtype: str | None, force: bool = False) -> None:
-    """Write `source` at `place`, showing how far it is where somebody watches."""
+def write(
+    source: Checkpoint, place: Path, form: str, dtype: str | None, force: bool = False, settings: str | None = None
+) -> None:
+    """Write `source` at `place`, showing how far it is where somebody watches. The arguments are those of
+    `checkpoint.save`."""
     from lathe import checkpoint
 
     total = sum(ref.nbytes for ref in source.tensors.values())
@@ -104,6 +110,7 @@ def write(source: Checkpoint, place: Path, form: str, dtype: str | None, force: 
             dtype=dtype,
             generation=source.generation,
             tokenizer=_tokenizer(source),
+            settings=settings,
             replace=force,
         )
 

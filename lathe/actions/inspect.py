@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe import hub
-from lathe.actions import memory, soundness
+from lathe.actions import adapters, memory, soundness
 from lathe.errors import LatheError, UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def describe(found: Checkpoint, length: int | None = None, batch: int = 1) -> di
         "context": spec.context,
         "tied_head": spec.tied,
         "tokenizer": words(found),
+        "adapter": adapters.facts(found) if isinstance(found, checkpoint.Adapted) else None,
         "tensors": dict(Counter(str(ref.dtype).removeprefix("torch.") for ref in found.tensors.values())),
         "bytes": sum(ref.nbytes for ref in found.tensors.values()),
         "cache_bytes_per_token": memory.cached(spec) * found.dtype.itemsize,
@@ -155,7 +156,8 @@ def show(page: dict[str, Any], problems: list[str], deep: bool) -> None:
 
 def rows(page: dict[str, Any]) -> dict[str, str]:
     """The facts in words."""
-    total, active, words, draft = (page.get(n) for n in ("parameters", "active_parameters", "tokenizer", "draft"))
+    total, active = page["parameters"], page["active_parameters"]
+    words, adapter, draft = page["tokenizer"], page["adapter"], page.get("draft")
     found = {
         "path": page["path"],
         "form": page["form"],
@@ -174,6 +176,8 @@ def rows(page: dict[str, Any]) -> dict[str, str]:
     stored = ", ".join(f"{count} {dtype}" for dtype, count in page["tensors"].items())
     found["read as"] = f"{stored}; {_human(page['bytes'])}"
     found["cache"] = f"{_human(page['cache_bytes_per_token'])} per token"
+    if adapter:
+        found["adapter"] = f"{adapters.words(adapter)}, {_human(adapter['bytes'])}"
     if draft:
         found["draft"] = f"{draft['path']}, {draft['architecture']} of {draft['parameters']:,} parameters"
     return found

@@ -91,5 +91,7 @@ def pretrained(options: Pretrained) -> None:
     from lathe import checkpoint
 
     source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints), options.checkpoints)
-    convert.write(source, options.output_dir, "litgpt", None)
+    told = source.folder / "model_config.yaml"
+    settings = told.read_text(encoding="utf-8") if source.form == "LitGPT" and told.is_file() else None
+    convert.write(source, options.output_dir, "litgpt", None, settings=settings)
     print(f"Wrote {options.output_dir}", file=sys.stderr)

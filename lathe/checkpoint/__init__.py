@@ -1,6 +1,6 @@
 """Any folder or file becomes configuration, spec, tokenizer and tensors; fills a decoder; writes every form."""
 
-from lathe.checkpoint.adapters import Named, by_name, put_on
+from lathe.checkpoint.adapters import Adapted, Adapter, Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
 from lathe.checkpoint.merging import weights
@@ -12,6 +12,8 @@ from lathe.checkpoint.placing import beside, recover, refuse, remove, room
 from lathe.checkpoint.saving import kept, save
 
 __all__ = [
+    "Adapted",
+    "Adapter",
     "AdapterFiles",
     "Checkpoint",
     "Named",

@@ -45,6 +45,7 @@ def save(
     tokenizer: Tokenizer | None = None,
     files: Mapping[str, str] | None = None,
     more: Callable[[Path], None] | None = None,
+    settings: str | None = None,
     replace: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -53,6 +54,8 @@ def save(
     model: a decoder, or tensors by their names in memory. form: one of FORMS. dtype: what weights become: F32,
     F16 or BF16, in GGUF also one of its mixtures, as Q4_K_M; None keeps each as it is. files: further text files by
     name (recipe.yaml), in a folder. more: writes whatever else shall be in the folder, before it is in its place.
+    settings: the text of model_config.yaml, where LitGPT itself described the model; None describes it, which not all
+    models can be.
 
     Raises:
         UsageError: something is at `place` and `replace` is not given; no such form; no room on the disk.
@@ -80,8 +83,10 @@ def save(
             _write_gguf(written, dict(model), config, dtype, tokenizer)
             return
         written.mkdir()
-        write = _write_hugging_face if form == "hf" else _write_litgpt
-        write(written, dict(model), config, shard_bytes)
+        if form == "hf":
+            _write_hugging_face(written, dict(model), config, shard_bytes)
+        else:
+            _write_litgpt(written, dict(model), config, settings)
         if generation:
             _write_json(written / "generation_config.json", generation)
         if tokenizer is not None:
@@ -98,12 +103,13 @@ def _write_hugging_face(folder: Path, model: Refs, config: Mapping[str, Any], sh
     _write_config(folder, named, config)
 
 
-def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], _: int) -> None:
+def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], settings: str | None) -> None:
     spec = families.read(config)
-    settings = litgpt.settings(config, spec)  # before anything is written: some models LitGPT cannot have
+    # Before anything is written: some models LitGPT cannot have.
+    text = settings if settings is not None else yaml.safe_dump(litgpt.settings(config, spec))
     named = rules.back(litgpt.rules(spec), model)
     pickled.write(folder / "lit_model.pth", named)
-    (folder / "model_config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    (folder / "model_config.yaml").write_text(text, encoding="utf-8")
     _write_config(folder, named, config)
 
 

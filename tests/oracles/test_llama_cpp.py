@@ -16,6 +16,7 @@ from torch import Tensor
 from lathe import LLM, checkpoint, families
 from lathe.checkpoint.filling import blank, slots
 from lathe.checkpoint.packing import pack
+from lathe.families import ggml
 from lathe.model.layout import Layout
 from lathe.weights import gguf
 from lathe.weights.blocks import PACKINGS
@@ -25,7 +26,7 @@ SCRIPT = Path(__file__).with_name("llama_cpp_answers.py")
 VOCAB = 512
 TOKENS = [1, *torch.randint(3, VOCAB, (23,), generator=torch.Generator().manual_seed(0)).tolist()]
 
-# Windows, and YaRN's own factors, which llama.cpp has no use for in these: its answers are those of the changed model.
+# Windows, chunks, and YaRN's own numbers, of which llama.cpp makes nothing in these: it answers as the changed model.
 UNHEEDED = {
     "llama-yarn-attention-betas": {"rope_scaling": {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
@@ -42,6 +43,10 @@ UNHEEDED = {
     "olmo3-yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 3},  # but where there are 64 layers
     "gpt-oss": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama4": {"attention_chunk_size": 8192, "floor_scale": 8192},
+    "kimi-k2": {"rope_scaling": {
+        "rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 16, "mscale": 1, "mscale_all_dim": 1,
+    }},
 }  # fmt: skip
 # Cases that cannot be said, so changed that they can: of DeepSeek's two numbers for YaRN only one is in the file, and
 # llama.cpp has one epsilon for all norms.
@@ -61,9 +66,11 @@ ALTERED: dict[str, dict[str, Any]] = {
     "nemotron": {"head_dim": 16},
     "seed-oss": {"attention_out_bias": False},
     "ernie": {"use_bias": False},
+    "glm": {"head_dim": 16},
+    "kimi-k2": {"rms_norm_eps": 1e-6},
 }
-# Cohere's heads are normed where there are 64 layers or more, says llama.cpp.
-LEFT_OUT = {"cohere-normed-heads"}
+# Cohere's heads are normed where there are 64 layers or more, says llama.cpp; and Phi-3.5-MoE's LayerNorm is RMSNorm.
+LEFT_OUT = {"cohere-normed-heads", "phi-moe"}
 
 
 def configured(case: Case, **changes: Any) -> dict[str, Any]:
@@ -126,6 +133,8 @@ def test_every_lineage_answers_alike(answers, words, tmp_path):
         if case.name not in REFUSED["gguf"] | LEFT_OUT or case.name in ALTERED:
             file = tmp_path / f"{case.name}.gguf"
             config = configured(case)
+            # Users are told of what it does not heed, and of nothing else.
+            assert bool(ggml.unheeded(config, families.read(config))) == (case.name in UNHEEDED), case.name
             pack(file, weights(config), config, "F32", words)
             files[str(file)] = case, file
     told = answers(logits=dict.fromkeys(files, TOKENS))["logits"]

@@ -7,5 +7,6 @@ from lathe.families.ggml.kinds import KINDS, described, mix
 from lathe.families.ggml.lineages import config
 from lathe.families.ggml.names import rules
 from lathe.families.ggml.telling import check, metadata, settings
+from lathe.families.ggml.unheeded import unheeded
 
-__all__ = ["KINDS", "SETTINGS", "check", "config", "described", "metadata", "mix", "rules", "settings"]
+__all__ = ["KINDS", "SETTINGS", "check", "config", "described", "metadata", "mix", "rules", "settings", "unheeded"]

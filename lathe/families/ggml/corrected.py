@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lathe.errors import ConfigError
 from lathe.families.ggml.header import SCORES, Config, Facts, Header, chosen, sizes
 from lathe.families.ggml.llamas import dense
 from lathe.families.ggml.scaling import rope, scaling, turning

@@ -28,9 +28,7 @@ def scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
-def rope(
-    header: Header, channels: int, base: float = 10_000.0, ramp: tuple[float, float] = LLAMA3
-) -> Config:
+def rope(header: Header, channels: int, base: float = 10_000.0, ramp: tuple[float, float] = LLAMA3) -> Config:
     """`rope_theta` and `rope_scaling`. channels: of a head, those that turn; ramp: its ends in Llama 3's scaling."""
     base = header.keys.real("rope.freq_base", base)
     if base <= 0:
@@ -80,9 +78,7 @@ def divisors(scaling: Llama3, base: float, pairs: int) -> tuple[float, ...]:
     return tuple(map(divisor, range(pairs)))
 
 
-def _divided(
-    factors: Sequence[float], base: float, context: int, original: int, ramp: tuple[float, float]
-) -> Config:
+def _divided(factors: Sequence[float], base: float, context: int, original: int, ramp: tuple[float, float]) -> Config:
     """Llama 3's scaling, where that is what the divisors come from; the divisors themselves where it is not."""
     scaling = Llama3(shortest(max(factors)), *ramp, original)
     expected = divisors(scaling, base, len(factors)) if scaling.factor > 0 else ()
