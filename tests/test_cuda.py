@@ -14,6 +14,7 @@ from lathe.data.loader import Batch
 from lathe.data.pack import Row
 from lathe.engine.engine import Engine
 from lathe.engine.sampling import Sampling
+from lathe.model import kernels
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.training import initial, loss
@@ -106,8 +107,6 @@ def test_tokens(config):
 @pytest.mark.parametrize("heads, channels, window", [((4, 4), 64, None), ((8, 2), 128, None), ((6, 1), 80, 7)])
 def test_ragged_sequences_are_one_kernel(heads, channels, window):
     """A ribbon of many lengths in half precision, and its gradients, against each sequence alone in float32."""
-    from lathe.model import kernels
-
     drawn = torch.Generator().manual_seed(1)
     shapes = [(sum(LENGTHS), n, channels) for n in (heads[0], heads[1], heads[1])]
     plain = [torch.randn(shape, generator=drawn).bfloat16().float().requires_grad_() for shape in shapes]
@@ -120,3 +119,28 @@ def test_ragged_sequences_are_one_kernel(heads, channels, window):
     torch.testing.assert_close(got.float().cpu(), right, rtol=2e-2, atol=2e-2)
     for mine, theirs in zip(half, plain, strict=True):
         torch.testing.assert_close(mine.grad.float().cpu(), theirs.grad, rtol=4e-2, atol=6e-2)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_ragged_sequences_read_a_cache_in_one_kernel(window):
+    """Each sequence's last tokens, its past in slots that lie together or scattered, against float32 on the CPU."""
+    drawn = torch.Generator().manual_seed(1)
+    pasts, fresh = (30, 0, 12, 20), (1, 5, 3, 1)
+    slots = torch.randperm(200, generator=drawn)
+    reads = (slice(40, 71), slots[:5], slots[5:20], slice(100, 121))
+    ends = [torch.arange(read.start, read.stop) if isinstance(read, slice) else read for read in reads]
+    write = torch.cat([end[past:] for end, past in zip(ends, pasts, strict=True)])
+    q, k, v = (torch.randn(10, heads, 64, generator=drawn).bfloat16() for heads in (8, 2, 2))
+    cache = torch.randn(2, 200, 2, 64, generator=drawn).bfloat16()
+
+    def looked(device: str, dtype: torch.dtype) -> Tensor:
+        layout = Layout(
+            torch.cat([torch.arange(past, past + n) for past, n in zip(pasts, fresh, strict=True)]).to(device),
+            (0, 1, 6, 9, 10), (64,) * 4, write.to(device),
+            tuple(read if isinstance(read, slice) else read.to(device) for read in reads),
+        )  # fmt: skip
+        kept = tuple(cache.to(device, dtype, copy=True))
+        new = (x.to(device, dtype) for x in (q, k, v))
+        return kernels.attend(*new, layout, scale=0.125, window=window, cache=kept).float().cpu()
+
+    torch.testing.assert_close(looked("cuda", torch.bfloat16), looked("cpu", torch.float32), rtol=2e-2, atol=2e-2)

@@ -46,7 +46,7 @@ class Runner:
     def _layout(self, parts: Sequence[Part | Piece]) -> Layout:
         spans = [(part.sequence, part.start, part.start + len(part.tokens)) for part in parts]
         return Layout(
-            positions=_join([torch.arange(a, b, device=self.pages.device) for _, a, b in spans]),
+            positions=torch.tensor([at for _, a, b in spans for at in range(a, b)], device=self.pages.device),
             seams=tuple(accumulate((b - a for _, a, b in spans), initial=0)),
             extents=tuple(s.extent for s, _, _ in spans),
             write=_join([s.lease.slots[a:b] for s, a, b in spans]),

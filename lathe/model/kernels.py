@@ -5,11 +5,13 @@ Everything else in `model` is ordinary tensor algebra; what a device does best i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch import Tensor
 from lathe.model.layout import Layout
 
 Cache = tuple[Tensor, Tensor]  # one layer's keys and values: N K C and N K Cv, N slots
+Read = slice | Tensor  # slots of a cache, or places on a ribbon
 
 
 def attend(
@@ -40,14 +43,12 @@ def attend(
     assert window is None or chunk is None
     seen = Seen(scale, window, chunk, softcap)
     spans = list(pairwise(layout.seams))
-    reads: tuple[slice | Tensor, ...] = tuple(slice(a, b) for a, b in spans)
+    reads: tuple[Read, ...] = tuple(slice(a, b) for a, b in spans)
     if cache is None:
         n = layout.lengths[0]
         if all(length == n for length in layout.lengths):  # equal lengths are a batch
             sq, sk, sv = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # S H n C
             return _attend(sq, sk, sv, layout, seen, sinks).transpose(1, 2).flatten(0, 1)
-        if sinks is None and _flash(q, v, seen):
-            return ragged(q, k, v, layout, scale=scale, window=window)
         keys, values = k, v
     else:
         assert layout.write is not None and layout.read is not None
@@ -55,6 +56,8 @@ def attend(
         keys.index_copy_(0, layout.write, k.to(keys.dtype))
         values.index_copy_(0, layout.write, v.to(values.dtype))
         reads = layout.read
+    if sinks is None and _flash(q, values, seen):
+        return ragged(q, keys, values, layout, seen, reads)
 
     out = []
     for (a, b), read in zip(spans, reads, strict=True):
@@ -71,19 +74,37 @@ def _flash(q: Tensor, v: Tensor, seen: Seen) -> bool:
     return q.is_cuda and fits and seen.softcap is None and seen.chunk is None
 
 
-def ragged(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float, window: int | None) -> Tensor:
-    """Attention of sequences of many lengths in one kernel. Shapes as `attend` has them."""
+def ragged(q: Tensor, keys: Tensor, values: Tensor, layout: Layout, seen: Seen, reads: Sequence[Read]) -> Tensor:
+    """Attention of sequences of many lengths in one kernel: each piece of q to the slots that it reads. T H C."""
     from torch.nn.attention.varlen import varlen_attn  # only now: it brings torch's compiler along
 
-    told: dict[str, Any] = (
-        {"enable_gqa": True} if torch.__version__ >= "2.12" else {}
-    )  # before, heads shared keys unasked
-    ends = layout.once("ends", lambda: torch.tensor(layout.seams, dtype=torch.int32, device=q.device))
-    longest = max(layout.lengths)
-    left = -1 if window is None else window - 1
-    y = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(left, 0), **told)
+    def made() -> tuple[Tensor, Tensor, int, Tensor | None]:
+        parts = [seen.part(read, n) for read, n in zip(reads, layout.lengths, strict=True)]
+        lengths = [part.stop - part.start if isinstance(part, slice) else len(part) for part in parts]
+        ends = [list(layout.seams), list(accumulate(lengths, initial=0))]
+        queries, rows = torch.tensor(ends, dtype=torch.int32).to(q.device)
+        return queries, rows, max(lengths), _slots(parts, q.device) if layout.read else None
+
+    queries, rows, longest, slots = layout.once(("ragged", seen.window), made)
+    if slots is not None:
+        keys, values = keys[slots].to(q.dtype), values[slots].to(q.dtype)
+    # Before 2.12, heads shared keys unasked.
+    told: dict[str, Any] = {"enable_gqa": True} if torch.__version__ >= "2.12" else {}
+    left = -1 if seen.window is None else seen.window - 1
+    most = max(layout.lengths)
+    y = varlen_attn(q, keys, values, queries, rows, most, longest, scale=seen.scale, window_size=(left, 0), **told)
     assert isinstance(y, Tensor)
     return y
+
+
+def _slots(parts: Sequence[Read], device: torch.device) -> Tensor:
+    """All slots that are read, one sequence after the other."""
+    if all(isinstance(part, slice) for part in parts):
+        runs = [np.arange(part.start, part.stop) for part in parts if isinstance(part, slice)]
+        return torch.from_numpy(np.concatenate(runs)).to(device)
+    return torch.cat(
+        [torch.arange(part.start, part.stop, device=device) if isinstance(part, slice) else part for part in parts]
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,7 @@ class Seen:
     chunk: int | None
     softcap: float | None
 
-    def part(self, read: slice | Tensor, n: int) -> slice | Tensor:
+    def part(self, read: Read, n: int) -> Read:
         """What the last `n` queries see of the slots of a whole sequence: from the oldest key that the first sees."""
         first = (read.stop - read.start if isinstance(read, slice) else len(read)) - n  # the first query's position
         if self.window is not None:
