@@ -23,6 +23,7 @@ ACTIONS = {
     "generate": "Print the text that follows a prompt.",
     "chat": "Talk with a model in the terminal.",
     "pretrain": "Train a model on text, from random weights or from given ones.",
+    "finetune": "Teach a model by examples, with an adapter beside it or whole.",
     "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",
     "inspect": "Show what a model is and check its files.",
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",
@@ -93,7 +94,10 @@ def dispatch(words: Sequence[str]) -> int:
         root({name: ACTIONS[name] for name in known}).help_print([])
         return 0
     options, run = load(words[0])
-    resolved = read(command(words[0], options, run.__doc__), options, words[1:])
+    given = words[1:]
+    if hasattr(options, "understood"):  # which options there are may depend on some of them
+        options, given = options.understood(given)
+    resolved = read(command(words[0], options, run.__doc__), options, given)
     return 0 if resolved is None else run(resolved) or 0
 
 

@@ -138,7 +138,7 @@ def test_a_tied_head_without_its_embedding_is_enough(folder):
 
 def test_the_folder_is_whole_or_not_there(folder, tmp_path, monkeypatch):
     found = checkpoint.open(folder)
-    monkeypatch.setattr(saving, "_write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(saving, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(tmp_path / "out", found.tensors, found.config)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]

@@ -6,13 +6,13 @@ Knows no method and no format of data: those come in a `Course`, which the actio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lathe.actions.training import Eval, Optimizer, Train
 from lathe.errors import UsageError
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from lathe.data.loader import Work
     from lathe.model.decoder import Decoder
-    from lathe.training import loop
+    from lathe.tokenizer import Tokenizer
+    from lathe.training import loop, saves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,8 @@ class Course:
 
     title: of its curve. plan: what is about to happen, for the user. steps: of the optimizer.
     data: what each of them learns from. held: what is held out, from its beginning; None where nothing is.
-    save: writes the model as it is now into a folder of its own, with the recipe given as text.
+    model: what its folder shall hold of it, as it is now: all of it, or an adapter's files. config: config.json.
+    generation: generation_config.json.
     say: what the model writes at the moment, as text for the user; None where nothing is to be shown.
     """
 
@@ -90,7 +92,10 @@ class Course:
     data: Iterator[Work]
     held: Callable[[], Iterator[Work]] | None
     steps: int
-    save: Callable[[Path, str], None]
+    model: Callable[[], saves.Model]
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    tokenizer: Tokenizer
     say: Callable[[], str] | None = None
 
 
@@ -136,9 +141,14 @@ def follow(course: Course, options: Options, out: Console) -> int | None:
             course.decoder.train()
             loop.train(course.objective, optimizers, course.data, schedule, limits, train.max_norm, after)
         done = len(record.training)
-        place = record.folder / ("final" if done == steps else step_name(done))
-        course.decoder.eval()
-        course.save(place, to_yaml(options))
+        place = record.save(
+            "final" if done == steps else step_name(done),
+            course.model(),
+            course.config,
+            generation=course.generation,
+            tokenizer=course.tokenizer,
+            recipe=to_yaml(options),
+        )
     out.print(record.draw(course.title))
     speed, time = record.tokens / record.seconds, timedelta(seconds=round(record.seconds))
     out.print(f"Saved {place} after {done:,} steps in {time}, {speed:,.0f} tokens/s")

@@ -52,7 +52,6 @@ def run(options: Options) -> int | None:
     OUT_DIR/final becomes a model's folder like any other, and OUT_DIR/metrics.jsonl gets a line for every step. Ctrl-C
     ends the run after the step at hand and saves what there is.
     """
-    from lathe import checkpoint
     from lathe.training import loss, precision
     from lathe.training.run import refuse
 
@@ -65,17 +64,6 @@ def run(options: Options) -> int | None:
     decoder = weights(options, config, tokenizer, chosen)
     steps = train.steps(corpus.length, corpus.documents.targets)
 
-    def save(place: Path, recipe: str) -> None:
-        checkpoint.save(
-            place,
-            decoder,
-            config,
-            generation={} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id},
-            tokenizer=tokenizer,
-            files={"recipe.yaml": recipe},
-            replace=options.overwrite,
-        )
-
     made = course.Course(
         title=f"{options.model} on {options.data}",
         plan=plan(options, corpus, decoder, steps),
@@ -84,7 +72,10 @@ def run(options: Options) -> int | None:
         data=corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, chosen.device),
         held=partial(corpus.validation, train.micro_batch_size, chosen.device) if corpus.held.targets else None,
         steps=steps,
-        save=save,
+        model=lambda: decoder,
+        config=config,
+        generation={} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id},
+        tokenizer=tokenizer,
     )
     return course.follow(made, options, out)
 

@@ -1,7 +1,7 @@
 """Any folder or file becomes configuration, spec, tokenizer and tensors; fills a decoder; writes every form."""
 
 from lathe.checkpoint.adapters import Adapted, Adapter, Named, by_name, put_on
-from lathe.checkpoint.documents import read_json, read_yaml
+from lathe.checkpoint.documents import read_json, read_yaml, write_json
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
 from lathe.checkpoint.merging import weights
 from lathe.checkpoint.opening import open
@@ -35,4 +35,5 @@ __all__ = [
     "slots",
     "weights",
     "write_adapter",
+    "write_json",
 ]

@@ -1,9 +1,9 @@
-"""The JSON and YAML files of a checkpoint's folder become objects, with errors that name the file."""
+"""The JSON and YAML files of a checkpoint's folder become objects, with errors that name the file, and back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +38,8 @@ def generation(folder: Path) -> dict[str, Any]:
     """What generation_config.json says; both hands that have folders keep one there, if any."""
     file = folder / "generation_config.json"
     return read_json(file) if file.is_file() else {}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """An object into a JSON file."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ gguf    one file, with the tokenizer in it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import yaml
 
 from lathe import families
 from lathe.checkpoint import merging, placing
+from lathe.checkpoint.documents import write_json
 from lathe.checkpoint.filling import blank, main_dtype
 from lathe.checkpoint.packing import pack
 from lathe.errors import UsageError, did_you_mean
@@ -88,7 +88,7 @@ def save(
         else:
             _write_litgpt(written, dict(model), config, settings)
         if generation:
-            _write_json(written / "generation_config.json", generation)
+            write_json(written / "generation_config.json", generation)
         if tokenizer is not None:
             tokenizer.save(written)
         for name, text in (files or {}).items():
@@ -135,7 +135,7 @@ def _write_config(folder: Path, named: Refs, config: Mapping[str, Any]) -> None:
     # What the configuration's dialect calls the type of the weights (transformers 4 and 5).
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     dtype = str(main_dtype(named.values())).removeprefix("torch.")
-    _write_json(folder / "config.json", {**config, key: dtype})
+    write_json(folder / "config.json", {**config, key: dtype})
 
 
 def _write_shards(folder: Path, refs: Refs, limit: int) -> None:
@@ -154,8 +154,4 @@ def _write_shards(folder: Path, refs: Refs, limit: int) -> None:
         safetensors.write(folder / file, shard)
         where |= dict.fromkeys(shard, file)
     total = sum(ref.nbytes for ref in refs.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})

@@ -76,7 +76,7 @@ class Steps(Iterator[Work]):
         self.rank, self.ranks, self.weigh = rank, ranks, weigh
 
     def __next__(self) -> Work:
-        rows = list(islice(self.rows, self.per_step))
+        rows = self.take()
         if not rows:
             raise StopIteration
         mine = rows[self.rank :: self.ranks]
@@ -86,6 +86,10 @@ class Steps(Iterator[Work]):
         batches = [Batch.of(mine[a:b], self.device) for a, b in pairwise(edges)]
         tokens = sum(len(row.tokens) for row in rows)
         return Work(batches, sum(map(self.weigh, rows)), tokens, self.rows.epochs)
+
+    def take(self) -> list[Row]:
+        """The rows of the next step, those of all processes."""
+        return list(islice(self.rows, self.per_step))
 
     def state(self) -> State:
         return self.rows.state()

@@ -120,15 +120,7 @@ class FirstFit(Iterator[Row]):
 
     def fill(self) -> list[Row]:
         """The rows of the next window."""
-        groups = list(islice(self.groups, self.window))
-        sizes = [sum(len(example) - 1 for example in group) for group in groups]
-        rows: dict[int, list[Example]] = {}  # by the group that opened them
-        room: dict[int, int] = {}
-        for at in sorted(range(len(groups)), key=lambda at: -sizes[at]):
-            row = next((row for row, left in room.items() if sizes[at] <= left), at)
-            rows.setdefault(row, []).extend(groups[at])
-            room[row] = room.get(row, self.length * len(groups[at])) - sizes[at]
-        return [Row.of(rows[at]) for at in sorted(rows)]
+        return laid(list(islice(self.groups, self.window)), self.length)
 
     def state(self) -> State:
         if self.given == len(self.rows):
@@ -139,6 +131,18 @@ class FirstFit(Iterator[Row]):
         self.groups.restore(state["groups"])
         self.begin, self.given = state["groups"], state["given"]
         self.rows = self.fill() if self.given else []
+
+
+def laid(groups: Sequence[Group], length: int) -> list[Row]:
+    """The rows of one window, as `FirstFit` lays them."""
+    sizes = [sum(len(example) - 1 for example in group) for group in groups]
+    rows: dict[int, list[Example]] = {}  # by the group that opened them
+    room: dict[int, int] = {}
+    for at in sorted(range(len(groups)), key=lambda at: -sizes[at]):
+        row = next((row for row, left in room.items() if sizes[at] <= left), at)
+        rows.setdefault(row, []).extend(groups[at])
+        room[row] = room.get(row, length * len(groups[at])) - sizes[at]
+    return [Row.of(rows[at]) for at in sorted(rows)]
 
 
 def fitted(group: Group, length: int) -> Group | None:

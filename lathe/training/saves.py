@@ -54,6 +54,12 @@ class Small:
     tokenizer: Tokenizer
     recipe: str
 
+    def write(self, folder: Path) -> None:
+        """Write it into a folder that is there."""
+        checkpoint.write_json(folder / "generation_config.json", self.generation)
+        self.tokenizer.save(folder)
+        (folder / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
+
 
 class Saves:
     """Saves one model after another. Where several processes train, the first writes, and the others their part of the
@@ -134,8 +140,7 @@ class Saves:
         with checkpoint.beside(place, self.replace) as folder:
             folder.mkdir()
             model.write(folder)
-            small.tokenizer.save(folder)
-            (folder / "recipe.yaml").write_text(small.recipe, encoding="utf-8")
+            small.write(folder)
             more(folder)
 
     def tidy(self, saved: int, best: int | None) -> None:
