@@ -148,13 +148,19 @@ class Captured:
     def write(self, folder: Path, group: dist.ProcessGroup | None = None) -> None:
         """Write the folder, each process of `group` its part; the first one writes training.json, and it last.
 
-        group: None is this process alone. Over CUDA's own group no thread of its own could wait: give one of gloo.
+        group: None is this process alone. Threads need a group of their own, of gloo's.
+
+        Raises:
+            OSError: the disk is full, or refuses.
         """
         folder.mkdir(parents=True, exist_ok=True)
         # It is meant.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
         writer = dcp.FileSystemWriter(folder, sync_files=True, overwrite=True)
-        dcp.save(self.tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        try:
+            dcp.save(self.tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        except dcp.CheckpointException as error:
+            raise _cause(error) from error
         if group is None or dist.get_rank(group) == 0:
             (folder / FILE).write_text(self.facts + "\n", encoding="utf-8")
 
@@ -244,6 +250,15 @@ def _copy(tensor: Tensor) -> Tensor:
     return DTensor.from_local(
         apart, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
+
+
+def _cause(error: dcp.CheckpointException) -> BaseException:
+    """What the operating system refused, behind what torch made of it; else what torch says."""
+    first: BaseException = next(iter(error.failures.values()))[0]
+    inner: BaseException | None = first
+    while inner is not None and not isinstance(inner, OSError):
+        inner = inner.__cause__ or inner.__context__
+    return inner or first
 
 
 def _local(tensor: Tensor) -> Tensor:
