@@ -23,10 +23,10 @@ def find(folder: Path, wanted: bool | str | Path) -> Path | None:
         MissingError: there is none, or its state/ was removed.
         CheckpointError: its state is damaged, or of another version of Lathe.
     """
-    if wanted in (False, None, "", "false", "False"):
+    if wanted is False:
         return None
-    named = wanted not in (True, "auto", "true", "True")
-    place = Path(wanted) if named else folder
+    named = wanted is not True and wanted != "auto"
+    place = Path(str(wanted)) if named else folder
     if place.is_dir():
         if not dist.is_initialized() or dist.get_rank() == 0:
             checkpoint.recover(place)
