@@ -19,7 +19,7 @@ import torch
 from lathe import checkpoint, families
 from lathe.errors import UsageError
 from lathe.tokenizer import train_bpe
-from lathe.training import initial, loop, optim, resume, saves, state
+from lathe.training import initial, loop, resume, saves, state
 from lathe.training.limits import Reached
 from lathe.training.run import Run
 
@@ -43,7 +43,7 @@ class Training:
 
     def __init__(self) -> None:
         self.decoder = initial.decoder(families.read(CONFIG), seed=0)
-        self.optimizer = optim.adamw(self.decoder.parameters(), 0.01, 0.1)
+        self.optimizer = torch.optim.AdamW(self.decoder.parameters())
         state.begin(self.optimizer)
         self.all = state.Training(self.decoder, [self.optimizer])
 

@@ -62,20 +62,29 @@ def steps(documents: int = 12) -> Steps:
 class Trainee:
     """A tiny training, as an action puts one together. folder: a step to go on from."""
 
-    def __init__(self, config: dict, method: str, folder: Path | None = None, documents: int = 12) -> None:
+    def __init__(
+        self,
+        config: dict,
+        method: str,
+        folder: Path | None = None,
+        documents: int = 12,
+        optimizer: optim.Name = "adamw",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.config, self.method, self.data = config, method, steps(documents)
         if folder is None or method != "full":
             self.decoder = initial.decoder(families.read(config), seed=0)
         else:
-            self.decoder = checkpoint.open(folder).load().requires_grad_()
+            self.decoder = checkpoint.open(folder).load(dtype=dtype).requires_grad_()
         if method != "full":
             torch.manual_seed(1)
             settings = Lora(rank=2, alpha=4, targets="all-linear", dropout=0.1, dora=method == "dora")
             adapt.put(self.decoder, "default", begin.lora(self.decoder, settings))
             adapt.trainable(self.decoder)
             self.decoder.train()
-        (self.optimizer,) = optim.build(self.decoder, optim.Settings(lr=0.01))
-        self.all = state.Training(self.decoder, [self.optimizer], {"data": self.data})
+        self.decoder.to(dtype)
+        self.optimizers = optim.build(self.decoder, optim.Settings(optimizer, lr=0.01))
+        self.all = state.Training(self.decoder, self.optimizers, {"data": self.data})
         self.progress = self.all.restore(folder / "state") if folder else state.Progress()
 
     def model(self) -> Decoder | checkpoint.AdapterFiles:
@@ -103,7 +112,7 @@ class Trainee:
 
             loop.train(
                 loss.next_token(self.decoder),
-                [self.optimizer],
+                self.optimizers,
                 self.data,
                 lambda step, total: 1 / (1 + step),
                 Limits(100),
@@ -120,22 +129,39 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["gradient_norm"]) for line in metrics.read(folder)]
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "dora"])
-@pytest.mark.parametrize("config", [CONFIG, TIED, FUSED], ids=["llama", "tied", "fused"])
-def test_resumed_is_never_stopped(config: dict, method: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    through = Trainee(config, method)
+@pytest.mark.parametrize(
+    ("config", "method", "optimizer", "dtype"),
+    [
+        (TIED, "full", "adamw", torch.float32),
+        (CONFIG, "full", "adamw", torch.bfloat16),
+        (CONFIG, "full", "muon", torch.float32),
+        (TIED, "full", "adafactor", torch.float32),
+        (CONFIG, "full", "adamw-8bit", torch.bfloat16),
+        (CONFIG, "lora", "adamw", torch.float32),
+        (TIED, "dora", "adamw", torch.float32),
+        (FUSED, "lora", "adamw", torch.float32),
+    ],
+)
+def test_resumed_is_never_stopped(
+    config: dict, method: str, optimizer: optim.Name, dtype: torch.dtype, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    if optimizer == "adamw-8bit":
+        pytest.importorskip("torchao")
+
+    def trainee(folder: Path | None = None) -> Trainee:
+        return Trainee(config, method, folder, optimizer=optimizer, dtype=dtype)
+
+    through = trainee()
     torch.manual_seed(6)
     through.train(tmp_path / "a", 13, tokenizer)
 
-    torch.manual_seed(5)
-    stopped = Trainee(config, method)
+    stopped = trainee()
     torch.manual_seed(6)
     stopped.train(tmp_path / "b", 10, tokenizer)  # two steps after it was saved: they are done anew
     torch.manual_seed(7)
     newest = saves.steps(tmp_path / "b")[-1]
     assert newest.name == "step-000008"
-    resumed = Trainee(config, method, newest)
+    resumed = trainee(newest)
     assert resumed.progress.reached.steps == 8
     resumed.train(tmp_path / "b", 13, tokenizer, newest)
 
@@ -162,7 +188,7 @@ def test_saving_takes_what_was_there_when_it_was_called(tokenizer: Tokenizer, tm
     trainee = Trainee(CONFIG, "full")
     trainee.train(tmp_path, 1, tokenizer)
     before = {name: weight.clone() for name, weight in trainee.weights().items()}
-    moments = trainee.optimizer.state[next(trainee.decoder.parameters())]["exp_avg"].clone()
+    moments = trainee.optimizers[0].state[next(trainee.decoder.parameters())]["exp_avg"].clone()
     with Run(tmp_path / "out") as run:
         begun = run.saves.background.start
         held: list[Callable[[], None]] = []
@@ -173,13 +199,13 @@ def test_saving_takes_what_was_there_when_it_was_called(tokenizer: Tokenizer, tm
         with torch.no_grad():
             for parameter in trainee.decoder.parameters():
                 parameter.zero_()
-                trainee.optimizer.state[parameter]["exp_avg"].zero_()
+                trainee.optimizers[0].state[parameter]["exp_avg"].zero_()
         next(trainee.data)
         begun(held[0])
     again = Trainee(CONFIG, "full", tmp_path / "out/step-000001")
     for name, weight in again.weights().items():
         assert torch.equal(weight, before[name])
-    assert torch.equal(again.optimizer.state[next(again.decoder.parameters())]["exp_avg"], moments)
+    assert torch.equal(again.optimizers[0].state[next(again.decoder.parameters())]["exp_avg"], moments)
     assert again.data.state() != trainee.data.state()
 
 
@@ -207,7 +233,7 @@ def test_what_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> N
 
 def test_the_last_steps_and_the_best_one_stay(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainee = Trainee(CONFIG, "full")
-    state.begin(trainee.optimizer)
+    state.begin(trainee.optimizers[0])
 
     def save(run: Run, step: int, validation: float) -> list[str]:
         run.step(loop.Step(step, 1.0, 8, 8, 0.1, 1.0, 0.5, Reached(step, 8 * step, 0.0, 0.5 * step), 9.0))
