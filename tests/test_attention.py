@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from lathe.model import attention, kernels, spec
+from lathe.model import attention, blockwise, kernels, spec
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 
@@ -129,12 +129,17 @@ def test_any_cuts_through_a_cache_are_its_definition(p, data):
 @pytest.mark.parametrize("reach", [{}, {"window": 3}, {"chunk": 3}], ids=str)
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("lengths", [(7,), (5, 5), (2, 6, 1)], ids=str)
-def test_gradients_are_those_of_the_definition(lengths, reach, softcap, sinks):
+@pytest.mark.parametrize("lengths", [(7,), (5, 5), (2, 6, 1), (1, 1, 2, 13, 3)], ids=str)
+@pytest.mark.parametrize("block", [128, 4])
+def test_gradients_are_those_of_the_definition(block, lengths, reach, softcap, sinks, monkeypatch):
+    """Also where a sequence is cut into several blocks, and where several share one."""
+    monkeypatch.setattr(blockwise, "QUERIES", block)
     p = problem(lengths, sinks=sinks, softcap=softcap, **reach)
     leaves = [x.requires_grad_() for x in (p.q, p.k, p.v, *((p.how["sinks"],) if sinks else ()))]
     pull = torch.randn(*p.q.shape[:2], p.v.shape[-1])
-    ours = torch.autograd.grad((p.attend(Layout.of(lengths)) * pull).sum(), leaves)
+    got = p.attend(Layout.of(lengths))
+    assert_close(got, p.answer(), rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad((got * pull).sum(), leaves)
     theirs = torch.autograd.grad((p.answer() * pull).sum(), leaves)
     for mine, right in zip(ours, theirs, strict=True):
         assert_close(mine, right, rtol=1e-4, atol=1e-5)

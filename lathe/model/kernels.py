@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lathe.model import blockwise
 from lathe.model.layout import Layout
 
 Cache = tuple[Tensor, Tensor]  # one layer's keys and values: N K C and N K Cv, N slots
@@ -41,6 +42,9 @@ def attend(
     values are first written to `layout.write`, then each sequence reads what it sees of `layout.read`.
     """
     assert window is None or chunk is None
+    plain = softcap is None and sinks is None
+    if plain and cache is None and q.device.type == "cpu" and _learning(q, k, v):
+        return blockwise.attend(q, k, v, layout, scale, blockwise.Reach(window, chunk))
     seen = Seen(scale, window, chunk, softcap)
     spans = list(pairwise(layout.seams))
     reads: tuple[Read, ...] = tuple(slice(a, b) for a, b in spans)
@@ -105,6 +109,10 @@ def _slots(parts: Sequence[Read], device: torch.device) -> Tensor:
     return torch.cat(
         [torch.arange(part.start, part.stop, device=device) if isinstance(part, slice) else part for part in parts]
     )
+
+
+def _learning(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 @dataclass(frozen=True)
