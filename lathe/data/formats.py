@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias, overload
 
 from lathe.data import messages as turns
+from lathe.data.files import Record
 from lathe.data.messages import Message
 from lathe.errors import DataError, did_you_mean
 
@@ -62,7 +64,7 @@ class Judged:
 
 
 Sample: TypeAlias = Chat | Completion | Text | Preference | Judged
-Row: TypeAlias = Mapping[str, Any] | str
+Row: TypeAlias = Mapping[str, Any] | str | Record
 
 _TALKS = ("messages", "conversations", "conversation", "dialogue")
 _QUESTIONS = ("instruction", "question", "query", "problem", "inputs", "prompt", "input")
@@ -79,7 +81,7 @@ class Samples(Sequence[Sample]):
     """The samples of rows, each read when it is asked for.
 
     Args:
-        rows: objects or texts; where they have a method `place`, errors name its answer, else the row's number.
+        rows: objects, texts, or records, which errors name by their place.
         columns: what a key should be called -> what the rows call it.
     """
 
@@ -102,12 +104,13 @@ class Samples(Sequence[Sample]):
         try:
             return sample(row, self.columns)
         except DataError as error:
-            raise DataError(f"{self.place(index)}: {error.found}", error.expected, error.fix) from None
+            place = row.place if isinstance(row, Record) else f"row {index + 1}"
+            raise DataError(f"{place}: {error.found}", error.expected, error.fix) from None
 
     def place(self, index: int) -> str:
-        """Where a row stands, for people: "faq.jsonl, line 3"."""
-        named = getattr(self.rows, "place", None)
-        return str(named(index)) if named else f"row {index + 1}"
+        """Where a row stands, for people: "faq.jsonl, line 3". Raises DataError, naming it, if it cannot be read."""
+        row = self.rows[index]
+        return str(row.place) if isinstance(row, Record) else f"row {index + 1}"
 
 
 def parse_columns(words: Sequence[str]) -> dict[str, str]:
@@ -123,9 +126,10 @@ def sample(row: Row, columns: Mapping[str, str] | None = None) -> Sample:
     """What a row is. Raises DataError: it has no shape that is known, or something else than that shape holds."""
     if isinstance(row, str):
         return Text(row)
-    if not isinstance(row, Mapping):
-        raise DataError(f"it is a {type(row).__name__}.", "A row is an object: a name for each column.")
-    row = {key: value for key, value in row.items() if value is not None}
+    fields = row.fields if isinstance(row, Record) else row
+    if not isinstance(fields, Mapping):
+        raise DataError(f"it is a {type(fields).__name__}.", "A row is an object: a name for each column.")
+    row = {key: value for key, value in fields.items() if value is not None}
     for name, old in (columns or {}).items():
         if old not in row:
             found = f'there is no column "{old}", only {", ".join(map(str, row))}.'
@@ -172,15 +176,11 @@ def _preference(row: Mapping[str, Any]) -> Preference | None:
         if isinstance(row.get("prompt"), str):
             begun = Chat(({"role": "user", "content": row["prompt"]},), begun.tools)
     chosen, rejected = (_extended(begun, [answer] if isinstance(answer, Mapping) else answer) for answer in answers)
-    shared = sum(1 for _ in _common(chosen.messages, rejected.messages))
+    if not (chosen.messages and rejected.messages):
+        raise DataError("an answer is empty.")
+    both = zip(chosen.messages[:-1], rejected.messages[:-1], strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
     return Preference(*_continuing(chosen, rejected, max(shared, len(begun.messages))))
-
-
-def _common(some: Sequence[Message], others: Sequence[Message]) -> Any:
-    for one, other in zip(some, others, strict=False):
-        if one != other:
-            return
-        yield one
 
 
 def _continuing(chosen: Chat, rejected: Chat, shared: int) -> tuple[Chat, Chat]:

@@ -36,6 +36,9 @@ PROBE, OTHER = "\ue000", "\ue001"  # two texts that no template and no conversat
 THINKING = {"enable_thinking": True, "thinking": True, "open_thinking": True}  # templates' names for one switch
 
 
+_ASKED: list[Message] = [{"role": "user", "content": "a"}]
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """ids: (n,) int32. supervised: (n,) bool, True where the id is to be predicted from those before it."""
@@ -110,7 +113,7 @@ class Renderer:
         """Ids that end an answer: the tokenizer's, and that of the template, which a base model's files often lack."""
         if not self.tokenizer.has_template:
             return self.tokenizer.eos_ids
-        talk = _Talk([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], (), False)
+        talk = _Talk([*_ASKED, {"role": "assistant", "content": "b"}], (), False)
         return tuple(dict.fromkeys((*self.tokenizer.eos_ids, *self._turn(talk, 1).answer[-1:])))
 
     # ------------------------------------------------------------ texts
@@ -275,10 +278,19 @@ class Renderer:
                 return form
         return None
 
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template writes which tools there are."""
+        tool = {"type": "function", "function": {"name": "f", "description": OTHER, "parameters": {"type": "object"}}}
+        try:
+            return OTHER in self._render(_Talk(_ASKED, (tool,), False), _ASKED, asking=True)
+        except TokenizerError:
+            return False
+
     def _writes(self, answer: Message) -> bool:
         """Whether the template writes what `OTHER` stands for in an answer."""
         try:
-            talk = _Talk([{"role": "user", "content": "a"}, answer], (), "reasoning_content" in answer)
+            talk = _Talk([*_ASKED, answer], (), "reasoning_content" in answer)
             return OTHER in self._render(talk, talk.messages, asking=False)
         except TokenizerError:
             return False
