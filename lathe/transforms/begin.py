@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lathe.errors import UsageError
 from lathe.model.attention import Attention
@@ -43,21 +44,29 @@ def _of_base(decoder: Decoder, name: str) -> bool:
     return not isinstance(above, nn.ModuleDict | nn.ParameterDict)
 
 
-def lora(decoder: Decoder, settings: Lora) -> Made:
+def values(parameter: Tensor) -> Tensor:
+    """A copy of a parameter's numbers; of one in shards, of all of them, for which all processes must ask."""
+    gather: Callable[[], Tensor] | None = getattr(parameter.detach(), "full_tensor", None)
+    return parameter.detach().clone() if gather is None else gather()
+
+
+def lora(decoder: Decoder, settings: Lora, device: torch.device | None = None) -> Made:
     """Parts for `adapt.put`: A random, B zero (of an embedding the other way round, as its authors and PEFT have it).
+
+    device: where they are made, if not where the decoder is.
 
     Raises UsageError where the settings fit no module.
     """
     made: Made = {}
     for name, module in sites(decoder).items():
         if isinstance(module, Linear | Embedding | Stacked) and _wanted(settings, name, module):
-            made[name] = [_low_rank(settings, name, module)]
+            made[name] = [_low_rank(settings, name, module, device)]
         if named(settings.whole, name):
-            made.setdefault(name, []).append(Whole({key: p.detach().clone() for key, p in module.named_parameters()}))
+            made.setdefault(name, []).append(Whole({key: values(p) for key, p in module.named_parameters()}))
         elif settings.bias == "all" or (settings.bias == "lora_only" and name in made):
             bias = module._parameters.get("bias")
             if bias is not None:
-                made.setdefault(name, []).append(Whole({"bias": bias.detach().clone()}))
+                made.setdefault(name, []).append(Whole({"bias": values(bias)}))
     if not any(isinstance(part, LowRank) for parts in made.values() for part in parts):
         known = sorted({name.rpartition(".")[2] for name, m in sites(decoder).items() if isinstance(m, Linear)})
         raise UsageError(f"No module is called {settings.targets}.", f"There are {', '.join(known)}.")
@@ -71,9 +80,10 @@ def _wanted(settings: Lora, name: str, module: nn.Module) -> bool:
     return settings.wants(name)
 
 
-def _low_rank(settings: Lora, name: str, module: Linear | Embedding | Stacked) -> LowRank:
+def _low_rank(settings: Lora, name: str, module: Linear | Embedding | Stacked, device: torch.device | None) -> LowRank:
     weight, rank = module.weight, settings.rank_of(name)
-    like: Any = dict(zip(("device", "dtype"), kind_of(module), strict=True))
+    own, dtype = kind_of(module)
+    like: Any = {"device": device or own, "dtype": dtype}
     scaling = settings.scaling(name, rank)
     if isinstance(module, Embedding):
         if settings.dora:
@@ -87,7 +97,7 @@ def _low_rank(settings: Lora, name: str, module: Linear | Embedding | Stacked) -
     b = torch.zeros(*experts, outputs, rank, **like)
     if settings.dora and experts:
         raise UsageError(f"{name} holds the matrices of experts.", "DoRA is for single ones.", "Leave it out.")
-    magnitude = weight.detach().float().norm(dim=1) if settings.dora else None
+    magnitude = values(weight).float().norm(dim=1) if settings.dora else None
     bias = torch.zeros(outputs, **like) if settings.own_bias else None
     return LowRank(a, b, scaling, settings.dropout, magnitude, bias)
 
@@ -113,5 +123,5 @@ def scale(decoder: Decoder, settings: Scale) -> Made:
             rows = torch.zeros(len(module.weight), device=module.weight.device)
             made.setdefault(name, []).append(Scaled(rows + 1, rows))
         elif name.endswith("layernorm") or name == "model.norm":
-            made[name] = [Whole({key: p.detach().clone() for key, p in module.named_parameters()})]
+            made[name] = [Whole({key: values(p) for key, p in module.named_parameters()})]
     return made

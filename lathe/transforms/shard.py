@@ -84,6 +84,7 @@ class Group:
 
     rank: int = 0
     count: int = 1
+    processes: dist.ProcessGroup | None = None  # None: all there are
 
     @staticmethod
     def joined() -> Group:
@@ -93,7 +94,15 @@ class Group:
     def sum(self, x: Tensor) -> Tensor:
         """The sum of all ranks' x, in place."""
         if self.count > 1:
-            dist.all_reduce(x)
+            dist.all_reduce(x, group=self.processes)
+        return x
+
+    def shared(self, x: Tensor) -> Tensor:
+        """The same sum, of which each rank makes its own use: its gradient, too, is the sum of theirs."""
+        return self.sum(x)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The stream, which is whole, where ranks begin to compute different parts: a place to add their gradients."""
         return x
 
     def side_by_side(self, x: Tensor, columns: int) -> Tensor:
@@ -103,19 +112,28 @@ class Group:
         sizes = [end - start for start, end in (span(columns, rank, self.count) for rank in range(self.count))]
         mine = F.pad(x, (0, max(sizes) - x.shape[-1])).contiguous()
         parts = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(parts, mine)
+        dist.all_gather(parts, mine, group=self.processes)
         return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
 
     def firsts(self, x: Tensor) -> Tensor:
         """What the first rank has in the place of x, in place."""
         if self.count > 1:
-            dist.broadcast(x, 0)
+            dist.broadcast(x, group=self.processes, group_src=0)
         return x
 
 
 def span(size: int, rank: int, count: int) -> tuple[int, int]:
     """The part of `size` things that a rank has: they differ by one at most."""
     return rank * size // count, (rank + 1) * size // count
+
+
+def cut_of(name: str) -> Cut:
+    """How a parameter is divided. Raises UsageError for one of which nothing is known."""
+    cut = next((cut for pattern, cut in PLAN.items() if fnmatchcase(name, pattern)), None)
+    if cut is None:
+        found = f"Nothing is known of how {name} is divided among devices."
+        raise UsageError(found, "", "Use --strategy layers for this model.")
+    return cut
 
 
 @dataclass(frozen=True)
@@ -146,15 +164,12 @@ class Share:
 
     def mine(self, name: str, ref: Ref, shape: tuple[int, ...]) -> Ref:
         """This rank's slice of a parameter, of which the rank's decoder wants `shape`."""
-        cut = next((cut for pattern, cut in PLAN.items() if fnmatchcase(name, pattern)), None)
-        if cut is None:
-            found = f"Nothing is known of how {name} is divided among devices."
-            raise UsageError(found, "", "Use --strategy layers for this model.")
+        cut = cut_of(name)
         if cut.once and self.group.rank > 0:
             return type(ref).of(torch.zeros(shape, dtype=ref.dtype), ref.source)
         if cut.unit is None or ref.shape == shape:
             return ref
-        start, end = self._unit(name, cut, ref.shape[cut.dim])
+        start, end = self.place(name, cut, ref.shape[cut.dim])
         return ref[(*(slice(None) for _ in range(cut.dim)), slice(start, end))]
 
     def join(self, decoder: Decoder) -> Decoder:
@@ -163,18 +178,24 @@ class Share:
         for block, layer in zip(decoder.model.layers, self.spec.layers, strict=True):
             assert isinstance(block, Block)
             for module in (block.self_attn, block.mlp):
+                module.register_forward_pre_hook(lambda _, given: (group.enter(given[0]), *given[1:]))
                 module.register_forward_hook(lambda _, __, y: group.sum(y))
             if isinstance(layer.mixer, Attention) and layer.mixer.qk_norm and layer.mixer.qk_norm.over == "row":
                 for name in ("q_norm", "k_norm"):
                     setattr(block.self_attn, name, RowNorm(getattr(block.self_attn, name), group))
+        decoder.lm_head.register_forward_pre_hook(lambda _, given: (group.enter(given[0]),))
         decoder.lm_head.register_forward_hook(lambda _, __, y: group.side_by_side(y, vocab))
         return decoder
 
     def _span(self, size: int) -> tuple[int, int]:
         return span(size, self.group.rank, self.group.count)
 
-    def _unit(self, name: str, cut: Cut, size: int) -> tuple[int, int]:
-        """From where to where this rank has a dimension of `size`."""
+    def on(self, rank: int) -> Share:
+        """The same on another rank."""
+        return replace(self, group=replace(self.group, rank=rank))
+
+    def place(self, name: str, cut: Cut, size: int) -> tuple[int, int]:
+        """From where to where this rank has the dimension of a parameter that is cut, which is `size` long."""
         if cut.unit == "rows":
             return self._span(size)
         mixer = self.spec.layers[int(name.split(".")[2])].mixer
@@ -238,7 +259,7 @@ class RowNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
-        mean = self.group.sum(y.square().mean(-1, keepdim=True)) / self.group.count
+        mean = self.group.shared(y.square().mean(-1, keepdim=True)) / self.group.count
         return (y * torch.rsqrt(mean + self.eps)).type_as(x) * self.weight
 
 

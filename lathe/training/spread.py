@@ -1,0 +1,230 @@
+"""A decoder on one process becomes one on many: copies of it, shards of it, slices of its layers, or all three.
+
+The processes are a grid, `copies` x `shards` x `slices`, slices nearest to each other:
+
+    slices   of every layer, computed together on the same batches (tensor parallel, transforms.parallel)
+    shards   of every parameter, brought together where a layer is computed (FSDP, Zhao et al., arXiv:2304.11277)
+    copies   of all that, each with its own batches (with shards: hybrid sharding)
+
+Every copy and every shard computes batches of its own; their gradients are added, never averaged, because the loop has
+divided by the whole step's tokens. Knows no file and no action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from lathe.errors import UsageError
+from lathe.model.decoder import Decoder
+from lathe.model.spec import Spec
+from lathe.training.buckets import Buckets
+from lathe.transforms import begin
+from lathe.transforms.begin import Made
+from lathe.transforms.parallel import Learning, Slices, local
+from lathe.transforms.terms import Lora, Prefix, Scale
+from lathe.weights.tensors import Ref
+
+MAKERS: dict[type, Callable[..., Made]] = {Lora: begin.lora, Prefix: begin.prefix, Scale: begin.scale}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many copies, shards and slices; their product is the number of processes."""
+
+    copies: int = 1
+    shards: int = 1
+    slices: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.copies * self.shards * self.slices
+
+
+class Spread:
+    """This process's place in a grid, and what it asks of the others (the loop's `Ranks`). All must ask the same in the
+    same order.
+
+    rank, count: which part of each step's rows is this process's, of how many.
+    """
+
+    def __init__(self, device: torch.device, grid: Grid = Grid()) -> None:
+        self.device, self.grid = device, grid
+        self.count = grid.copies * grid.shards
+        self.rank = 0
+        self.buckets: Buckets | None = None
+        self.sharded: FSDPModule | None = None
+        if grid.size > 1:
+            assert dist.get_world_size() == grid.size
+            self.rank = dist.get_rank() // grid.slices
+            sizes = (grid.copies, grid.shards, grid.slices)
+            self.mesh: DeviceMesh = init_device_mesh(device.type, sizes, mesh_dim_names=("copy", "shard", "slice"))
+        self.slices: Slices | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks for all."""
+        return self.grid.size == 1 or dist.get_rank() == 0
+
+    # ---- the decoder -------------------------------------------------------------------------------------------------
+    def decoder(self, spec: Spec, dtype: torch.dtype, products: torch.dtype | None = None) -> Decoder:
+        """This process's part of a decoder, on its device, with memory and no values: `fill` it.
+
+        dtype: of the weights. products: what they are multiplied in, where it is another (bf16-mixed): shards are
+        brought together in it.
+        """
+        with torch.device("meta"):
+            if self.grid.slices > 1:
+                own = self.mesh["slice"]
+                self.slices = Slices(spec, Learning(own.get_local_rank(), own.size(), own.get_group()))
+                decoder = self.slices.share.join(self.slices.share.decoder()).to(dtype)
+            else:
+                decoder = Decoder(spec).to(dtype)
+        if self.grid.shards > 1:
+            # Block by block, so that no process ever has room for more than one that is whole.
+            for block in decoder.model.layers:
+                self._shard(block.to_empty(device=self.device), products)
+            self._shard(_emptied(decoder, self.device), None)
+            assert isinstance(decoder, FSDPModule)
+            self.sharded = decoder
+        else:
+            _emptied(decoder, self.device)
+        for buffer in decoder.buffers():
+            buffer.data = buffer.data.float()  # facts beside the weights, which keep their precision
+        return decoder
+
+    def _shard(self, module: nn.Module, products: torch.dtype | None) -> None:
+        mesh = self.mesh["copy", "shard"] if self.grid.copies > 1 else self.mesh["shard"]
+        # The stream stays in the weights' precision, as it does on one process: only what is sent is narrower.
+        policy = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        made = fully_shard(module, mesh=mesh, mp_policy=policy)
+        made.set_gradient_divide_factor(1.0)
+        made.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+    @torch.no_grad()
+    def fill(self, decoder: Decoder, tensors: Iterable[tuple[str, Ref]]) -> None:
+        """Read into every parameter and buffer what belongs there, of each tensor no more than this process's part.
+
+        tensors: whole, by names in memory, in any order; each is read before the next is asked for.
+        """
+        slots: dict[str, Tensor] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+        for name, ref in tensors:
+            slot = slots.pop(name)
+            if self.slices is not None:
+                ref = self.slices.share.mine(name, ref, tuple(slot.shape))
+            local(slot).copy_(ref[part(slot)].read())
+        assert not slots, f"nothing was read into {', '.join(slots)}"
+
+    def learn(self, decoder: Decoder) -> None:
+        """Take note of what learns, once adapters are on and gradients are asked for; before the first step."""
+        if self.slices is not None:
+            self.slices.learn(decoder)
+        copied = [p for p in decoder.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        if self.count > 1 and copied:
+            self.buckets = Buckets(copied, self.batches)
+
+    def adapter(self, decoder: Decoder, settings: Lora | Prefix | Scale) -> Made:
+        """This process's parts of an adapter that has learned nothing yet, for `adapt.put`. It is the same adapter on
+        any number of processes that draw from the same seed. Raises UsageError as `begin` does, and for one that
+        slices cannot have."""
+        if self.slices is None:
+            return MAKERS[type(settings)](decoder, settings)
+        if not isinstance(settings, Lora):
+            found = f"A {type(settings).__name__.lower()} cannot be learned in slices."
+            raise UsageError(found, "Tensor parallel training takes plain LoRA.", "Leave --tensor-parallel out.")
+        return self.slices.lora(begin.lora(self.slices.whole, settings, self.device))
+
+    def tensors(self, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+        """All parameters and buffers of the whole model, on this device, one after the other; all processes ask."""
+        for name, slot in (*decoder.named_parameters(), *decoder.named_buffers()):
+            tensor = slot.detach()
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name, tensor if self.slices is None else self.slices.gathered(name, tensor)
+
+    # ---- the loop's questions ----------------------------------------------------------------------------------------
+    @cached_property
+    def batches(self) -> dist.ProcessGroup:
+        """The processes that have other batches than this one, and the same slices."""
+        return self.mesh["copy", "shard"]._flatten("batches").get_group()
+
+    @contextmanager
+    def backward(self, last: bool) -> Iterator[None]:
+        """What forward and backward of one micro-batch run in. After the last one gradients are those of all.
+
+        Shards of gradients are added after every micro-batch, as whole ones would take the memory that sharding saves;
+        between copies they are added once.
+        """
+        if self.sharded is not None:
+            self.sharded.set_is_last_backward(last)
+            self.sharded.set_requires_all_reduce(last)
+        if self.buckets is not None and last:
+            self.buckets.begin()
+        yield
+        if self.buckets is not None and last:
+            self.buckets.finish()
+        if self.slices is not None and last:
+            self.slices.complete()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all that have other batches, the same bits on every process."""
+        if self.grid.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.grid.slices
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on a process."""
+        if self.grid.size == 1:
+            return flag
+        found = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found.item())
+
+    @torch.no_grad()
+    def norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """The 2-norm of all gradients as one vector: each number of the model counts once, whoever has it."""
+        learned = [p for p in parameters if p.grad is not None]
+        if not learned:
+            return torch.zeros((), device=self.device)
+        norms = torch.stack(torch._foreach_norm([local(p.grad) for p in learned], 2, torch.float32))  # type: ignore[arg-type]
+        copies = torch.tensor([self._copies(p) for p in learned], device=norms.device)
+        total = (norms.square() / copies).sum()
+        if self.grid.size > 1:
+            dist.all_reduce(total)
+        return total.sqrt()
+
+    def _copies(self, parameter: nn.Parameter) -> float:
+        """How many processes have each number of this process's part of a parameter."""
+        batches = self.grid.copies if isinstance(parameter, DTensor) else self.count
+        return batches * (1 if self.slices is None else self.slices.copies(parameter))
+
+
+def part(slot: Tensor) -> tuple[slice, ...]:
+    """Where this process's part of a parameter lies in the whole of it."""
+    if not isinstance(slot, DTensor):
+        return tuple(slice(0, n) for n in slot.shape)
+    shape, offset = compute_local_shape_and_global_offset(slot.shape, slot.device_mesh, slot.placements)
+    return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
+
+
+def _emptied(decoder: Decoder, device: torch.device) -> Decoder:
+    """Give memory to all that has none yet; a tied head stays its embedding."""
+    for module in decoder.modules():
+        for name, slot in (*module._parameters.items(), *module._buffers.items()):
+            if slot is not None and slot.is_meta:
+                empty = torch.empty_like(slot, device=device)
+                setattr(module, name, nn.Parameter(empty) if isinstance(slot, nn.Parameter) else empty)
+    if decoder.spec.tied:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    return decoder

@@ -1,0 +1,132 @@
+"""What the processes of test_spread_training.py do; apart from it, because they need not import what it imports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lathe.data.loader import Steps
+from lathe.data.pack import IGNORE, Packed, Row
+from lathe.data.stages import Shuffled
+from lathe.model import spec as s
+from lathe.training import loop, loss, optim
+from lathe.training.limits import Limits
+from lathe.training.schedule import Schedule
+from lathe.training.spread import Grid, Spread
+from lathe.transforms import adapt
+from lathe.transforms.terms import Lora
+from lathe.weights.tensors import Ref
+
+STEPS, VOCAB, WIDTH = 20, 61, 32
+NORM, ROPE = s.RMSNorm(1e-5), s.Rope(1e4, 8)
+GROUPED = s.Attention(4, 2, 8, 0.35, ROPE)
+PLAIN = s.Spec(VOCAB, WIDTH, (s.Layer(GROUPED, s.Gated(48), NORM),) * 2, NORM, 64)
+
+
+def of(mixer: s.Mixer, mlp: s.Mlp, norm: s.Norm = NORM, order: s.Order = "pre", **more: Any) -> s.Spec:
+    return replace(PLAIN, layers=(s.Layer(mixer, mlp, norm, order),) * 2, norm=norm, **more)
+
+
+OFFSET = s.RMSNorm(1e-6, offset=1.0)
+ROUTER = s.Router(4, 2, bias=True)
+SPECS = {
+    "llama": PLAIN,
+    "gemma": of(  # one head of keys, which all ranks have; norms over each head; a tied head; caps
+        replace(GROUPED, kv_heads=1, qk_norm=s.QKNorm(OFFSET), softcap=5.0, window=6),
+        s.Gated(50, "gelu_tanh"),
+        OFFSET,
+        "sandwich",
+        tied=True,
+        embed_scale=WIDTH**0.5,
+        logit_softcap=5.0,
+    ),
+    "olmo": of(replace(GROUPED, qk_norm=s.QKNorm(NORM, "row")), s.Gated(48), order="post"),
+    "experts": of(replace(GROUPED, qkv_bias=True, out_bias=True, sinks=True), s.Experts(s.Clamped(20), ROUTER)),
+    "shared expert": of(
+        replace(GROUPED, kv_heads=4, qk_norm=s.QKNorm(s.LayerNorm(1e-5, bias=False), "own head")),
+        s.Experts(s.Gated(20), s.Router(4, 2), shared=s.Gated(24), shared_gate=True),
+    ),
+    "latent": of(s.LatentAttention(4, 12, 16, 8, 8, 0.25, ROPE, NORM), s.Gated(48)),
+    "gpt": of(
+        replace(GROUPED, qkv_bias=True, out_bias=True),
+        s.Plain(48, "gelu"),
+        s.LayerNorm(1e-5),
+        "parallel",
+        learned_positions=64,
+        head_bias=True,
+    ),
+}
+
+
+def drawn(spec: s.Spec) -> Iterator[tuple[str, Ref]]:
+    """Random weights, the same in every process, larger than a sound start."""
+    from lathe.checkpoint.filling import blank, slots
+
+    generator = torch.Generator().manual_seed(3)
+    for name, slot in slots(blank(spec)):
+        mean = float("norm" in name and "offset" not in repr(spec.norm))
+        yield name, Ref.of(torch.empty(slot.shape).normal_(mean, 0.2, generator=generator))
+
+
+class Uneven(Packed):
+    """Rows of which some have few tokens with a loss."""
+
+    def __next__(self) -> Row:
+        row = super().__next__()
+        targets = row.targets.copy()
+        targets[:: len(row.lengths) + 1] = IGNORE
+        return replace(row, targets=targets)
+
+
+def data(spread: Spread) -> Steps:
+    draw = np.random.default_rng(0)
+    documents = [draw.integers(0, VOCAB, draw.integers(2, 40)) for _ in range(12)]
+    rows = Uneven(Shuffled(documents, seed=1), 16)
+    return Steps(rows, 5, 1, spread.device, spread.rank, spread.count)
+
+
+def trained(
+    device: torch.device, name: str, grid: Grid, lora: bool = False, weights: str = "float32", products: str = ""
+) -> dict[str, Any]:
+    """Losses and gradient norms of each step, and all tensors at the end."""
+    spread = Spread(device, grid)
+    autocast = getattr(torch, products) if products else None
+    decoder = spread.decoder(SPECS[name], getattr(torch, weights), autocast)
+    spread.fill(decoder, ((n, ref.to(getattr(torch, weights))) for n, ref in drawn(SPECS[name])))
+    if lora:
+        torch.manual_seed(5)
+        adapt.put(decoder, "default", spread.adapter(decoder, Lora(4, 8.0, "all-linear")))
+        adapt.trainable(decoder)
+    spread.learn(decoder)
+    seen: list[loop.Step] = []
+    optimizers = optim.build(decoder, optim.Settings(lr=1e-2))
+    loop.train(
+        loss.next_token(decoder, autocast),
+        optimizers,
+        data(spread),
+        Schedule("cosine", 4, 0.1),
+        Limits(STEPS),
+        1.0,
+        lambda step: seen.append(step) or True,
+        ranks=spread,
+    )
+    tensors: dict[str, Tensor] = {n: t.clone() for n, t in spread.tensors(decoder)}
+    return {"loss": [step.loss for step in seen], "norm": [step.gradient_norm for step in seen], "tensors": tensors}
+
+
+def each(device: torch.device, wanted: list[tuple[Any, ...]], out: Path) -> None:
+    """What one rank does: train every model on every grid, and have the first say how it went."""
+    torch.set_num_threads(1)
+    found = {repr(some): trained(device, *some) for some in wanted}
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, out / "found.pt")
+
+
+tell = partial(trained, torch.device("cpu"))
