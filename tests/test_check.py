@@ -61,7 +61,7 @@ def test_real_data_are_sound(shared: Path, minimind: Renderer, name: str):
     assert not same
     assert len(report.groups) + len(report.faults) == report.rows
     assert 0 < report.supervised < report.tokens
-    assert check.refuse(report, skip=True) == (f"{len(report.faults)} of 60 rows left out" if report.faults else "")
+    check.refuse(report, skip=True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_fault_is_named_by_its_row(model: Path, tmp_path: Path, capsys, row: A
         DataError, match=rf"1 of 3 rows cannot be learned from\. .*some\.jsonl, {found}.*--skip-bad-rows"
     ):
         check.refuse(report)
-    assert check.refuse(report, skip=True) == "1 of 3 rows left out, which cannot be learned from."
+    check.refuse(report, skip=True)
     assert main(["data", str(model), file, "--max-seq-length", "256", "--json"]) == 1
     assert [fault["row"] for fault in json.loads(capsys.readouterr().out)["faults"]] == [2]
 
@@ -118,7 +118,7 @@ def test_repeats_are_counted_and_refused_when_they_are_many(model: Path, tmp_pat
     assert report.repeats == [1]
     with pytest.raises(DataError, match="1 of 3 rows say what an earlier one says"):
         check.refuse(report)
-    assert check.refuse(report, repeats=0.5) == ""
+    check.refuse(report, repeats=0.5)
     assert main(["data", str(model), file]) == 1
     assert main(["data", str(model), file, "--max-repeats", "0.5"]) == 0
 
@@ -173,3 +173,19 @@ def test_memory_and_time_are_reckoned_where_there_is_a_model(shared: Path, capsy
 def test_a_row_that_is_not_there(model: Path, tmp_path: Path, capsys):
     assert main(["data", str(model), written(tmp_path, GOOD), "--row", "2"]) == 2
     assert "There is no row 2. The data has 1." in capsys.readouterr().err
+
+
+# ---- before training ------------------------------------------------------------------------------------------------
+def test_finetuning_makes_the_same_check_first(shared: Path, tmp_path: Path, capsys):
+    base, out = shared / "data/models/stories260K-hf", tmp_path / "out"
+    file = written(tmp_path, {"q": "Name a prime.", "a": "Seven."}, {"q": "x", "a": ""}, {"q": "Hi", "a": "Hello!"})
+    words = ["finetune", str(base), "--data", file, "--out-dir", str(out), "--columns", "question=q,answer=a"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "1 of 3 rows cannot be learned from." in said and "some.jsonl, line 2: an answer is empty." in said
+    words += ["--skip-bad-rows", "--train.max-steps=1", "--eval.max-new-tokens=0"]
+    assert main(words) == 0
+    assert "1 rows left out" in capsys.readouterr().err
+    pair = written(tmp_path, {"question": "x", "chosen": "y", "rejected": "z"})
+    assert main(["finetune", str(base), "--data", pair, "--out-dir", str(tmp_path / "other")]) == 2
+    assert "holds pairs of answers" in capsys.readouterr().err

@@ -95,6 +95,12 @@ class Finetune(course.Options):
     alpaca for a model that has no template."""
     loss_on: Literal["assistant", "last", "all"] = "assistant"
     """What is learned: every answer of a conversation, only the last one, or all of the text."""
+    columns: tuple[str, ...] = ()
+    """What columns are called here and in the data: prompt=question,completion=answer."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be learned from, instead of ending with their list. lathe data shows them."""
+    max_repeats: float = 0.3
+    """The part of the rows that may say what an earlier one says."""
     train: FinetuneTrain = field(default_factory=FinetuneTrain)
     """How long and how much."""
     eval: FinetuneEval = field(default_factory=FinetuneEval)
@@ -261,9 +267,9 @@ def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Ex
         CheckpointError: it has no row for a token of the tokenizer beside it.
         DataError, TokenizerError: there is nothing to learn, or a row is broken.
     """
-    from lathe.data import sources
-    from lathe.data.examples import Examples, Fields
-    from lathe.data.formats import Samples
+    from lathe.data import check, sources
+    from lathe.data.examples import Examples
+    from lathe.data.formats import Samples, parse_columns
     from lathe.data.render import Renderer
 
     context = base.spec.context
@@ -273,10 +279,13 @@ def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Ex
         raise UsageError(found, fix=f"Take at most {context}.")
     renderer = Renderer(base.tokenizer(), options.loss_on, options.prompt_style)
     fits(renderer.tokenizer, base)
-    found_examples = Examples.of(Samples(Fields(sources.rows(options.data))), renderer, length)
-    if not len(found_examples):
-        raise DataError(f"{options.data} has nothing to learn.", "It needs examples with an answer.")
-    return renderer, *found_examples.split(options.val_split_fraction, options.seed)
+    samples = Samples(sources.rows(options.data), parse_columns(options.columns))
+    report = check.examine(samples, renderer, length)
+    check.refuse(report, options.skip_bad_rows, options.max_repeats)
+    if any(len(group) > 1 for group in report.groups):
+        raise DataError(f"{options.data} holds pairs of answers, chosen and rejected, to learn a preference from.")
+    examples = Examples(report.groups, length, report.cut, len(report.faults) + report.unwanted)
+    return renderer, *examples.split(options.val_split_fraction, options.seed)
 
 
 def fits(tokenizer: Tokenizer, base: Checkpoint) -> None:

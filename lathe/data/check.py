@@ -111,12 +111,8 @@ def examine(samples: Samples, renderer: Renderer, length: int, shown: Iterable[i
     return report
 
 
-def refuse(report: Report, skip: bool = False, repeats: float = REPEATS) -> str:
-    """What was left out, in a sentence, or nothing.
-
-    Raises:
-        DataError: rows are at fault and are not to be skipped, nothing remains, or too many rows say the same.
-    """
+def refuse(report: Report, skip: bool = False, repeats: float = REPEATS) -> None:
+    """Raise DataError where rows are at fault and not to be skipped, nothing remains, or too many rows say the same."""
     count = len(report.faults)
     if count and (not skip or not report.groups):
         named = " ".join(fault.found for fault in report.faults[:SHOWN])
@@ -129,7 +125,6 @@ def refuse(report: Report, skip: bool = False, repeats: float = REPEATS) -> str:
     if report.repeated > repeats:
         found = f"{len(report.repeats):,} of {report.rows:,} rows say what an earlier one says."
         raise DataError(found, f"At most {repeats:.0%} may.", "Leave them out, or allow them with --max-repeats 1.")
-    return f"{count:,} of {report.rows:,} rows left out, which cannot be learned from." if count else ""
 
 
 # ---- one sample -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ how many ribbons there are changes the memory and not the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,52 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from lathe.data.formats import Samples
 from lathe.data.loader import Steps
-from lathe.data.pack import Row, fitted, laid
-from lathe.data.render import Group, Renderer
-from lathe.data.sources import Rows
+from lathe.data.pack import Row, laid
+from lathe.data.render import Group
 from lathe.data.stages import InOrder, Shuffled, Stage
-
-
-class Fields(Sequence[Any]):
-    """Rows as formats take them: what is in each, and where it stands."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index].fields
-
-    def place(self, index: int) -> str:
-        return str(self.rows[index].place)
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
     """groups: what a step learns as one, each with at most `length` tokens in every example. cut: how many lost their
-    end, left_out: how many rows gave nothing to learn."""
+    end, left_out: how many rows are not among them."""
 
     groups: list[Group]
     length: int
     cut: int = 0
     left_out: int = 0
-
-    @staticmethod
-    def of(samples: Samples, renderer: Renderer, length: int) -> Examples:
-        """Raises DataError and TokenizerError, naming the row."""
-        groups: list[Group] = []
-        cut = left_out = 0
-        for index in range(len(samples)):
-            found = renderer.groups(samples[index])
-            kept = [short for group in found if (short := fitted(group, length))]
-            cut += sum(any(len(example) > length + 1 for example in group) for group in found)
-            left_out += not kept
-            groups += kept
-        return Examples(groups, length, cut, left_out)
 
     def __len__(self) -> int:
         return len(self.groups)

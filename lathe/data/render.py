@@ -32,6 +32,7 @@ from lathe.tokenizer.styles import PLAIN
 
 LossOn = Literal["assistant", "last", "all"]
 STYLE = "alpaca"  # how conversations are written for a model that has no chat template
+NOW = datetime(2025, 1, 1)
 PROBE, OTHER = "\ue000", "\ue001"  # two texts that no template and no conversation holds
 THINKING = {"enable_thinking": True, "thinking": True, "open_thinking": True}  # templates' names for one switch
 
@@ -62,7 +63,7 @@ class Renderer:
             token of the text but the first.
         style: the name of a prompt style to use instead of the model's chat template; "none" for plain text. A model
             without a template writes conversations in the style `STYLE`, and prompt and completion as plain text.
-        now: what a template's clock shows; the same in all examples.
+        now: what a template's clock shows. It stands still, so that a run can be repeated and resumed on another day.
         variables: further names for the template, as enable_thinking.
 
     Attributes:
@@ -77,7 +78,7 @@ class Renderer:
         tokenizer: Tokenizer,
         loss_on: LossOn = "assistant",
         style: str | None = None,
-        now: datetime | None = None,
+        now: datetime = NOW,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.loss_on = loss_on
@@ -85,7 +86,7 @@ class Renderer:
         self.plain = style in PLAIN or (style is None and not tokenizer.has_template)
         chosen = STYLE if style is None and not tokenizer.has_template else style
         self.tokenizer = tokenizer if chosen is None else tokenizer.styled(chosen)
-        self.now, self.variables = now or datetime.now(), dict(variables or {})
+        self.now, self.variables = now, dict(variables or {})
         self._mark = re.compile("|".join(map(re.escape, sorted(self.tokenizer.marks, key=len, reverse=True))) or "$^")
         self._closings: set[str] = set()
 
