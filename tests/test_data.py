@@ -10,14 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lathe.data import sources
-from lathe.data.corpus import Corpus
 from lathe.data.loader import Batch, Steps
 from lathe.data.pack import IGNORE, Packed, Row
-from lathe.data.stages import InOrder, Shuffled
-from lathe.data.tokens import Tokens
+from lathe.data.stages import Blocks, InOrder, Mixed, Shuffled
 from lathe.errors import DataError
-from lathe.tokenizer import train_bpe
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda some: max(some) > 1)
 
@@ -86,6 +82,49 @@ def test_the_order_goes_on_from_its_state_also_over_the_end_of_an_epoch(items: i
     assert list(islice(first, 30)) == list(islice(second, 30))
 
 
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 40))
+def test_blocks_hold_their_items_in_an_order_of_their_own_and_go_on(items: int, size: int, stop: int) -> None:
+    def stage() -> Blocks[int]:
+        return Blocks(Shuffled(range(items), seed=5, most=3), size, seed=1)
+
+    plain, whole, first, second = list(Shuffled(range(items), seed=5, most=3)), list(stage()), stage(), stage()
+    for begin in range(0, len(plain), size):
+        assert sorted(whole[begin : begin + size]) == sorted(plain[begin : begin + size])
+    list(islice(first, stop))
+    second.restore(json.loads(json.dumps(first.state())))
+    assert list(first) == list(second) == whole[stop:]
+    assert first.epochs == second.epochs == 3
+
+
+mixtures = st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 1)), min_size=1, max_size=4)
+
+
+@given(mixtures, st.integers(0, 60))
+def test_a_mixture_keeps_its_shares_of_tokens_and_goes_on(some: list[tuple[int, float]], stop: int) -> None:
+    def mixture() -> Mixed[list[int]]:
+        stages = [
+            Shuffled([[number] * n for n in range(1, most + 1)], seed=number) for number, (most, _) in enumerate(some)
+        ]
+        return Mixed(stages, [weight for _, weight in some])
+
+    given = np.zeros(len(some))
+    for item in islice(mixture(), 100):
+        given[item[0]] += len(item)
+        due = given.sum() * np.array([weight for _, weight in some]) / sum(weight for _, weight in some)
+        assert (abs(given - due) <= 10 * len(some)).all()
+    first, second = mixture(), mixture()
+    list(islice(first, stop))
+    second.restore(json.loads(json.dumps(first.state())))
+    assert list(islice(first, 30)) == list(islice(second, 30))
+
+
+def test_a_mixture_of_what_ends_gives_everything_once() -> None:
+    assert sorted(Mixed([InOrder(["a", "b", "c"]), InOrder(["d"]), InOrder([])], [1, 1, 1])) == ["a", "b", "c", "d"]
+    limited = Mixed([Shuffled(["aa", "bb"], 0), Shuffled(["c"], 0)], [0.5, 0.5], epoch=8, most=2)
+    assert len("".join(limited)) == 16
+    assert limited.epochs == 2
+
+
 def test_a_place_in_other_data_is_refused() -> None:
     with pytest.raises(DataError, match="was reading 7 documents, and the data now holds 8"):
         Shuffled(range(8), seed=0).restore(Shuffled(range(7), seed=0).state())
@@ -133,42 +172,3 @@ def test_positions_restart_at_every_seam() -> None:
     assert batch.layout.seams == (0, 1, 4, 5, 8)
     assert batch.layout.positions.tolist() == [0, 0, 1, 2, 0, 0, 1, 2]
     assert batch.supervised == 6
-
-
-# ---- tokens ---------------------------------------------------------------------------------------------------------
-def test_documents_come_back_and_end_with_eos() -> None:
-    texts = ["one", "", "three words here", "vier"]
-    tokenizer = train_bpe(texts, 300)
-    tokens = Tokens.encode(texts, tokenizer)
-    assert len(tokens) == 4
-    assert [tokenizer.decode(document.tolist()) for document in tokens] == texts
-    assert all(document[-1] == tokenizer.eos_id for document in tokens)
-    assert tokens.targets == sum(len(tokenizer.encode(text)) for text in texts)
-    assert tokens.ids.dtype == np.uint16
-    assert tokens[-1].tolist() == tokens[3].tolist() == tokens[3:][0].tolist()
-
-
-def test_a_corpus_validates_on_all_that_is_held() -> None:
-    tokenizer = train_bpe(["abc"], 257)
-    corpus = Corpus(*(Tokens.encode(some, tokenizer) for some in (["abcabc"], ["cab", "", "bca"])), length=4)
-    assert sum(step.supervised for step in corpus.validation(1, "cpu")) == corpus.held.targets == 6
-
-
-# ---- held out -------------------------------------------------------------------------------------------------------
-@given(st.integers(2, 40), st.floats(0.01, 0.99), st.integers(0, 5))
-def test_a_split_parts_the_documents(count: int, fraction: float, seed: int) -> None:
-    texts = [str(i) for i in range(count)]
-    training, held = sources.split(texts, fraction, seed)
-    assert sorted([*training, *held]) == sorted(texts)
-    assert training
-    assert held
-    assert (training, held) == sources.split(texts, fraction, seed)
-
-
-def test_one_document_gives_its_end() -> None:
-    text = "\n".join(f"line {i}" for i in range(100))
-    training, held = sources.split([text], 0.1, 0)
-    assert training[0] + held[0] == text
-    assert training[0].endswith("\n")
-    assert 0.07 < len(held[0]) / len(text) < 0.12
-    assert sources.split([text], 0, 0) == ([text], [])

@@ -235,7 +235,7 @@ def lines_so_far(folder: Path) -> list[str]:
 )
 def test_the_first_limit_counts(train: Train, steps: int) -> None:
     rows = Train(train.max_steps, train.max_tokens, train.epochs, global_batch_size=10)
-    assert rows.steps(10, 1000) == steps
+    assert rows.steps(10, lambda: 1000) == steps
 
 
 # ---- the curve ------------------------------------------------------------------------------------------------------

@@ -23,11 +23,6 @@ from lathe.errors import DataError, MissingError, UsageError
 ROWS = [{"a": f"line {i}\n“{i}”, and so on", "b": i * i} for i in range(7)]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LATHE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def fields(path: Path | str) -> list[dict]:
     """The rows of a source, which are the same in order and by number."""
     (source,) = sources.read(str(path))
@@ -133,7 +128,7 @@ def test_long_documents_are_cut_between_lines_and_nothing_is_lost(parts: list[st
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 def test_the_manual_is_in_this_python() -> None:
-    manual = sources.find("python-manual")
+    manual = sources.texts("python-manual")
     assert len(manual) > 50
     assert any("with" in text and "context manager" in text for text in manual)
     assert len(fields("python-manual")) == len(manual)
@@ -195,6 +190,7 @@ def marked(folder: Path, name: str, count: int) -> str:
 def test_sources_follow_each_other(tmp_path: Path) -> None:
     both = sources.texts([marked(tmp_path, "a", 2), marked(tmp_path, "b", 3) + "#2"])
     assert list(both) == ["a0", "a1", "b0", "b1"]
+    assert list(sources.stream([marked(tmp_path, "a", 2), marked(tmp_path, "b", 3) + "#2"])) == list(both)
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.floats(0.05, 1)), min_size=1, max_size=4))
@@ -224,7 +220,7 @@ def test_weights_are_written_behind_a_colon(tmp_path: Path) -> None:
 def test_real_stories_are_cut_where_they_end(shared: Path) -> None:
     file = shared / "data/text/tinystories_1k.txt"
     expected = [part.strip("\r\n") for part in file.read_text(encoding="utf-8").split("<|endoftext|>")]
-    assert list(sources.find(str(file))) == [story for story in expected if story.strip()]
+    assert list(sources.texts(str(file))) == [story for story in expected if story.strip()]
 
 
 @pytest.mark.parametrize("folder", ["instruct", "preference"])
@@ -276,7 +272,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, name: str, content: b
 
 def test_a_name_that_is_none_is_said() -> None:
     with pytest.raises(MissingError, match='Did you mean "python-manual"'):
-        sources.find("python-manuel")
+        sources.texts("python-manuel")
     with pytest.raises(UsageError, match="No data is named"):
         sources.read([])
 

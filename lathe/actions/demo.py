@@ -57,7 +57,7 @@ def pretraining(options: Options) -> pretrain.Options:
     """The run that the demo is."""
     return pretrain.Options(
         "llama",
-        data="python-manual",
+        data=("python-manual",),
         train_tokenizer=TOKENS,
         out_dir=options.out_dir,
         overwrite=True,
@@ -80,7 +80,8 @@ def command(options: pretrain.Options) -> list[str]:
             section, _, name = option.spelling[2:].rpartition(".")
             words.append(option.spelling if value else f"--{section}{'.' if section else ''}no-{name}")
         else:
-            words += [option.spelling, str(value)]
+            for each in value if isinstance(value, tuple) else (value,):
+                words += [option.spelling, str(each)]
     return words
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lathe import hub
 from lathe.actions import course
 from lathe.actions.shape import Shape, adopted, configuration, open_tokenizer
-from lathe.errors import CheckpointError, DataError, UsageError
+from lathe.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +26,11 @@ class Options(course.Options):
     model: str
     """What gives the shape: a model's folder, a config.json, a repo id, or a family (llama) with --shape."""
     _: KW_ONLY
-    data: str
-    """A .txt or .jsonl file, a folder of them, or python-manual (the one in this Python)."""
+    data: tuple[str, ...]
+    """Files or folders of texts or code, .jsonl, .csv, .parquet, compressed or not, or python-manual (the one in this
+    Python). May be given several times, with weights: a.jsonl:0.7 and books/:0.3. See docs/sources.md."""
+    text_column: str | None = None
+    """The field that holds the text in rows. By default text or content."""
     out_dir: Path = Path("out/pretrain")
     """Where the run writes; its model is OUT_DIR/final."""
     initial_checkpoint: str | None = None
@@ -37,6 +39,9 @@ class Options(course.Options):
     """Folder or repo id of the tokenizer. By default MODEL's own."""
     train_tokenizer: int | None = None
     """Train a byte-level BPE of this many tokens on the data."""
+    num_workers: int | None = None
+    """Processes that turn the data into tokens while training has begun; 0: none, it is done in between. By default as
+    many as there are processors but one, at most 8, and none for little data."""
     shape: Shape = field(default_factory=Shape)
     """Sizes, by their names in config.json; they win over MODEL's."""
 
@@ -44,6 +49,7 @@ class Options(course.Options):
         super().__post_init__()
         if self.train_tokenizer and self.tokenizer:
             raise UsageError("--train-tokenizer and --tokenizer are both given.", "Keep one of them.")
+        course.check(self, "num_workers", above=False)
 
 
 def run(options: Options) -> int | None:
@@ -52,25 +58,26 @@ def run(options: Options) -> int | None:
     OUT_DIR/final becomes a model's folder like any other, and OUT_DIR/metrics.jsonl gets a line for every step. Ctrl-C
     ends the run after the step at hand and saves what there is.
     """
+    from lathe.data import sources
     from lathe.training import loss, precision
     from lathe.training.run import refuse
 
     out, train = course.console(), options.train
     chosen = precision.choose(options.device, options.precision)
     refuse(options.out_dir, options.overwrite)
-    texts, held = documents(options)
-    config, tokenizer = model(options, texts)
-    corpus = tokens(options, config, tokenizer, texts, held, out)
+    sources.read(options.data)  # what is not there is said before anything is made of it
+    config, tokenizer = model(options)
+    corpus = tokens(options, config, tokenizer, out)
     decoder = weights(options, config, tokenizer, chosen)
-    steps = train.steps(corpus.length, corpus.documents.targets)
+    steps = train.steps(corpus.length, lambda: corpus.targets)
 
     made = course.Course(
-        title=f"{options.model} on {options.data}",
+        title=f"{options.model} on {' '.join(options.data)}",
         plan=plan(options, corpus, decoder, steps),
         decoder=decoder,
         objective=loss.next_token(decoder, chosen.autocast),
         data=corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, chosen.device),
-        held=partial(corpus.validation, train.micro_batch_size, chosen.device) if corpus.held.targets else None,
+        held=partial(corpus.validation, train.micro_batch_size, chosen.device) if corpus.held else None,
         steps=steps,
         model=lambda: decoder,
         config=config,
@@ -80,20 +87,14 @@ def run(options: Options) -> int | None:
     return course.follow(made, options, out)
 
 
-def documents(options: Options) -> tuple[Sequence[str], Sequence[str]]:
-    """The texts to train and to validate on."""
-    from lathe.data import sources
-
-    return sources.split(sources.find(options.data), options.val_split_fraction, options.seed)
-
-
-def model(options: Options, texts: Sequence[str]) -> tuple[dict[str, Any], Tokenizer]:
+def model(options: Options) -> tuple[dict[str, Any], Tokenizer]:
     """The configuration of the model to be, and its tokenizer: MODEL's own, another one, or a new one."""
+    from lathe.data import sources
     from lathe.tokenizer import train_bpe
 
     config, place = configuration(options.model, options.shape, options.train.max_seq_length, options.checkpoints)
     if options.train_tokenizer:
-        tokenizer = train_bpe(texts, options.train_tokenizer)
+        tokenizer = train_bpe(sources.stream(options.data, options.text_column), options.train_tokenizer)
     elif options.tokenizer:
         tokenizer = open_tokenizer(hub.find(options.tokenizer, options.checkpoints, weights=False))
     elif place:
@@ -104,32 +105,31 @@ def model(options: Options, texts: Sequence[str]) -> tuple[dict[str, Any], Token
     return adopted(config, tokenizer), tokenizer
 
 
-def tokens(
-    options: Options,
-    config: dict[str, Any],
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    held: Sequence[str],
-    console: Console,
-) -> Corpus:
+def tokens(options: Options, config: dict[str, Any], tokenizer: Tokenizer, console: Console) -> Corpus:
     """The texts as ids, in rows as long as asked for. Raises UsageError where the model has fewer positions."""
-    from rich.progress import track
-
     from lathe import families
     from lathe.data.corpus import Corpus
-    from lathe.data.tokens import Tokens
 
     context = families.read(config).context
     length = options.train.max_seq_length or context
     if length > context:
         found = f"--train.max-seq-length is {length}, and the model has {context} positions."
         raise UsageError(found, fix=f"Take at most {context}.")
-    hidden = not console.is_terminal
-    shown, ids = track(texts, "encoding", console=console, transient=True, disable=hidden), Tokens.encode
-    corpus = Corpus(ids(shown, tokenizer), ids(held, tokenizer), length)
-    if not corpus.documents.targets:
-        raise DataError(f"{options.data} has nothing to predict.", "It needs a document of at least two tokens.")
-    return corpus
+
+    def waiting(chunks: int) -> None:
+        if console.is_terminal:
+            console.print(f"Encoding: waiting for part {chunks + 1}, of about 4 MB of text each", end="\r")
+
+    return Corpus.of(
+        options.data,
+        tokenizer,
+        length,
+        held=options.val_split_fraction,
+        seed=options.seed,
+        column=options.text_column,
+        workers=options.num_workers,
+        waiting=waiting,
+    )
 
 
 def weights(options: Options, config: dict[str, Any], tokenizer: Tokenizer, chosen: Precision) -> Decoder:
@@ -155,10 +155,17 @@ def plan(options: Options, corpus: Corpus, decoder: Decoder, steps: int) -> str:
     size = sum(parameter.numel() for parameter in decoder.parameters())
     origin = f"the weights of {options.initial_checkpoint}" if options.initial_checkpoint else "random weights"
     each = options.train.global_batch_size * corpus.length
-    epochs = steps * each / corpus.documents.targets
-    held = f"{len(corpus.held):,} more, {len(corpus.held.ids):,} tokens, to validate on"
+    known = [files.totals for files in corpus.files]
+    totals = [some for some in known if some]
+    if len(totals) == len(known):
+        documents, tokens = sum(some.documents for some in totals), sum(some.tokens for some in totals)
+        held = sum(some.held_documents for some in totals), sum(some.held_tokens for some in totals)
+        there = f"{documents:,} documents, {tokens:,} tokens; {held[0]:,} more, {held[1]:,} tokens, to validate on"
+        epochs = f", {steps * each / corpus.targets:.1f} times through the data"
+    else:
+        there, epochs = "being encoded while training has begun", ""
     return (
-        f"Data   {options.data}: {len(corpus.documents):,} documents, {len(corpus.documents.ids):,} tokens; {held}\n"
+        f"Data   {' '.join(options.data)}: {there}\n"
         f"Model  {options.model}: {size:,} parameters in {len(decoder.spec.layers)} layers, starting from {origin}\n"
-        f"Plan   {steps:,} steps of {each:,} tokens, {epochs:.1f} times through the data"
+        f"Plan   {steps:,} steps of {each:,} tokens{epochs}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -43,12 +44,14 @@ class Train:
     max_norm: float | None = 1.0
     """Scale gradients down to this norm."""
 
-    def steps(self, length: int, targets: int) -> int:
-        """Optimizer steps until the first limit. length: tokens in a row. targets: tokens predicted in an epoch."""
+    def steps(self, length: int, targets: Callable[[], int]) -> int:
+        """Optimizer steps until the first limit. length: tokens in a row. targets: tokens predicted in an epoch, asked
+        for only where a number of epochs is the limit, because all data have to be encoded to know it."""
         tokens = self.global_batch_size * length
-        wanted = (self.max_tokens, self.epochs and self.epochs * targets)
-        limits = [self.max_steps, *(limit and math.ceil(limit / tokens) for limit in wanted)]
-        return min((limit for limit in limits if limit), default=math.ceil(targets / tokens))
+        limits = [limit for limit in (self.max_steps, self.max_tokens and math.ceil(self.max_tokens / tokens)) if limit]
+        if self.epochs or not limits:
+            limits.append(math.ceil((self.epochs or 1) * targets() / tokens))
+        return min(limits)
 
     def limits(self, steps: int) -> Limits:
         """Where a run of so many steps ends."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 SEPARATOR = b"<|endoftext|>"
-LONGEST = 1 << 23  # bytes of a document in a text file; a longer one is cut between lines
+LONGEST = 1 << 22  # bytes of a document in a text file; a longer one is cut between lines
 BLOCK = 1 << 20
 
 

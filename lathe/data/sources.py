@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from glob import has_magic
@@ -91,9 +91,9 @@ def texts(data: str | Sequence[str], column: str | None = None) -> Texts:
     return Texts(rows(data), column)
 
 
-def find(name: str) -> Sequence[str]:
-    """The documents that `name` stands for. Raises: as `rows`."""
-    return texts(name)
+def stream(data: str | Sequence[str], column: str | None = None) -> Iterator[str]:
+    """The texts of all sources in order, one in memory at a time; weights do not count."""
+    return (text(piece.read(), column) for source in read(data) for piece in source.pieces())
 
 
 def interleaved(places: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
@@ -250,23 +250,3 @@ def text(record: Record, column: str | None = None) -> str:
             return value
     names = ", ".join(map(str, record.fields)) or "nothing"
     raise DataError(f'{record.place}: there is no "{column or COLUMNS[0]}" in this row, only {names}.')
-
-
-# ---- training and validation ----------------------------------------------------------------------------------------
-def split(documents: Sequence[str], fraction: float, seed: int) -> tuple[Sequence[str], Sequence[str]]:
-    """Documents to train on, and a random `fraction` of them, at least one, held out to validate on.
-
-    Whole documents are held out, so that no sentence is on both sides. A single document gives up its end instead.
-    """
-    if fraction == 0:
-        return documents, []
-    if len(documents) == 1:
-        text = documents[0]
-        middle = int(len(text) * (1 - fraction))
-        middle = text.find("\n", middle) + 1 or middle  # at a line's end, where there are lines
-        return [text[:middle]], [text[middle:]]
-    held = min(max(1, round(len(documents) * fraction)), len(documents) - 1)
-    order = np.random.default_rng(seed).permutation(len(documents))
-    pick: Callable[[np.ndarray], Sequence[str]]
-    pick = documents.pick if isinstance(documents, Texts) else lambda chosen: [documents[i] for i in chosen]
-    return pick(np.sort(order[held:])), pick(np.sort(order[:held]))

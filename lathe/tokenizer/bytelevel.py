@@ -114,6 +114,24 @@ def _patterns(pipeline: Tokenizer) -> tuple[str, ...] | None:
     return tuple(patterns)
 
 
+_BETWEEN = re.compile(r"(?<=\S\n)(?=\w)")
+
+
+def divisible(pipeline: Tokenizer) -> bool:
+    """Whether a pipeline cuts every text between lines, so that a text's parts give its ids (see `parts`)."""
+    return _patterns(pipeline) is not None
+
+
+def parts(text: str, size: int) -> list[str]:
+    """A text cut about every `size` characters, where every cut of `CUTS` falls: between a single line's end and a
+    word. Not cut where there is none, and so one part if it has no lines."""
+    found, begin = [], 0
+    while begin + size < len(text) and (between := _BETWEEN.search(text, begin + size)):
+        found.append(text[begin : between.start()])
+        begin = between.start()
+    return [*found, text[begin:]]
+
+
 def letters() -> list[str]:
     """The letter that stands for each of the 256 bytes in such a vocabulary (GPT-2's choice).
 

@@ -5,8 +5,10 @@ Does what the checkpoint's files say about the ends of a text; knows no file's f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from lathe.tokenizer.vocab import Vocab
 if TYPE_CHECKING:  # jinja2 is imported when a conversation is first rendered
     from lathe.tokenizer.template import Rendered, Template
 
+PART = 1 << 18  # characters encoded at once
 _TEMPLATE = "tokenizer.chat_template"  # GGUF's word; a named one has its name behind a dot
 
 
@@ -140,6 +143,28 @@ class Tokenizer:
             text: any string of whole characters.
             special: put what the files say at either end (BOS, EOS); BOS not twice, if the text begins with it.
         """
+        (ids,) = self._ids([self._prepared(text)])
+        return self._ended(ids) if special else ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """What `encode` gives for each text, on all processors.
+
+        A long text is encoded in parts, where that gives the same ids, because a part takes a hundred times its size in
+        memory.
+        """
+        prepared = [self._prepared(text) for text in texts]
+        if self._divisible:
+            parts = [bytelevel.parts(text, PART) for text in prepared]
+        else:
+            parts = [[text] for text in prepared]
+        ids = self._ids([part for some in parts for part in some])
+        return [self._ended([number for _ in some for number in next(ids)]) for some in parts]
+
+    @cached_property
+    def _divisible(self) -> bool:
+        return bytelevel.divisible(self._pipeline)
+
+    def _prepared(self, text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -148,12 +173,28 @@ class Tokenizer:
                 fix="Read it as UTF-8.",
             ) from None
         if self._words.leading_space and text and not text.startswith(self._added):
-            text = " " + text
-        ids: list[int] = self._pipeline.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        if not special:
-            return ids
+            return " " + text
+        return text
+
+    def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """The ids of texts, as many encoded at once as have PART characters together."""
+        begin = size = 0
+        for end, text in enumerate(texts, 1):
+            size += len(text)
+            if size >= PART or end == len(texts):
+                for encoded in self._pipeline.encode_batch_fast(texts[begin:end], add_special_tokens=False):
+                    yield encoded.ids
+                begin, size = end, 0
+
+    def _ended(self, ids: list[int]) -> list[int]:
         begun = ids[: len(self._before)] == self._before
         return [*([] if begun else self._before), *ids, *self._after]
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits that are others where any text's ids may be."""
+        told = (self._pipeline.to_str(), self._before, self._after, self._words.leading_space, self.eos_id)
+        return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Ids -> text; U+FFFD for bytes that are no characters, nothing for ids that no token has."""
