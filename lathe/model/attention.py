@@ -30,6 +30,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, cache: kernels.Cache | None) -> Tensor:
         part = self.part
+        turn = None if part.rope is None else rope.angles(part.rope, layout)
+        warm = None if part.temperature is None else heat(part.temperature, layout)
+        q, k, v = self.project(x, turn, warm)
+        return self.o_proj(self.look(q, k, v, layout, cache).flatten(-2))
+
+    def project(self, x: Tensor, turn: rope.Angles | None, warm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, T H C, keys and values, both T K C. Knows no layout, so that it can be compiled for all of them."""
+        part = self.part
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.normed == "rows":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -38,14 +46,13 @@ class Attention(nn.Module):
         q, k, v = (y.unflatten(-1, (-1, part.channels)) for y in (q, k, v))  # T H C, T K C
         if self.normed == "heads":
             q, k = self.q_norm(q), self.k_norm(k)
-        if part.rope is not None:
-            turn = rope.angles(part.rope, layout)
+        if part.rope is not None and turn is not None:
             q, k = rope.rotate(q, turn, part.rope), rope.rotate(k, turn, part.rope)
         if self.normed == "turned heads":
             q, k = self.q_norm(q), self.k_norm(k)
-        if part.temperature is not None:
-            q = (q * heat(part.temperature, layout)).type_as(q)
-        return self.o_proj(self.look(q, k, v, layout, cache).flatten(-2))
+        if warm is not None:
+            q = (q * warm).type_as(q)
+        return q, k, v
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: kernels.Cache | None) -> Tensor:
         """What each head gathers, T H C. The place where adapters let it look at more."""
