@@ -52,7 +52,6 @@ PUT_ON: dict[str, Callable[[Decoder], Decoder]] = {
     ("kind", "name"),
     [
         *(("checkpointed", name) for name in KINDS),
-        ("compiled", "gemma2"),
         ("compiled", "deepseek-v3"),
         ("both", "ministral3"),
     ],

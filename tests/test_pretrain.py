@@ -153,7 +153,7 @@ def test_a_real_model_is_continued_in_its_own_shape(shared: Path, tmp_path: Path
     assert Tokenizer.open(tmp_path / "final").encode("Once upon") == before.tokenizer().encode("Once upon")
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-mixed"])
 def test_precision_is_that_of_the_folder(data: Path, tmp_path: Path, precision: str) -> None:
     words = ["llama", "--data", data, "--train-tokenizer=280", "--out-dir", tmp_path / "out", "--train.max-steps=20"]
     assert lathe(*words, *TINY, f"--precision={precision}") == 0
@@ -177,6 +177,16 @@ def test_precision_is_that_of_the_folder(data: Path, tmp_path: Path, precision: 
         (["MODEL", "--data=DATA", "--initial-checkpoint=MODEL", "--shape.num-hidden-layers=2"], "another size"),
         (["MODEL", "--data=DATA", "--tokenizer=MODEL", "--train-tokenizer=300"], "Keep one of them"),
         (["MODEL", "--data=DATA", "--train.max-steps=0"], "--train.max-steps is 0. It must be above 0"),
+        (["MODEL", "--data=DATA", "--train.z-loss=-1"], "--train.z-loss is -1.0. It must be at least 0"),
+        (["MODEL", "--data=DATA", "--train.balance-loss=0.1"], "The model has no experts"),
+        (
+            ["MODEL", "--data=DATA", "--optimizer.name=muon", "--precision=bf16-true"],
+            "would round to nothing. Take bf16-mixed",
+        ),
+        (
+            ["MODEL", "--data=DATA", "--train.lr-warmup-steps=2", "--train.lr-warmup-fraction=0.1"],
+            "are both given. Keep one",
+        ),
         (["MODEL", "--data=DATA", "--optimizer.lr=1e-5"], "cannot be higher"),
         (["MODEL", "--data=DATA", "--out-dir=DATA"], "is a file, and a run needs a folder"),
         (["MODEL", "--data=DATA", "--val-split-fraction=1"], "from 0 to below 1"),
@@ -220,6 +230,18 @@ def test_a_signal_saves_what_there_is(data: Path, tmp_path: Path) -> None:
 
 def lines_so_far(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_choices_arrive_where_they_count(data: Path, tmp_path: Path) -> None:
+    """Muon, a schedule, an end after some seconds, and blocks computed twice, from the command line."""
+    words = ["llama", "--data", data, "--train-tokenizer=280", "--out-dir", tmp_path / "out", *TINY]
+    words += ["--optimizer.name=muon", "--train.schedule=wsd", "--train.lr-warmup-fraction=0.1", "--train.z-loss=1e-4"]
+    assert lathe(*words, "--train.max-steps=20", "--activation-checkpointing", "--train.min-lr=0") == 0
+    steps = [line for line in lines(tmp_path / "out") if "loss" in line]
+    assert [round(line["lr"] / 0.01, 3) for line in steps][:3] == [0.333, 0.667, 1.0]
+    assert [line["lr"] == 0.01 for line in steps[2:16]] == [True] * 14
+    assert steps[-1]["lr"] == 0
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
 
 
 # ---- how long -------------------------------------------------------------------------------------------------------

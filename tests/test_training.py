@@ -17,10 +17,11 @@ from lathe.data.loader import Batch, Steps
 from lathe.data.pack import IGNORE, Packed, Row
 from lathe.data.stages import InOrder, Shuffled
 from lathe.errors import UsageError
-from lathe.model import layers
+from lathe.model import layers, mlps
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.training import initial, loop, loss, optim
+from lathe.training import initial, loop, loss, optim, precision
+from lathe.training.balance import Balance
 from lathe.training.limits import Limits, Reached
 from lathe.training.optim import Settings
 from lathe.training.schedule import FALLS, Schedule
@@ -392,3 +393,113 @@ def test_a_seed_is_a_model() -> None:
     same(dict(a.named_parameters()), dict(b.named_parameters()), 0)
     assert not torch.equal(a.lm_head.weight, c.lm_head.weight)
     assert a.lm_head.weight is a.model.embed_tokens.weight
+
+
+# ---- terms beside the loss ------------------------------------------------------------------------------------------
+@CONFIGS
+def test_the_size_of_logits_counts_as_its_formula_has_it(config: dict) -> None:
+    model = decoder(config)
+    batch = Batch.of([masked(row) for row in Packed(InOrder(documents()), 16)])
+    wanted = batch.targets != IGNORE
+    scores = model.logits(model(batch.tokens, batch.layout))[wanted]
+    plain = F.cross_entropy(scores, batch.targets[wanted], reduction="sum")
+    (plain + 0.3 * scores.logsumexp(-1).square().sum()).backward()
+    expected = gradients(model)
+    objective = loss.next_token(model, z=0.3)
+    total = objective(batch)
+    total.backward()
+    torch.testing.assert_close(total, plain + 0.3 * scores.logsumexp(-1).square().sum())
+    same(gradients(model), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(objective(batch), plain)  # not where it is only measured
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "phi-moe"])
+def test_imbalance_is_what_transformers_computes(name: str) -> None:
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    config = next(case.config for case in CASES if case.name == name)
+    model = decoder(config)
+    routers = [module for module in model.modules() if isinstance(module, mlps.Router | mlps.SparseMixer)]
+    seen: list[torch.Tensor] = []
+    for router in routers:
+        router.register_forward_hook(lambda r, x, _: seen.append(F.linear(x[0].float(), r.weight)))
+    batch = Batch.of(list(Packed(InOrder(documents()), 16)))
+    plain = loss.next_token(model)(batch)
+    expected = torch.stack(
+        [load_balancing_loss_func((logits,), logits.shape[1], routers[0].part.chosen) for logits in seen]
+    ).mean()
+    (plain + 0.5 * batch.supervised * expected).backward()
+    slopes = gradients(model)
+    objective = loss.next_token(model, balance=0.5)
+    for _ in range(2):  # of each ribbon anew
+        total = objective(batch)
+        torch.testing.assert_close(total, plain + 0.5 * batch.supervised * expected)
+        total.backward()
+        same(gradients(model), slopes, 1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(objective(batch), plain)
+
+
+def test_experts_of_sigmoids_are_balanced_at_the_number_of_choices() -> None:
+    config = next(case.config for case in CASES if case.name == "deepseek-v3")
+    model = initial.decoder(families.read(config), seed=0)
+    imbalance = Balance(model)
+    model(torch.arange(90) % 90, Layout.of([90]))
+    chosen = next(module for module in model.modules() if isinstance(module, mlps.Router)).part.chosen
+    assert imbalance().item() == pytest.approx(chosen, rel=0.1)
+    with pytest.raises(UsageError, match="has no experts"):
+        loss.next_token(decoder(LLAMA), balance=0.1)
+
+
+# ---- 16 bits --------------------------------------------------------------------------------------------------------
+def test_float16_gradients_do_not_vanish_and_steps_that_overflow_are_left_out() -> None:
+    model, seen = decoder(LLAMA), []
+    batch = Batch.of(list(Packed(InOrder(documents()), 16)))
+    scale = precision.Dynamic(2.0**40, patience=4)  # which nothing bears
+    objective = loss.next_token(model, torch.float16)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    moved = []
+
+    def after(step: loop.Step) -> bool:
+        seen.append(step)
+        moved.append(not torch.equal(before["lm_head.weight"], model.lm_head.weight))
+        return True
+
+    work = [loop.Work([batch], batch.supervised, len(batch.tokens))] * 40
+    made = optim.build(model, Settings(lr=1e-3))
+    loop.train(objective, made, work, CONSTANT, Limits(40), 1.0, after, scale=scale)
+    assert not moved[0]
+    assert moved[-1]
+    assert math.isinf(seen[0].gradient_norm) or math.isnan(seen[0].gradient_norm)
+    assert seen[-1].loss < seen[0].loss - 0.3
+    exact = decoder(LLAMA)
+    (loss.next_token(exact)(batch) / batch.supervised).backward()
+    norm = nn.utils.get_total_norm([p.grad for p in exact.parameters()])
+    first = next(step for step in seen if math.isfinite(step.gradient_norm))
+    assert first.gradient_norm == pytest.approx(norm.item(), rel=0.02)
+
+
+def test_the_factor_rises_where_it_is_borne_falls_where_not_and_is_resumed() -> None:
+    scale = precision.Dynamic(4.0, patience=3)
+    assert [scale.sound(norm, 1) for norm in (1.0, math.inf, 1.0, 1.0)] == [True, False, True, True]
+    assert scale.factor == 2
+    again = precision.Dynamic(patience=3)
+    again.restore(scale.state())
+    assert again.sound(1.0, 1)
+    assert again.factor == 4
+    assert not again.sound(math.nan, 1)
+    assert not again.sound(math.nan, 1)
+    with pytest.raises(UsageError, match="The gradient is nan at step 7"):
+        again.sound(math.nan, 7)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights() -> None:
+    model = decoder(LLAMA)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+    data = Steps(Packed(InOrder(documents()), 16), 2, 2)
+    optimizers = optim.build(model, Settings(lr=1e-2))
+    with pytest.raises(UsageError, match="The gradient is nan at step 1"):
+        loop.train(loss.next_token(model), optimizers, data, CONSTANT, Limits(3), 1.0, lambda step: True)
+    same(dict(model.named_parameters()), before, 0)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from lathe.model.decoder import Decoder
     from lathe.tokenizer import Tokenizer
     from lathe.training import loop, saves
+    from lathe.training.precision import Precision
+
+
+FROM_ZERO = ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss")  # what may be 0 but not less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,14 @@ class Options:
     """Where the run writes; its model is OUT_DIR/final."""
     overwrite: bool = False
     """Replace the model of an earlier run in OUT_DIR, once the new one is finished."""
-    precision: Literal["32-true", "bf16-true", "bf16-mixed"] | None = None
+    precision: Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"] | None = None
     """Number format. By default bf16-mixed on a GPU, 32-true on a CPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute. By default on a CUDA GPU if there is one."""
+    activation_checkpointing: bool = False
+    """Compute what is between layers twice instead of remembering it: less memory, a third more time."""
+    compile: bool = False
+    """Compile the layers: a minute or more at first, then faster steps."""
     seed: int = 42
     """For the weights, the order of the data and what is held out."""
     checkpoints: Path = Path("checkpoints")
@@ -57,7 +65,7 @@ class Options:
         above += ["train.max_seq_length", "train.max_norm", "train.decay_fraction", "optimizer.eps"]
         above += ["train.global_batch_size", "train.micro_batch_size"]
         above += ["eval.interval", "eval.max_iters", "optimizer.lr"]
-        for name in (*above, "train.lr_warmup_steps", "train.lr_warmup_fraction", "optimizer.weight_decay"):
+        for name in (*above, *(f"train.{name}" for name in FROM_ZERO), "optimizer.weight_decay"):
             check(self, name, above=name in above)
         if not 0 <= self.val_split_fraction < 1:
             raise UsageError(f"--val-split-fraction is {self.val_split_fraction}.", "It must be from 0 to below 1.")
@@ -88,6 +96,7 @@ class Course:
     title: str
     plan: str
     decoder: Decoder
+    precision: Precision
     objective: loop.Objective
     data: Iterator[Work]
     held: Callable[[], Iterator[Work]] | None
@@ -108,13 +117,17 @@ def console() -> Console:
 
 def follow(course: Course, options: Options, out: Console) -> int | None:
     """Train, validate and save as `options` say. Returns 128 and the signal that ended it early, or None."""
-    from lathe.training import loop, optim
+    from lathe.training import blocks, loop, optim
     from lathe.training.progress import Display
     from lathe.training.run import Run, interruptible
     from lathe.training.saves import step_name
 
     train, steps = options.train, course.steps
     out.print(course.plan)
+    if options.compile:
+        blocks.compiled(course.decoder)
+    if options.activation_checkpointing:
+        blocks.checkpointed(course.decoder)
     optimizers = optim.build(course.decoder, options.optimizer.settings())
     schedule, limits = train.rates(steps, options.optimizer.lr), train.limits(steps)
     with Run(options.out_dir, options.overwrite) as record, interruptible() as stopped:
@@ -139,7 +152,16 @@ def follow(course: Course, options: Options, out: Console) -> int | None:
                 course.decoder.train()
 
             course.decoder.train()
-            loop.train(course.objective, optimizers, course.data, schedule, limits, train.max_norm, after)
+            loop.train(
+                course.objective,
+                optimizers,
+                course.data,
+                schedule,
+                limits,
+                train.max_norm,
+                after,
+                scale=course.precision.scale(),
+            )
         done = len(record.training)
         place = record.save(
             "final" if done == steps else step_name(done),

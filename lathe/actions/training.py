@@ -44,6 +44,11 @@ class Train:
     max_norm: float | None = 1.0
     """Scale gradients down to this norm."""
 
+    z_loss: float = 0.0
+    """How much the size of logits counts beside the loss, so that they do not drift away: 1e-4 is usual."""
+    balance_loss: float = 0.0
+    """How much it counts that some experts get more tokens than others: 0.01 is usual."""
+
     def steps(self, length: int, targets: Callable[[], int]) -> int:
         """Optimizer steps until the first limit. length: tokens in a row. targets: tokens predicted in an epoch, asked
         for only where a number of epochs is the limit, because all data have to be encoded to know it."""

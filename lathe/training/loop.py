@@ -72,13 +72,14 @@ def train(
     reached, start, lr = begin, time.perf_counter() - begin.seconds, 0.0
     ticked = time.perf_counter()
     for work in () if limits.over(begin) else data:
-        mine = backward(objective, work, ranks, scale.factor)
+        factor = scale.factor
+        mine = backward(objective, work, ranks, factor)
         loss, seconds = ranks.sum(torch.stack((mine, clock(start, ranks, mine)))).tolist()
         reached = Reached(reached.steps + 1, reached.tokens + work.tokens, work.epochs, seconds)
         check(loss, reached.steps)
-        norm = ranks.norm(parameters).item() / scale.factor
+        norm = ranks.norm(parameters).item() / factor
         if scale.sound(norm, reached.steps):
-            shrink(parameters, min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / scale.factor)
+            shrink(parameters, min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / factor)
             lr = set_rates(groups, schedule(reached.steps - 1, limits.total(reached)))
             for optimizer in optimizers:
                 optimizer.step()

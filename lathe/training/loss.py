@@ -12,6 +12,7 @@ from torch import Tensor
 from lathe.data.loader import Batch
 from lathe.data.pack import IGNORE
 from lathe.model.decoder import Decoder
+from lathe.training.balance import Balance
 
 Score = Callable[[Tensor], Tensor]  # N D -> N V
 
@@ -19,21 +20,33 @@ SCORES = 1 << 25  # in one slice: 64 MiB in bfloat16
 CACHED = 1 << 19  # of them that a CPU works on at once
 
 
-def next_token(decoder: Decoder, autocast: torch.dtype | None = None) -> Callable[[Batch], Tensor]:
-    """The objective of language modelling: a batch's summed cross entropy. autocast: the dtype of mixed precision."""
+def next_token(
+    decoder: Decoder, autocast: torch.dtype | None = None, z: float = 0.0, balance: float = 0.0
+) -> Callable[[Batch], Tensor]:
+    """The objective of language modelling: a batch's summed cross entropy.
+
+    autocast: the dtype of mixed precision. z: see `cross_entropy`. balance: how much the imbalance of experts counts
+    beside a token's loss. Both only where gradients are wanted: a validation's loss is without them.
+    """
+    imbalance = Balance(decoder) if balance else None
 
     def objective(batch: Batch) -> Tensor:
         with torch.autocast(batch.tokens.device.type, dtype=autocast, enabled=autocast is not None):
-            return cross_entropy(decoder, decoder(batch.tokens, batch.layout), batch.targets)
+            total = cross_entropy(decoder, decoder(batch.tokens, batch.layout), batch.targets, z=z)
+        if imbalance and torch.is_grad_enabled():
+            total = total + balance * batch.supervised * imbalance()
+        return total
 
     return objective
 
 
-def cross_entropy(decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int = SCORES) -> Tensor:
+def cross_entropy(decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int = SCORES, z: float = 0.0) -> Tensor:
     """-log p(target), summed over the rows whose target is not IGNORE; float32.
 
-    hidden: T D. targets: (T,) int64. scores: how many logits may exist at once. Equal to F.cross_entropy of
-    decoder.logits(hidden) with reduction="sum", its gradients too.
+    hidden: T D. targets: (T,) int64. scores: how many logits may exist at once. z: how much the square of the logarithm
+    of the softmax's denominator counts beside it, which keeps logits from drifting away (Chowdhery et al.,
+    arXiv:2204.02311, take 1e-4); only where gradients are wanted. Equal to F.cross_entropy of decoder.logits(hidden)
+    with reduction="sum", its gradients too.
     """
     wanted = targets != IGNORE
     if not wanted.all():
@@ -42,7 +55,7 @@ def cross_entropy(decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int
     if not torch.is_grad_enabled():
         return _total(decoder.logits, hidden, targets, rows)
     head = [parameter for parameter in decoder.lm_head.parameters() if parameter.requires_grad]
-    return Sliced.apply(decoder.logits, rows, hidden, targets, *head)
+    return Sliced.apply(decoder.logits, rows, z, hidden, targets, *head)
 
 
 def _total(score: Score, hidden: Tensor, targets: Tensor, rows: int) -> Tensor:
@@ -61,7 +74,7 @@ class Sliced(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, score: Score, rows: int, hidden: Tensor, targets: Tensor, *head: Tensor) -> Tensor:
+    def forward(ctx: Any, score: Score, rows: int, z: float, hidden: Tensor, targets: Tensor, *head: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         by_hidden, by_head = torch.empty_like(hidden), list[Tensor]()
         slices = (x.split(rows) for x in (hidden, targets, by_hidden))
@@ -70,7 +83,7 @@ class Sliced(torch.autograd.Function):
                 some = some.detach().requires_grad_()
                 scores = score(some)
             pull = scores.detach()
-            total += _judged(pull, wanted)
+            total += _judged(pull, wanted, z)
             by_some, *by_parameters = torch.autograd.grad(scores, (some, *head), pull)
             gradient.copy_(by_some)
             for sum_, part in zip(by_head, by_parameters, strict=False):
@@ -83,11 +96,11 @@ class Sliced(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         by_hidden, by_head = ctx.gradients
         del ctx.gradients  # scaled in place, so good for one backward pass
-        return None, None, by_hidden.mul_(outer[0]), None, *(gradient.mul_(outer[0]) for gradient in by_head)
+        return None, None, None, by_hidden.mul_(outer[0]), None, *(gradient.mul_(outer[0]) for gradient in by_head)
 
 
-def _judged(scores: Tensor, targets: Tensor) -> Tensor:
-    """The summed cross entropy of N V scores, which become its gradient by them in place: softmax - one hot.
+def _judged(scores: Tensor, targets: Tensor, z: float) -> Tensor:
+    """The summed loss of N V scores, which become its gradient by them in place: softmax - one hot, without z.
 
     Computed in float32, on a CPU in as many rows at a time as its caches hold: four times as fast as whole.
     """
@@ -95,6 +108,13 @@ def _judged(scores: Tensor, targets: Tensor) -> Tensor:
     rows = max(1, CACHED // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
     for some, wanted in zip(scores.split(rows), targets[:, None].split(rows), strict=True):
         logs = some.log_softmax(-1, dtype=torch.float32)
-        total -= logs.gather(1, wanted).sum()
-        some.copy_(logs.exp_().scatter_add_(1, wanted, logs.new_full(wanted.shape, -1.0)))
+        chosen = logs.gather(1, wanted)
+        total -= chosen.sum()
+        if z:
+            size = some.gather(1, wanted).float() - chosen  # the logarithm of the denominator, N 1
+            total += z * size.square().sum()
+            slope = logs.exp_().mul_(1 + 2 * z * size)
+        else:
+            slope = logs.exp_()
+        some.copy_(slope.scatter_add_(1, wanted, logs.new_full(wanted.shape, -1.0)))
     return total
