@@ -25,6 +25,7 @@ ACTIONS = {
     "data": "Show what training would see in a data set, and check it.",
     "pretrain": "Train a model on text, from random weights or from given ones.",
     "finetune": "Teach a model by examples, with an adapter beside it or whole.",
+    "runs": "Compare trainings in the browser, while they go on.",
     "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",
     "inspect": "Show what a model is and check its files.",
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",

@@ -8,8 +8,9 @@ metrics.jsonl   a line for every step and every validation
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,7 +23,22 @@ from lathe.errors import UsageError
 from lathe.tokenizer import Tokenizer
 from lathe.training import curve, metrics, saves
 from lathe.training import state as states
+from lathe.training.gauge import Gauge
+from lathe.training.loggers import Logger
 from lathe.training.loop import Step
+from lathe.training.report import Report
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run's page tells of it. recipe: the options, as YAML. facts: of model and machine, in words. gauge: what
+    its speed is measured by. loggers: who else is told."""
+
+    title: str
+    recipe: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    gauge: Gauge | None = None
+    loggers: Sequence[Logger] = ()
 
 
 class Run:
@@ -48,14 +64,19 @@ class Run:
         replace: bool = False,
         resumed: tuple[Path, states.Progress] | None = None,
         keep: int | None = None,
+        about: About | None = None,
     ) -> None:
         replace = replace or resumed is not None
         refuse(folder, replace)
         self.folder = folder
+        self.about = about or About(folder.name)
+        self.report = Report(folder, self.about.title, self.about.recipe, self.about.facts)
         self.progress = states.Progress() if resumed is None else resumed[1]
         lines = None if resumed is None else metrics.read(resumed[0].parent, resumed[1].reached.steps)
         self.training = [(line["step"], line["loss"]) for line in lines or () if "loss" in line]
         self.validation = [(line["step"], line["validation_loss"]) for line in lines or () if "validation_loss" in line]
+        for line in lines or ():
+            self.report.take(line)
         self.first = not dist.is_initialized() or dist.get_rank() == 0
         try:
             if self.first:
@@ -64,6 +85,7 @@ class Run:
                 self.metrics = metrics.Metrics(folder, lines)
         except OSError as error:
             raise UsageError(f"Cannot write to {folder}: {error.strerror}.", fix="Choose another --out-dir.") from None
+        self.finished = False
         self.saves = saves.Saves(folder, replace, keep, begun=self.progress.reached.steps)
 
     def __enter__(self) -> Run:
@@ -76,6 +98,12 @@ class Run:
         finally:
             if self.first:
                 self.metrics.close()
+                for logger in self.about.loggers:
+                    logger.close()
+                self.report.status = "finished" if self.finished and error is None else "stopped"
+                # On a full disk the error at hand says more than that there is no room for a page.
+                with suppress(OSError) if error is not None else nullcontext():
+                    self.report.write()
 
     @property
     def tokens(self) -> int:
@@ -92,6 +120,8 @@ class Run:
         self.saves.check()
         self.training.append((step.number, step.loss))
         self.progress = changed(self.progress, reached=step.reached, seconds=self.seconds + step.seconds)
+        speed, gauge = step.tokens / step.seconds, self.about.gauge
+        self.report.total = step.total
         self._line(
             step=step.number,
             loss=step.loss,
@@ -100,7 +130,8 @@ class Run:
             tokens=self.tokens,
             epoch=round(step.reached.epochs, 4),
             seconds=round(step.reached.seconds, 3),
-            tokens_per_second=round(step.tokens / step.seconds, 1),
+            tokens_per_second=round(speed, 1),
+            **({} if gauge is None else gauge.read(speed)),
         )
 
     def validated(self, number: int, loss: float) -> None:
@@ -110,9 +141,22 @@ class Run:
             self.progress = changed(self.progress, best=loss, best_step=number)
         self._line(step=number, validation_loss=loss)
 
-    def _line(self, **values: Any) -> None:
+    def sample(self, number: int, text: str) -> None:
+        """Record what the model wrote."""
         if self.first:
-            self.metrics.write(**values)
+            for logger in self.about.loggers:
+                logger.text(number, text)
+        self._line(step=number, sample=text)
+
+    def _line(self, **values: Any) -> None:
+        if not self.first:
+            return
+        self.metrics.write(**values)
+        self.report.take(values)
+        self.report.refresh()
+        numbers = {key: value for key, value in values.items() if key != "step" and not isinstance(value, str)}
+        for logger in self.about.loggers if numbers else ():
+            logger.numbers(values["step"], numbers)
 
     def save(
         self,
@@ -136,6 +180,7 @@ class Run:
         """
         self.saves.wait()
         captured = None if training is None else training.capture(self.progress)
+        self.finished = name == "final"
         small = saves.Small(generation, tokenizer, recipe)
         return self.saves.begin(name, model, config, small, captured, self.progress.best_step)
 

@@ -1,0 +1,100 @@
+"""How fast a machine could multiply and how much a model has to, as what part of the one the other uses up.
+
+The peak is measured, not looked up: the rate of large matrix products in the training's own type of numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lathe.model.decoder import Decoder
+from lathe.model.layers import Linear
+from lathe.model.mlps import Stacked
+from lathe.model.spec import Attention, Experts
+from lathe.training.precision import Precision
+
+BUDGET = 0.5  # seconds that measuring may take
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """flops: floating-point operations to learn from one token. peak: those the machine does per second. ranks: how
+    many such machines, or processors, learn together."""
+
+    flops: float
+    peak: float
+    device: torch.device
+    ranks: int = 1
+
+    @staticmethod
+    def of(decoder: Decoder, length: int, precision: Precision, ranks: int = 1) -> Gauge:
+        """Measure. length: tokens in a row."""
+        dtype = precision.autocast or precision.weights
+        return Gauge(flops(decoder, length), peak(precision.device, dtype), precision.device, ranks)
+
+    def read(self, tokens_per_second: float) -> dict[str, float]:
+        """peak: the part of it that learning at this speed uses. memory: the most bytes in use so far."""
+        part = tokens_per_second * self.flops / (self.peak * self.ranks)
+        memory = self.memory()
+        return {"peak": round(part, 4), **({} if memory is None else {"memory": memory})}
+
+    def memory(self) -> int | None:
+        """The most bytes in use so far: on the GPU, or of this process; None where the system does not tell."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            import resource
+            import sys
+        except ImportError:
+            return None
+        # In kilobytes, but on macOS in bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def flops(decoder: Decoder, length: int) -> float:
+    """Operations to learn from a token of a row of `length`: those of the model's mathematics, recomputation left out.
+
+    Two for each weight that a token meets, and as many again for the gradient of its input, and for that of the weight
+    if it learns; twelve for each channel of each head and position attended to, of which there are half a row's, or a
+    window's. As in PaLM (Chowdhery et al., arXiv:2204.02311, appendix B), with the causal half.
+    """
+    total = 0.0
+    experts = [layer.mlp for layer in decoder.spec.layers if isinstance(layer.mlp, Experts)]
+    met = experts[0].router.chosen / experts[0].router.count if experts else 1.0
+    for module in decoder.modules():
+        if isinstance(module, Linear | Stacked):
+            weight = module.weight
+            each = weight.numel() * (met if isinstance(module, Stacked) else 1.0)
+            total += each * (6.0 if weight.requires_grad else 4.0)
+    for layer in decoder.spec.layers:
+        if isinstance(layer.mixer, Attention):
+            positions = min(length / 2, layer.mixer.window or length)
+            total += 12.0 * layer.mixer.heads * layer.mixer.channels * positions
+    return total
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate of square matrix products, each size twice as large as the one before, while there is time."""
+    best, size, begin = 0.0, 256, time.perf_counter()
+    while size <= 8192:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        took = min(_timed(a, b) for _ in range(3))
+        best = max(best, 2.0 * size**3 / took)
+        spent = time.perf_counter() - begin
+        if spent + 4 * 8 * took > BUDGET:  # the next size takes 8 times as long
+            break
+        size *= 2
+    return best
+
+
+def _timed(a: torch.Tensor, b: torch.Tensor) -> float:
+    begin = time.perf_counter()
+    a @ b
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    elif a.device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - begin
