@@ -16,7 +16,7 @@ from lathe.model.mlps import Stacked
 from lathe.model.spec import Attention, Experts
 from lathe.training.precision import Precision
 
-BUDGET = 0.5  # seconds that measuring may take
+BUDGET = 0.25  # seconds that measuring may take
 
 
 @dataclass(frozen=True)

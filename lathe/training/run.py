@@ -8,9 +8,8 @@ metrics.jsonl   a line for every step and every validation
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -23,22 +22,9 @@ from lathe.errors import UsageError
 from lathe.tokenizer import Tokenizer
 from lathe.training import curve, metrics, saves
 from lathe.training import state as states
-from lathe.training.gauge import Gauge
-from lathe.training.loggers import Logger
+from lathe.training.about import About
 from lathe.training.loop import Step
 from lathe.training.report import Report
-
-
-@dataclass(frozen=True)
-class About:
-    """What a run's page tells of it. recipe: the options, as YAML. facts: of model and machine, in words. gauge: what
-    its speed is measured by. loggers: who else is told."""
-
-    title: str
-    recipe: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    gauge: Gauge | None = None
-    loggers: Sequence[Logger] = ()
 
 
 class Run:
