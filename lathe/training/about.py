@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lathe import __version__
 from lathe.model.decoder import Decoder
 from lathe.training.gauge import Gauge
 from lathe.training.loggers import Logger
@@ -52,6 +51,5 @@ class About:
             "measured peak": f"{gauge.peak / 1e12:.3g} TFLOP/s in {names.get(products, str(products))}",
             "work per token": f"{gauge.flops / 1e9:.3g} GFLOP",
             "PyTorch": torch.__version__,
-            "Lathe": __version__,
         }
         return About(title, recipe, facts, gauge, loggers)
