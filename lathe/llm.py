@@ -183,6 +183,8 @@ class LLM:
         """The model in a folder or file, or with a repo id: found below `checkpoints` or in the cache, or downloaded.
 
         device: "auto" takes a GPU where there is one. dtype: "auto" keeps that of the files; "bf16", "fp16", "fp32".
+        quantize: keep the matrices of layers in 4 bits ("nf4", "nf4-dq") or 8 ("int8"), to make room: they are unpacked
+            whenever they are multiplied. LitGPT's "bnb.nf4" is the same.
         devices: with strategy "layers", over how many GPUs the layers are spread ("auto": all), one after the other.
             With "tensor" every layer is divided among as many processes, each of which calls this with its own device
             (`lathe generate --devices` starts them; or torchrun and `torch.distributed.init_process_group`).
@@ -199,11 +201,8 @@ class LLM:
             MissingError: there is no such model.
             CheckpointError, ConfigError, TokenizerError: its files are damaged or not understood.
             UsageError: a device or dtype that is not there; a draft with another vocabulary; adapters that do not go
-                together; quantize, which this version does not have.
+                together; no such way to quantize.
         """
-        if quantize is not None:
-            found = f"quantize is {quantize}."
-            raise UsageError(found, "This version of Lathe does not have it yet; a later one will.")
         group = Group.joined()
         if strategy == "tensor" and devices not in (group.count, "auto"):
             found = f"The model is to be divided among {devices} processes, and {group.count} are joined."
@@ -222,7 +221,7 @@ class LLM:
             same_vocabulary(small, tokenizer, opened.path)
             guesser = small.load(around[0], kind)
             drafter = engine.DraftModel(echo(guesser, group) if divided else guesser, draft_tokens)
-        decoder = opened.load(around, kind, share)
+        decoder = opened.load(around, kind, share, quantize)
         return LLM(decoder, tokenizer, opened.config, opened.generation, drafter)
 
     def generate(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> str:

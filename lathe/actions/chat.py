@@ -41,6 +41,8 @@ class Options(Settings):
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
     """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
+    quantize: str | None = None
+    """Keep the matrices of layers in fewer bits, to make room: nf4, nf4-dq (a little less) or int8."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
 
@@ -117,6 +119,7 @@ def begin(options: Options, path: Path) -> Session:
         path,
         device=options.device,
         dtype=options.precision,
+        quantize=options.quantize,
         prompt_style=options.prompt_style,
         adapter=options.adapter or None,
         checkpoints=options.checkpoints,

@@ -61,6 +61,8 @@ class Options(Settings):
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
     """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
+    quantize: str | None = None
+    """Keep the matrices of layers in fewer bits, to make room: nf4, nf4-dq (a little less) or int8."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
 
@@ -116,6 +118,7 @@ def answer(device: str | torch.device, options: Options, path: Path, prompt: str
         devices=options.devices,
         strategy=options.strategy,
         dtype=options.precision,
+        quantize=options.quantize,
         adapter=options.adapter or None,
         draft=options.draft,
         draft_tokens=options.draft_tokens,

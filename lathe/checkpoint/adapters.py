@@ -139,10 +139,11 @@ class Adapted(Checkpoint):
         device: torch.device | str | Sequence[torch.device] = "cpu",
         dtype: torch.dtype | None = None,
         share: Share | None = None,
+        quantize: str | None = None,
     ) -> Decoder:
         if share is not None:  # a rank's part of a model is cut from tensors: those that are merged
-            return super().load(device, dtype, share)
-        decoder = self.base.load(device, dtype)
+            return super().load(device, dtype, share, quantize)
+        decoder = self.base.load(device, dtype, quantize=quantize)
         for name, adapter in self.adapters.items():
             adapt.put(decoder, name, adapter.parts)
         return decoder.eval()

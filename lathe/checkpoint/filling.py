@@ -16,6 +16,7 @@ from lathe.errors import CheckpointError
 from lathe.families import litgpt
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
+from lathe.transforms import quantize as quantizing
 from lathe.transforms import spread
 from lathe.weights.tensors import Ref
 
@@ -51,15 +52,19 @@ class Checkpoint:
         device: torch.device | str | Sequence[torch.device] = "cpu",
         dtype: torch.dtype | None = None,
         share: Share | None = None,
+        quantize: str | None = None,
     ) -> Decoder:
         """A decoder filled from the files, without gradients. `dtype` None: as stored.
 
         device: several have the layers one after the other. share: load one rank's part, and read nothing else.
+        quantize: one of `transforms.quantize.KINDS`; matrices are packed as they are read, some rows at a time.
         On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
 
         Raises:
             CheckpointError: tensors are missing, left over, or of another shape than the configuration says.
+            UsageError: no such way to quantize.
         """
+        how = None if quantize is None else quantizing.kind(quantize)
         decoder, tensors = blank(self.spec), self.tensors
         fit(decoder, tensors, self.path)
         if share is not None:
@@ -71,7 +76,13 @@ class Checkpoint:
         devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
         place = spread.places({name: tensors[name].nbytes for name, _ in slots(decoder)}, devices)
         state: dict[str, torch.Tensor] = {}
-        for name, slot in slots(decoder):
+        unpacked = [*slots(decoder)]
+        packed = set() if how is None else quantizing.pack(decoder.to(dtype), how)
+        for name, slot in unpacked:
+            if how is not None and (module := name.removesuffix(".weight")) in packed and module != name:
+                for key, part in how.pack(tensors[name].pieces(), slot.shape, place(name)).items():
+                    state[f"{module}.{key}"] = nn.Parameter(part, requires_grad=False)
+                continue
             learned = isinstance(slot, nn.Parameter)
             # Buffers are float32 facts beside the weights and keep their precision.
             tensor = tensors[name].to(dtype if learned else torch.float32).read().to(place(name))

@@ -18,6 +18,7 @@ from lathe.transforms.adapt import Part
 from lathe.transforms.adapted import Adapted
 from lathe.transforms.lowrank import LowRank, table
 from lathe.transforms.prefix import Tokens
+from lathe.transforms.quantize import Packed
 from lathe.transforms.whole import Scaled, Whole
 from lathe.weights.rules import Refs
 from lathe.weights.tensors import Box, Ref
@@ -36,14 +37,24 @@ def weights(decoder: Decoder) -> Refs:
             continue
         whole = f"{name}." if isinstance(module, Adapted) else ""
         own = module.own if isinstance(module, Adapted) else module
+        if isinstance(own, Packed):
+            ref = _unpacked(own, f"{name}.weight")
+            found[f"{name}.weight"] = _live(ref, module, "weight") if isinstance(module, Adapted) else ref
         for key, tensor in (*own._parameters.items(), *own._buffers.items()):
-            if tensor is not None:
+            if tensor is not None and not (isinstance(own, Packed) and key in own.parts):
                 ref = Ref.of(tensor.detach(), f"{name}.{key}")
                 found[f"{name}.{key}"] = _live(ref, module, key) if isinstance(module, Adapted) else ref
     head, embedding = decoder.lm_head, decoder.model.embed_tokens
     if decoder.spec.tied and head.weight is embedding.weight:
         del found["lm_head.weight"]
     return found
+
+
+def _unpacked(module: Packed, source: str) -> Ref:
+    def fetch(box: Box) -> Tensor:
+        return module.unpacked(module.dtype, box[0])[(slice(None), *box[1:])]
+
+    return Ref(tuple(module.shape), module.dtype, fetch, source)
 
 
 def _live(ref: Ref, module: Adapted, key: str) -> Ref:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from lathe.errors import UsageError
+from lathe.transforms.quantize import Packed
 
 
 class Adapted(nn.Module):
@@ -57,6 +60,9 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
+        if isinstance(self.own, Packed):
+            found = "The model's matrices are quantized."
+            raise UsageError(found, "What an adapter does to them would be lost.", "Load it without quantize.")
         if self.kept is None and self.active:
             own, weight, bias = self.own, self.weight, self.bias
             before: Any = (own.weight, getattr(own, "bias", None))
@@ -78,5 +84,12 @@ class Adapted(nn.Module):
 def kind_of(base: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where an adapter's numbers go, and as what: beside a half-precision model they are float32, which are few and
     learn in small steps."""
-    weight: Any = base.weight
-    return weight.device, torch.promote_types(weight.dtype, torch.float32)
+    own: Any = base.own if isinstance(base, Adapted) else base
+    like: Any = own if isinstance(own, Packed) else own.weight
+    return like.device, torch.promote_types(like.dtype, torch.float32)
+
+
+def shape_of(base: nn.Module) -> torch.Size:
+    """The shape of its weight, which is not unpacked for that."""
+    own: Any = base.own if isinstance(base, Adapted) else base
+    return cast("torch.Size", own.shape if isinstance(own, Packed) else own.weight.shape)

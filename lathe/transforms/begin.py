@@ -15,7 +15,7 @@ from lathe.model.decoder import Decoder, Embedding
 from lathe.model.layers import Linear
 from lathe.model.mlps import Stacked
 from lathe.transforms.adapt import Part
-from lathe.transforms.adapted import Adapted, kind_of
+from lathe.transforms.adapted import Adapted, kind_of, shape_of
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.prefix import Tokens
 from lathe.transforms.terms import Lora, Prefix, Scale, named
@@ -81,23 +81,23 @@ def _wanted(settings: Lora, name: str, module: nn.Module) -> bool:
 
 
 def _low_rank(settings: Lora, name: str, module: Linear | Embedding | Stacked, device: torch.device | None) -> LowRank:
-    weight, rank = module.weight, settings.rank_of(name)
+    rank = settings.rank_of(name)
     own, dtype = kind_of(module)
     like: Any = {"device": device or own, "dtype": dtype}
     scaling = settings.scaling(name, rank)
     if isinstance(module, Embedding):
         if settings.dora:
             raise UsageError(f"{name} is an embedding.", "DoRA is for matrices.", "Leave it out of the targets.")
-        rows, width = weight.shape
+        rows, width = shape_of(module)
         return LowRank(torch.zeros(rank, rows, **like), torch.randn(width, rank, **like), scaling, table=True)
-    *experts, outputs, inputs = weight.shape
+    *experts, outputs, inputs = shape_of(module)
     a = torch.empty(*experts, rank, inputs, **like)
     for matrix in a if experts else [a]:
         nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
     b = torch.zeros(*experts, outputs, rank, **like)
     if settings.dora and experts:
         raise UsageError(f"{name} holds the matrices of experts.", "DoRA is for single ones.", "Leave it out.")
-    magnitude = values(weight).float().norm(dim=1) if settings.dora else None
+    magnitude = values(module.weight).float().norm(dim=1) if settings.dora else None
     bias = torch.zeros(outputs, **like) if settings.own_bias else None
     return LowRank(a, b, scaling, settings.dropout, magnitude, bias)
 
@@ -120,7 +120,7 @@ def scale(decoder: Decoder, settings: Scale) -> Made:
     made = prefix(decoder, settings.prefix)
     for name, module in sites(decoder).items():
         if isinstance(module, Linear):
-            rows = torch.zeros(len(module.weight), device=module.weight.device)
+            rows = torch.zeros(shape_of(module)[0], device=kind_of(module)[0])
             made.setdefault(name, []).append(Scaled(rows + 1, rows))
         elif name.endswith("layernorm") or name == "model.norm":
             made[name] = [Whole({key: values(p) for key, p in module.named_parameters()})]

@@ -1,0 +1,243 @@
+"""Matrices of layers become codes of 4 or 8 bits, which never change, and are unpacked where they are multiplied.
+
+nf4      sixteen values at the quantiles of a normal distribution, times the largest of each 64 numbers of a row
+         (Dettmers et al., arXiv:2305.14314): 4.5 bits a weight
+nf4-dq   the same, with those largest numbers in 8 bits, in blocks of 256 about their mean: 4.13 bits
+int8     whole numbers, times a 127th of the largest of each row (arXiv:2208.07339, without its outliers): 8 bits
+
+Gradients go to what is multiplied, not to the codes: adapters learn beside them (QLoRA). Embedding, head, norms and
+routers stay as they are. Knows no file: `Kind.pack` takes the pieces of a matrix as they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lathe.errors import UsageError, did_you_mean
+from lathe.model import kernels, layers
+from lathe.model.decoder import Decoder
+from lathe.model.mlps import Stacked
+
+BLOCK, COARSE = 64, 256
+CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are not by a CPU, which has caches
+# Appendix E of the paper; rounded to the nearest, of two as near to the lower.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+Parts = Mapping[str, Tensor]  # a packed matrix: codes, and what they are multiplied by
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way. code: the type of codes. width, scales: how many codes a row of so many inputs has, and how many numbers
+    that they are multiplied by. rows: n D float32 to both; back: both to ... D. double: the scales are packed too."""
+
+    code: torch.dtype
+    width: Callable[[int], int]
+    scales: Callable[[int], int]
+    rows: Callable[[Tensor], tuple[Tensor, Tensor]]
+    back: Callable[[Tensor, Tensor, int], Tensor]
+    double: bool = False
+
+    def blank(self, shape: torch.Size) -> dict[str, Tensor]:
+        """Parts without values for a matrix, or a stack of them, of this shape."""
+        *lead, inputs = shape
+        count = self.scales(inputs)
+        found = {"codes": torch.empty(*lead, self.width(inputs), dtype=self.code)}
+        if not self.double:
+            return found | {"scales": torch.empty(*lead, count)}
+        coarse = -(-torch.Size(lead).numel() * count // COARSE)
+        return found | {
+            "scales": torch.empty(*lead, count, dtype=torch.int8),
+            "coarse": torch.empty(coarse),
+            "mean": torch.empty(1),
+        }
+
+    def pack(self, pieces: Iterable[Tensor], shape: torch.Size, device: torch.device) -> dict[str, Tensor]:
+        """Parts of a matrix that comes some rows at a time (of a stack: some matrices), in any floating-point type."""
+        with device:
+            found = self.blank(shape)
+            scales = torch.empty(*shape[:-1], self.scales(shape[-1]))
+        codes, start = found["codes"].flatten(0, -2), 0
+        step = max((CHUNK if device.type == "cpu" else LARGE) // shape[-1], 1)
+        for piece in pieces:
+            for rows in piece.flatten(0, -2).split(step):
+                end = start + len(rows)
+                codes[start:end], scales.flatten(0, -2)[start:end] = self.rows(rows.to(device).float())
+                start = end
+        return found | (_doubled(scales) if self.double else {"scales": scales})
+
+    def unpack(self, parts: Parts, inputs: int, dtype: torch.dtype, which: slice | int = slice(None)) -> Tensor:
+        """Rows (of a stack: matrices) of the matrix, computed in float32 and rounded once. inputs: its columns."""
+        scales = _single(parts, which) if self.double else parts["scales"][which]
+        return self.back(parts["codes"][which], scales, inputs).to(dtype)
+
+
+def _doubled(scales: Tensor) -> dict[str, Tensor]:
+    mean = scales.mean().view(1)
+    blocks = F.pad((scales - mean).flatten(), (0, -scales.numel() % COARSE)).view(-1, COARSE)
+    coarse = blocks.abs().amax(1)
+    codes = (blocks / _nonzero(coarse)[:, None] * 127).round().to(torch.int8)
+    return {"scales": codes.flatten()[: scales.numel()].view(scales.shape), "coarse": coarse, "mean": mean}
+
+
+def _single(parts: Parts, which: slice | int) -> Tensor:
+    codes = parts["scales"]
+    first = which if isinstance(which, int) else which.indices(len(codes))[0]
+    start, some = first * codes[0].numel(), codes[which]
+    blocks = torch.arange(start, start + some.numel(), device=codes.device) // COARSE
+    return some.float() / 127 * parts["coarse"][blocks].view(some.shape) + parts["mean"]
+
+
+def _nonzero(largest: Tensor) -> Tensor:
+    return torch.where(largest == 0, 1, largest)
+
+
+def _nf4(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """n D, float32, to n D/2 codes, two in a byte, the first in its upper half, and n D/64 largest sizes."""
+    blocks = F.pad(rows, (0, -rows.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    largest = blocks.abs().amax(-1)
+    values, shares = torch.tensor(NF4), blocks / _nonzero(largest)[..., None]
+    codes = torch.zeros(shares.shape, dtype=torch.uint8, device=rows.device)
+    for between in ((values[1:] + values[:-1]) / 2).tolist():  # sooner than a search
+        codes += shares > between
+    codes = codes.flatten(1)
+    return codes[:, ::2] << 4 | codes[:, 1::2], largest
+
+
+def _from_nf4(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    pairs = _pairs(codes.device).index_select(0, codes.flatten().int()).view(torch.float32)
+    return (pairs.view(*scales.shape, BLOCK) * scales[..., None]).flatten(-2)[..., :inputs]
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
+    """The two values that each byte stands for, together as one of 64 bits, which is looked up soonest."""
+    with torch.inference_mode(False):
+        values = torch.tensor(NF4, device=device)
+        return torch.stack((values.repeat_interleave(16), values.repeat(16)), 1).view(torch.int64).flatten()
+
+
+def _int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    scales = rows.abs().amax(1, keepdim=True) / 127
+    return (rows / _nonzero(scales)).round().to(torch.int8), scales
+
+
+def _from_int8(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    return codes * scales
+
+
+def _half(inputs: int) -> int:
+    return -(-inputs // BLOCK) * BLOCK // 2
+
+
+KINDS = {
+    "nf4": Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), _nf4, _from_nf4),
+    "nf4-dq": Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), _nf4, _from_nf4, double=True),
+    "int8": Kind(torch.int8, lambda inputs: inputs, lambda inputs: 1, _int8, _from_int8),
+}
+LITGPT = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.int8": "int8", "bnb.int8-training": "int8"}
+
+
+def kind(name: str) -> Kind:
+    """One of KINDS by its name, or by LitGPT's.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    found = KINDS.get(LITGPT.get(name, name))
+    if found is None:
+        known = f"Known are {', '.join(KINDS)}."
+        raise UsageError(f'"{name}" is no way to quantize that is known.', known, did_you_mean(name, [*KINDS, *LITGPT]))
+    return found
+
+
+class Packed(nn.Module):
+    """What a packed matrix, or a stack of them, is as a module: it stands where one with a `weight` stood.
+
+    shape: of the weight. dtype: what the weight is for whoever reads it. device: where it is.
+    """
+
+    def __init__(self, base: layers.Linear | Stacked, how: Kind) -> None:
+        nn.Module.__init__(self)
+        self.how, self.shape, self.dtype = how, base.weight.shape, base.weight.dtype
+        with base.weight.device:
+            self.take(how.blank(self.shape))
+        self.register_parameter("bias", base.bias)
+
+    def take(self, parts: Parts) -> None:
+        """Be this matrix."""
+        self.parts = tuple(parts)
+        for name, part in parts.items():
+            self.register_parameter(name, nn.Parameter(part, requires_grad=False))
+
+    def unpacked(self, dtype: torch.dtype, which: slice | int = slice(None)) -> Tensor:
+        """Rows of it, of a stack matrices, as numbers."""
+        return self.how.unpack({name: getattr(self, name) for name in self.parts}, self.shape[-1], dtype, which)
+
+    @property
+    def device(self) -> torch.device:
+        return cast("Tensor", self.codes).device
+
+    @property
+    def weight(self) -> Tensor:
+        """All of it, unpacked: for those who do more with it than multiply."""
+        return self.unpacked(self.dtype)
+
+
+class Product(torch.autograd.Function):
+    """x @ weight.T + bias; the weight is unpacked on the way there, and again on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, module: Packed, which: slice | int) -> Tensor:
+        ctx.module, ctx.which = module, which
+        return F.linear(x, module.unpacked(x.dtype, which), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        to_x, to_bias = ctx.needs_input_grad[:2]
+        given = grad @ ctx.module.unpacked(grad.dtype, ctx.which) if to_x else None
+        return given, grad.flatten(0, -2).sum(0) if to_bias else None, None, None
+
+
+class PackedLinear(Packed, layers.Linear):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        return Product.apply(x, self.bias, self, slice(None))
+
+
+class PackedStacked(Packed, Stacked):  # type: ignore[misc]
+    """One matrix per expert, of which only those that are visited are unpacked, one at a time."""
+
+    def forward(self, x: Tensor, groups: kernels.Groups) -> Tensor:
+        biases = self.bias
+        products = [Product.apply(x[a:b], None if biases is None else biases[e], self, e) for e, a, b in groups.spans]
+        return torch.cat(products) if products else x.new_empty(0, self.shape[1])
+
+
+def matrices(decoder: Decoder) -> Iterator[tuple[str, layers.Linear | Stacked]]:
+    """The modules that are packed: every matrix of a layer but its router's."""
+    for name, module in decoder.named_modules():
+        if name.startswith("model.layers.") and isinstance(module, layers.Linear | Stacked):
+            yield name, module
+
+
+def pack(decoder: Decoder, how: Kind) -> set[str]:
+    """Put packed modules into the places of a decoder's matrices, and return their names. A decoder on the meta device
+    gets room for codes, and no values; another keeps what it computes as nearly as the codes can say it."""
+    found = dict(matrices(decoder))
+    for name, module in found.items():
+        made = (PackedLinear if isinstance(module, layers.Linear) else PackedStacked)(module, how)
+        if not module.weight.is_meta:
+            made.take(how.pack([module.weight.detach()], module.weight.shape, module.weight.device))
+        decoder.set_submodule(name, made.train(module.training))
+    return {*found}
