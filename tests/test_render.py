@@ -93,7 +93,7 @@ def test_the_mask_is_that_of_generation_marks(shared: Path, templated: Templated
                 renderer.groups(sample)
             continue
         [ours] = examples(renderer, sample)
-        messages = renderer._talk(sample).messages
+        messages = renderer.writer.talk(sample).messages
         told = theirs.apply_chat_template(
             messages, tools=list(sample.tools) or None, return_assistant_tokens_mask=True, return_dict=True
         )
@@ -272,3 +272,16 @@ def test_the_template_of_a_style_is_kept_with_the_model(tmp_path: Path):
     assert [found.ids.tolist() for found in before] == [found.ids.tolist() for found in after]
     asked = Tokenizer.open(tmp_path).encode(Tokenizer.open(tmp_path).render(TALK[:1]), special=False)
     assert before[0].ids[: len(asked)].tolist() == asked
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3_1", "mistral-instruct", "phi3", "gemma", "smollm3"])
+def test_reading_a_turn_off_the_whole_is_encoding_it(shared: Path, templated: Templated, name: str, monkeypatch):
+    samples = Samples(rows(shared, "instruct/messages_multiturn.jsonl")[:25])
+    for tokenizer in (templated(name), Tokenizer.open(shared / "data/tokenizers/llama-2").styled("tinyllama")):
+        read = [examples(Renderer(tokenizer), sample) for sample in samples]
+        with monkeypatch.context() as patch:
+            patch.setattr(Renderer, "_standing", lambda *_: None)
+            encoded = [examples(Renderer(tokenizer), sample) for sample in samples]
+        for some, others in zip(read, encoded, strict=True):
+            assert [one.ids.tolist() for one in some] == [one.ids.tolist() for one in others]
+            assert [one.supervised.tolist() for one in some] == [one.supervised.tolist() for one in others]

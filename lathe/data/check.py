@@ -105,7 +105,7 @@ def examine(samples: Samples, renderer: Renderer, length: int, shown: Iterable[i
         report.cut += sum(len(example) > length + 1 for group in groups for example in group)
         report.rewritten += len(groups) > 1
         report.unwanted += not groups
-        report.toolless += not renderer.shows_tools and any(chat.tools for chat in chats(sample))
+        report.toolless += not renderer.writer.shows_tools and any(chat.tools for chat in chats(sample))
         report.groups += kept
         report.origins += [index] * len(kept)
     return report

@@ -196,6 +196,12 @@ class Tokenizer:
         told = (self._pipeline.to_str(), self._before, self._after, self._words.leading_space, self.eos_id)
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Text -> ids, without any at either end, and the place in the text where each begins, in characters."""
+        led = int(bool(self._words.leading_space and text and not text.startswith(self._added)))
+        found = self._pipeline.encode_batch([" " * led + text], add_special_tokens=False)[0]
+        return found.ids, [start - led for start, _ in found.offsets]
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Ids -> text; U+FFFD for bytes that are no characters, nothing for ids that no token has."""
         stream = self.stream(skip_special=skip_special)
