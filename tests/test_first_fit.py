@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from lathe.data.pack import IGNORE, FirstFit, Row, fitted
+from lathe.data.pack import IGNORE, Row, fitted, laid
 from lathe.data.render import Example, Group
-from lathe.data.stages import InOrder, Shuffled
 
 LENGTH = 9
 sizes = st.lists(st.integers(2, LENGTH + 1), min_size=1, max_size=30)
@@ -43,39 +41,25 @@ def expected(one: Example) -> tuple[list[int], list[int]]:
     return ids[:-1], [number if number % 2 else IGNORE for number in ids[1:]]
 
 
-@given(sizes, st.integers(1, 12))
-def test_every_example_is_in_one_row_whole(some: list[int], window: int) -> None:
+@given(sizes)
+def test_every_example_is_in_one_row_whole(some: list[int]) -> None:
     groups = singles(some)
-    rows = list(FirstFit(InOrder(groups), LENGTH, window))
+    rows = laid(groups, LENGTH)
     assert all(0 < sum(row.lengths) == len(row.tokens) == len(row.targets) <= LENGTH for row in rows)
     assert sorted(pieces(rows)) == sorted(expected(one) for [one] in groups)
 
 
 @given(sizes)
-def test_no_two_rows_of_a_window_would_fit_in_one(some: list[int]) -> None:
-    rows = list(FirstFit(InOrder(singles(some)), LENGTH, len(some)))
+def test_no_two_rows_would_fit_in_one(some: list[int]) -> None:
+    rows = laid(singles(some), LENGTH)
     filled = sorted(sum(row.lengths) for row in rows)
     assert all(a + b > LENGTH for a, b in pairwise(filled))
-
-
-@settings(max_examples=50)
-@given(sizes, st.integers(1, 12), st.integers(0, 40))
-def test_rows_go_on_from_their_state(some: list[int], window: int, stop: int) -> None:
-    def stage() -> FirstFit:
-        return FirstFit(Shuffled(singles(some), seed=3), LENGTH, window)
-
-    first, second = stage(), stage()
-    list(islice(first, stop))
-    second.restore(json.loads(json.dumps(first.state())))
-    for a, b in zip(islice(first, 20), islice(second, 20), strict=True):
-        assert a.tokens.tolist() == b.tokens.tolist()
-        assert a.lengths == b.lengths
 
 
 @given(st.lists(st.tuples(st.integers(2, LENGTH + 1), st.integers(2, LENGTH + 1)), min_size=1, max_size=20))
 def test_chosen_and_rejected_take_turns(some: list[tuple[int, int]]) -> None:
     groups = [(example(2 * at, a), example(2 * at + 1, b)) for at, (a, b) in enumerate(some)]
-    rows = list(FirstFit(InOrder(groups), LENGTH, 8))
+    rows = laid(groups, LENGTH)
     assert all(len(row.tokens) <= 2 * LENGTH for row in rows)
     for row in rows:
         numbers = [tokens[0] // 100 for tokens, _ in pieces([row])]

@@ -86,7 +86,7 @@ def run(options: Options) -> int:
     place = hub.find(options.model, options.checkpoints, weights=False)
     renderer = Renderer(open_tokenizer(place), options.loss_on, options.prompt_style)
     model = estimate.Model.at(place)
-    length = options.max_seq_length or min(ROW, model.spec.context if model else ROW)
+    length = options.max_seq_length or min(ROW, model.context if model else ROW)
     samples = formats.Samples(sources.rows(options.data), formats.parse_columns(options.columns))
     stderr = Console(stderr=True)
     numbers = track(range(len(samples)), "reading", console=stderr, transient=True, disable=not stderr.is_terminal)
@@ -107,12 +107,12 @@ def facts(options: Options, report: Report, renderer: Renderer, model: estimate.
     """What the page says, by name."""
     import numpy as np
 
-    from lathe.data.pack import FirstFit
-    from lathe.data.stages import InOrder
+    from lathe.data.pack import laid
 
     lengths = report.lengths
-    rows = list(FirstFit(InOrder(report.groups), report.length, options.global_batch_size))
-    room = report.length * max((len(group) for group in report.groups), default=1)
+    each, groups = options.global_batch_size, report.groups
+    rows = [row for at in range(0, len(groups), each) for row in laid(groups[at : at + each], report.length)]
+    room = report.length * max((len(group) for group in groups), default=1)
     quantiles = np.quantile(lengths, (0.5, 0.9, 0.99, 1)).astype(int).tolist() if len(lengths) else [0] * 4
     problems = []
     if report.repeated > options.max_repeats:
@@ -127,7 +127,7 @@ def facts(options: Options, report: Report, renderer: Renderer, model: estimate.
         "shapes": dict(report.shapes),
         "template": template(renderer),
         "ends": [renderer.tokenizer.get(number) for number in renderer.ends],
-        "examples": len(report.groups),
+        "examples": len(groups),
         "tokens": report.tokens,
         "learned": report.supervised,
         "lengths": dict(zip(("half", "90%", "99%", "longest"), quantiles, strict=True)),
@@ -140,13 +140,13 @@ def facts(options: Options, report: Report, renderer: Renderer, model: estimate.
         "repeats": len(report.repeats),
         "packed_rows": len(rows),
         "filled": round(sum(len(row.tokens) for row in rows) / max(1, len(rows) * room), 4),
-        "steps_per_epoch": -(-len(report.groups) // options.global_batch_size),
+        "steps_per_epoch": -(-len(groups) // each),
         "problems": problems,
         "faults": [{"row": fault.row, "found": fault.found} for fault in report.faults],
     }
     if model is not None:
         page["memory"] = model.bytes(report.length, options.micro_batch_size)
-        page["seconds_per_epoch"] = {name: round(value, 1) for name, value in model.seconds(report).items()}
+        page["seconds_per_epoch"] = model.seconds(report)
     return page
 
 
@@ -198,7 +198,7 @@ def show(console: Console, page: dict[str, Any]) -> None:
     for problem in page["problems"]:
         console.print(Text.assemble(("wrong ", "red"), problem))
     if not page["faults"] and not page["problems"]:
-        console.print(Text.assemble(("sound ", "green"), "every row has something to learn and ends as it should"))
+        console.print(Text.assemble((f"{'sound':<{WIDTH}}", "green"), "every row has something to learn and ends as it should"))
 
 
 def lines(page: dict[str, Any]) -> dict[str, str]:
@@ -223,7 +223,7 @@ def lines(page: dict[str, Any]) -> dict[str, str]:
     }
     found |= {name.replace("_", " "): f"{page[name]:,} {words}" for name, words in notes.items() if page[name]}
     if "memory" in page:
-        found["memory"] = ", ".join(f"{name} {human(size)}" for name, size in page["memory"].items())
+        found["memory"] = "; ".join(f"{name} {human(size)}" for name, size in page["memory"].items())
         times = {name: timedelta(seconds=round(value)) for name, value in page["seconds_per_epoch"].items()}
         found["time"] = "an epoch here, about: " + ", ".join(f"{name} {time}" for name, time in times.items())
     return found

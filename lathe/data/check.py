@@ -191,6 +191,5 @@ def empty(part: Chat | Completion | Text) -> bool:
 
 def ended_early(example: Example, ends: Sequence[int]) -> int | None:
     """An id that ends an answer and is followed by more of it."""
-    learned = np.flatnonzero(np.isin(example.ids, ends) & example.supervised)
-    early = [at for at in learned if at + 1 < len(example) and example.supervised[at + 1]]
-    return int(example.ids[early[0]]) if early else None
+    followed = example.ids[:-1][example.supervised[:-1] & example.supervised[1:]]
+    return next((end for end in ends if (followed == end).any()), None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -87,54 +86,20 @@ class Packed(Iterator[Row]):
         self.document = next(self.documents) if self.used else self.document[:0]
 
 
-class FirstFit(Iterator[Row]):
-    """Rows of whole examples, at most `length` tokens in each, so many in a row as fit; none is cut, none is padded.
+def laid(groups: Sequence[Group], length: int) -> list[Row]:
+    """Rows of whole examples, so many in each as fit into `length` tokens; none is cut, none is padded.
 
-        examples    a a a a │ b b b │ c c │ d d d d d ...
-        rows        d d d d d ║ a a a a│c c ║ b b b ...
+        examples    a a a a │ b b b │ c c │ d d d d d
+        rows        d d d d d ║ a a a a│c c ║ b b b
 
-    Of `window` groups at once the longest is laid first, and each in the first row that has room (first fit
-    decreasing: at most 11/9 of the fewest rows, Johnson 1973). The rows of a window come in the order in which the
-    groups that opened them came, so that long and short ones stay mixed.
+    The longest is laid first, and each in the first row that has room (first fit decreasing: at most 11/9 of the fewest
+    rows, Johnson 1973). The rows come in the order in which the groups that opened them came.
 
     Args:
         groups: examples that go into one row, next to each other: one, or one chosen and one rejected. Each has at most
             `length` tokens, as `fitted` makes them.
         length: tokens in a row for each example of a group: a row of pairs holds twice as many.
     """
-
-    def __init__(self, groups: Stage[Group], length: int, window: int = 512) -> None:
-        self.groups, self.length, self.window = groups, length, window
-        self.begin = groups.state()  # where the window on hand came from
-        self.rows: list[Row] = []  # of the window
-        self.given = 0  # how many of them are given out
-
-    def __next__(self) -> Row:
-        if self.given == len(self.rows):
-            self.begin, self.given = self.groups.state(), 0
-            self.rows = self.fill()
-            if not self.rows:
-                raise StopIteration
-        self.given += 1
-        return self.rows[self.given - 1]
-
-    def fill(self) -> list[Row]:
-        """The rows of the next window."""
-        return laid(list(islice(self.groups, self.window)), self.length)
-
-    def state(self) -> State:
-        if self.given == len(self.rows):
-            return {"groups": self.groups.state(), "given": 0}
-        return {"groups": self.begin, "given": self.given}
-
-    def restore(self, state: State) -> None:
-        self.groups.restore(state["groups"])
-        self.begin, self.given = state["groups"], state["given"]
-        self.rows = self.fill() if self.given else []
-
-
-def laid(groups: Sequence[Group], length: int) -> list[Row]:
-    """The rows of one window, as `FirstFit` lays them."""
     sizes = [sum(len(example) - 1 for example in group) for group in groups]
     rows: dict[int, list[Example]] = {}  # by the group that opened them
     room: dict[int, int] = {}
