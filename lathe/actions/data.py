@@ -198,7 +198,9 @@ def show(console: Console, page: dict[str, Any]) -> None:
     for problem in page["problems"]:
         console.print(Text.assemble(("wrong ", "red"), problem))
     if not page["faults"] and not page["problems"]:
-        console.print(Text.assemble((f"{'sound':<{WIDTH}}", "green"), "every row has something to learn and ends as it should"))
+        console.print(
+            Text.assemble((f"{'sound':<{WIDTH}}", "green"), "every row has something to learn and ends as it should")
+        )
 
 
 def lines(page: dict[str, Any]) -> dict[str, str]:
