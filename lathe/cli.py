@@ -26,6 +26,7 @@ ACTIONS = {
     "pretrain": "Train a model on text, from random weights or from given ones.",
     "finetune": "Teach a model by examples, with an adapter beside it or whole.",
     "runs": "Compare trainings in the browser, while they go on.",
+    "merge": "Put an adapter into its base: a model that needs neither.",
     "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",
     "inspect": "Show what a model is and check its files.",
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",
@@ -34,6 +35,11 @@ ACTIONS = {
 # LitGPT's verbs that are not actions of their own: the module in `actions` that has one, and its options and function
 # there. They work as LitGPT's users type them and do not stand in --help.
 VERBS = {
+    "finetune_lora": ("litgpt_training", "FinetuneLora", "finetune"),
+    "finetune_full": ("litgpt_training", "FinetuneFull", "finetune"),
+    "finetune_adapter": ("litgpt_training", "FinetuneAdapter", "finetune"),
+    "finetune_adapter_v2": ("litgpt_training", "FinetuneAdapterV2", "finetune"),
+    "merge_lora": ("litgpt_training", "MergeLora", "merge_lora"),
     "generate_full": ("litgpt_verbs", "Full", "full"),
     "generate_adapter": ("litgpt_verbs", "Adapter", "adapter"),
     "generate_adapter_v2": ("litgpt_verbs", "AdapterV2", "adapter"),

@@ -579,3 +579,18 @@ def test_a_prefix_is_not_merged_nor_converted(bases, tmp_path):
     with pytest.raises(UsageError, match="learned prefix"):
         checkpoint.save(tmp_path / "out", decoder, base.config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["prefix", "scale"])
+@pytest.mark.parametrize("name", ["qwen3", "neox", "gemma2", "mixtral"])
+def test_a_llama_adapter_is_written_and_read(name: str, method: str, bases, tmp_path):
+    base = checkpoint.open(bases[name])
+    decoder = base.load()
+    adapt.put(decoder, "mine", METHODS[method](decoder))
+    learned(decoder)
+    files = checkpoint.llama_adapter_files(decoder, "mine", str(bases[name]))
+    (tmp_path / "out").mkdir()
+    files.write(tmp_path / "out")
+    assert close(logits(checkpoint.open(tmp_path / "out").load()), logits(decoder))
+    with pytest.raises(CheckpointError, match=r"other model|it should have"):
+        checkpoint.put_on(checkpoint.open(bases["deepseek-v3"]), {"a": tmp_path / "out"})

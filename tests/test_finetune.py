@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from lathe import LLM
-from lathe.actions import finetune
+from lathe.actions import finetune, litgpt_words
 from lathe.cli import main
 from lathe.options import merge, read_recipe, to_yaml
 
@@ -49,7 +51,6 @@ def test_a_model_answers_its_new_identity_and_stops(taught: Path) -> None:
 
 
 def test_the_folder_is_an_adapter_that_peft_loads(taught: Path, stories: Path) -> None:
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,3 +139,99 @@ def test_help_shows_what_the_method_takes(method: str, has: str, lacks: str, cap
     said = capsys.readouterr().out
     assert has in said
     assert lacks not in said
+
+
+QUICK = ["--train.max-steps=4", "--train.global-batch-size=4", "--eval.interval=2", "--optimizer.lr=1e-3"]
+
+
+@pytest.mark.parametrize("method", finetune.METHODS)
+def test_every_method_learns_and_its_folder_opens(method: str, stories: Path, identity: Path, tmp_path: Path) -> None:
+    words = ["--method", method, "--data", identity, "--out-dir", tmp_path, "--eval.max-new-tokens=0", *QUICK]
+    assert lathe(stories, *words) == 0
+    held = [line["validation_loss"] for line in lines(tmp_path) if "validation_loss" in line]
+    assert len(held) == 2
+    assert held[1] < held[0]
+    llm, base = LLM.load(tmp_path / "final"), LLM.load(stories)
+    ids = base.tokenizer.encode("Once upon a time")
+    assert not torch.equal(llm.logits(ids), base.logits(ids))
+    assert llm.tokenizer.has_template
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_stopped_and_resumed_is_never_stopped(method: str, stories: Path, identity: Path, tmp_path: Path) -> None:
+    words = ["--method", method, "--data", identity, *QUICK, "--eval.max-new-tokens=0"]
+    words += ["--train.save-interval=2", *(["--lora-dropout=0.1"] if method == "lora" else [])]
+    assert lathe(stories, *words, "--out-dir", tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half/step-000004")
+    shutil.rmtree(tmp_path / "half/final")
+    assert lathe(stories, *words, "--out-dir", tmp_path / "half", "--resume") == 0
+    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    ended = [(tmp_path / run / "final" / name).read_bytes() for run in ("whole", "half")]
+    assert ended[0] == ended[1]
+    assert [line.get("loss") for line in lines(tmp_path / "half")] == [x.get("loss") for x in lines(tmp_path / "whole")]
+
+
+def test_a_resumed_run_keeps_to_what_it_began_with(stories: Path, identity: Path, tmp_path: Path, capsys) -> None:
+    words = ["--data", identity, *QUICK, "--train.save-interval=2", "--out-dir", tmp_path, "--eval.max-new-tokens=0"]
+    assert lathe(stories, *words, "--resume") == 2
+    assert "has no step with a state/" in capsys.readouterr().err
+    assert lathe(stories, *words, "--resume", "auto") == 0
+    assert lathe(stories, *words, "--resume", "--lora-r=4") == 2
+    assert "--lora-r is 4, and the run" in capsys.readouterr().err
+
+
+# ---- merging --------------------------------------------------------------------------------------------------------
+def test_a_merged_model_answers_and_stops_as_the_adapter_did(taught: Path, tmp_path: Path, capsys) -> None:
+    assert main(["merge", str(taught / "final"), str(tmp_path / "merged"), "--verify"]) == 0
+    assert "4 of 4 are the same" in capsys.readouterr().out
+    merged, before = LLM.load(tmp_path / "merged"), LLM.load(taught / "final")
+    wish = {"temperature": 0.0, "max_new_tokens": 100}
+    answers = [llm.complete("Who are you?", **wish) for llm in (before, merged)]
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[1].finish_reason == "stop"
+    assert main(["merge", str(tmp_path / "merged"), str(tmp_path / "again")]) == 2
+    assert "is a model, and no adapter" in capsys.readouterr().err
+
+
+def test_merge_lora_writes_beside_the_adapter(taught: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "final"
+    shutil.copytree(taught / "final", folder)
+    before = LLM.load(folder)
+    assert main(["merge_lora", str(folder)]) == 0
+    (folder / "adapter_config.json").unlink()
+    ids = before.tokenizer.encode("Once upon a time")
+    torch.testing.assert_close(LLM.load(folder).logits(ids), before.logits(ids), atol=1e-4, rtol=1e-4)
+
+
+# ---- as LitGPT's users type it --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--data JSON --data.json_path f.json --data.val_split_fraction 0.1", "--data f.json --val-split-fraction 0.1"),
+        ("--data=Alpaca2k --data.download_dir data/x --train.epochs 1", "--data Alpaca2k --train.epochs 1"),
+        ("--lora_r 8 --lora_key true", "--lora_r 8 --lora-targets q_proj --lora-targets k_proj --lora-targets v_proj"),
+        ("--lora_query false --lora_head true", "--lora-targets v_proj --lora-targets lm_head"),
+        ("--data.mask_prompt false --train.log_interval 10", "--loss-on all"),
+        ("--resume --seed 1", "--resume true --seed 1"),
+        ("--resume auto", "--resume auto"),
+        ("MODEL --initial_checkpoint_dir x --optimizer AdamW", "MODEL --initial-checkpoint x --optimizer.name adamw"),
+    ],
+)
+def test_litgpts_words_are_understood(typed: str, meant: str) -> None:
+    assert litgpt_words.ours(typed.split()) == meant.split()
+
+
+def test_a_command_line_of_litgpts(stories: Path, identity: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = "--data JSON --data.json_path DATA --data.val_split_fraction 0.2 --train.epochs 1 --train.log_interval 1"
+    typed += " --lora_r 4 --lora_alpha 8 --lora_key true --train.micro_batch_size 1 --eval.max_new_tokens 5"
+    words = [word.replace("DATA", str(identity)) for word in typed.split()]
+    assert main(["finetune_lora", str(stories), *words]) == 0
+    settings = json.loads(Path("out/finetune/lora/final/adapter_config.json").read_text())
+    assert settings["r"] == 4
+    assert settings["target_modules"] == ["k_proj", "q_proj", "v_proj"]

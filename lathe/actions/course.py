@@ -6,7 +6,7 @@ Knows no method and no format of data: those come in a `Course`, which the actio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -14,6 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lathe.actions import litgpt_words
 from lathe.actions.training import Eval, Optimizer, Train
 from lathe.errors import UsageError
 from lathe.options import to_yaml
@@ -21,11 +22,13 @@ from lathe.options import to_yaml
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lathe.data.loader import Work
+    from lathe.data.loader import Steps, Work
     from lathe.model.decoder import Decoder
     from lathe.tokenizer import Tokenizer
     from lathe.training import loop, saves
     from lathe.training.precision import Precision
+    from lathe.training.progress import Display
+    from lathe.training.run import Run
 
 
 FROM_ZERO = ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss")  # what may be 0 but not less
@@ -35,10 +38,15 @@ FROM_ZERO = ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss") 
 class Options:
     """What can be asked of every training."""
 
+    data: tuple[str, ...]
+    """What is learned from. May be given several times."""
     out_dir: Path = Path("out")
     """Where the run writes; its model is OUT_DIR/final."""
     overwrite: bool = False
     """Replace the model of an earlier run in OUT_DIR, once the new one is finished."""
+    resume: str | None = None
+    """Go on from the newest step in OUT_DIR; or from a step's folder that is named. With auto, begin where there is
+    none. Everything goes on as if it had never stopped."""
     precision: Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"] | None = None
     """Number format. By default bf16-mixed on a GPU, 32-true on a CPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -64,7 +72,7 @@ class Options:
         above = [f"train.{name}" for name in ("max_steps", "max_tokens", "epochs", "max_seconds")]
         above += ["train.max_seq_length", "train.max_norm", "train.decay_fraction", "optimizer.eps"]
         above += ["train.global_batch_size", "train.micro_batch_size"]
-        above += ["eval.interval", "eval.max_iters", "optimizer.lr"]
+        above += ["eval.interval", "eval.max_iters", "optimizer.lr", "train.save_interval", "train.keep"]
         for name in (*above, *(f"train.{name}" for name in FROM_ZERO), "optimizer.weight_decay"):
             check(self, name, above=name in above)
         if not 0 <= self.val_split_fraction < 1:
@@ -72,6 +80,23 @@ class Options:
         if not 0 <= self.train.min_lr <= self.optimizer.lr:
             found = f"--train.min-lr is {self.train.min_lr} and --optimizer.lr is {self.optimizer.lr}."
             raise UsageError(found, "The learning rate falls to min-lr, so it cannot be higher.")
+
+    @classmethod
+    def understood(cls, words: Sequence[str]) -> tuple[type[Options], list[str]]:
+        """The options that the words are for, and the words with LitGPT's spellings in Lathe's."""
+        return cls, litgpt_words.ours(words)
+
+    def bound(self) -> list[str]:
+        """The options that must not change in a run."""
+        return [
+            "model",
+            "data",
+            "seed",
+            "val_split_fraction",
+            "precision",
+            "optimizer.name",
+            *(f"train.{name}" for name in ("global_batch_size", "max_seq_length")),
+        ]
 
 
 def check(options: object, name: str, above: bool) -> None:
@@ -98,7 +123,7 @@ class Course:
     decoder: Decoder
     precision: Precision
     objective: loop.Objective
-    data: Iterator[Work]
+    data: Steps
     held: Callable[[], Iterator[Work]] | None
     steps: int
     model: Callable[[], saves.Model]
@@ -115,63 +140,95 @@ def console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def follow(course: Course, options: Options, out: Console) -> int | None:
-    """Train, validate and save as `options` say. Returns 128 and the signal that ended it early, or None."""
-    from lathe.training import blocks, loop, optim
+def begun(options: Options) -> Path | None:
+    """The step that --resume goes on from; None for a new run.
+
+    Raises UsageError where the run's folder holds another one, and as `resume.find` and `resume.check`.
+    """
+    import yaml
+
+    from lathe.training import resume
+    from lathe.training.run import refuse
+
+    wanted: bool | str = {None: False, "false": False, "true": True}.get(options.resume, options.resume or False)
+    step = resume.find(options.out_dir, wanted)
+    refuse(options.out_dir, options.overwrite or step is not None)
+    if step is not None:
+        resume.check(step, yaml.safe_load(to_yaml(options)), options.bound())
+    return step
+
+
+def follow(course: Course, options: Options, step: Path | None, out: Console) -> int | None:
+    """Train, validate and save as `options` say, from the beginning or from a step of the same run. Returns 128 and the
+    signal that ended it early, or None."""
+    from lathe.training import blocks, loop, optim, state
     from lathe.training.progress import Display
     from lathe.training.run import Run, interruptible
     from lathe.training.saves import step_name
 
-    train, steps = options.train, course.steps
-    out.print(course.plan)
+    train, recipe = options.train, to_yaml(options)
     if options.compile:
         blocks.compiled(course.decoder)
     if options.activation_checkpointing:
         blocks.checkpointed(course.decoder)
     optimizers = optim.build(course.decoder, options.optimizer.settings())
-    schedule, limits = train.rates(steps, options.optimizer.lr), train.limits(steps)
-    with Run(options.out_dir, options.overwrite) as record, interruptible() as stopped:
-        with Display(out, steps) as display:
+    schedule, limits = train.rates(course.steps, options.optimizer.lr), train.limits(course.steps)
+    scale = course.precision.scale()
+    training = state.Training(course.decoder, optimizers, {"data": course.data, "scale": scale})
+    progress = training.restore(step / "state") if step else state.Progress()
+    out.print(course.plan if step is None else f"{course.plan}\nResume from {step}")
+    with (
+        Run(options.out_dir, options.overwrite, (step, progress) if step else None, train.keep) as record,
+        interruptible() as stopped,
+        Display(out, course.steps) as display,
+    ):
 
-            def after(step: loop.Step) -> bool:
-                record.step(step)
-                display.step(step)
-                if step.number == steps or step.number % options.eval.interval == 0:
-                    look(step.number)
-                return not stopped()
+        def after(at: loop.Step) -> bool:
+            record.step(at)
+            display.step(at)
+            if at.number % options.eval.interval == 0:
+                look(course, options, record, display)
+            if at.number % train.save_interval == 0 and not stopped():
+                save(step_name(at.number), training)
+            return not stopped()
 
-            def look(number: int) -> None:
-                course.decoder.eval()
-                if course.held:
-                    mean = loop.mean(course.objective, islice(course.held(), options.eval.max_iters))
-                    loop.check(mean, number)
-                    record.validated(number, mean)
-                    display.say(f"step {number}  validation loss {mean:.3f}  perplexity {math.exp(mean):.1f}")
-                if course.say:
-                    display.say(course.say())
-                course.decoder.train()
+        def save(name: str, whole: state.Training | None) -> Path:
+            small: dict[str, Any] = {"generation": course.generation, "tokenizer": course.tokenizer, "recipe": recipe}
+            return record.save(name, course.model(), course.config, **small, training=whole)
 
-            course.decoder.train()
-            loop.train(
-                course.objective,
-                optimizers,
-                course.data,
-                schedule,
-                limits,
-                train.max_norm,
-                after,
-                scale=course.precision.scale(),
-            )
-        done = len(record.training)
-        place = record.save(
-            "final" if done == steps else step_name(done),
-            course.model(),
-            course.config,
-            generation=course.generation,
-            tokenizer=course.tokenizer,
-            recipe=to_yaml(options),
+        course.decoder.train()
+        reached = loop.train(
+            course.objective,
+            optimizers,
+            course.data,
+            schedule,
+            limits,
+            train.max_norm,
+            after,
+            begin=progress.reached,
+            scale=scale,
         )
+        early = 0 if limits.over(reached) else stopped()
+        if not early and reached.steps % options.eval.interval:
+            look(course, options, record, display)
+        place = save(step_name(reached.steps), training) if early else save("final", None)
     out.print(record.draw(course.title))
-    speed, time = record.tokens / record.seconds, timedelta(seconds=round(record.seconds))
-    out.print(f"Saved {place} after {done:,} steps in {time}, {speed:,.0f} tokens/s")
-    return None if done == steps else 128 + stopped()
+    time = timedelta(seconds=round(record.seconds))
+    out.print(f"Saved {place} after {reached.steps:,} steps in {time}, {record.tokens / record.seconds:,.0f} tokens/s")
+    return 128 + early if early else None
+
+
+def look(course: Course, options: Options, record: Run, display: Display) -> None:
+    """Validate the model as it is now, and show what it writes. Raises UsageError for a loss that is no number."""
+    from lathe.training import loop
+
+    course.decoder.eval()
+    step = record.progress.reached.steps
+    if course.held:
+        mean = loop.mean(course.objective, islice(course.held(), options.eval.max_iters))
+        loop.check(mean, step)
+        record.validated(step, mean)
+        display.say(f"step {step}  validation loss {mean:.3f}  perplexity {math.exp(mean):.1f}")
+    if course.say:
+        display.say(course.say())
+    course.decoder.train()

@@ -13,7 +13,7 @@ from lathe import hub
 from lathe.actions import course, litgpt_words
 from lathe.actions.training import Eval, Optimizer, Train
 from lathe.errors import CheckpointError, DataError, UsageError
-from lathe.options import read_recipe
+from lathe.options import fields, read_recipe
 
 if TYPE_CHECKING:
     from lathe.checkpoint import Checkpoint
@@ -84,8 +84,9 @@ class Finetune(course.Options):
     model: str
     """Folder, file or repo id of the model to begin with."""
     _: KW_ONLY
-    data: str
-    """A file of examples: Alpaca's, ShareGPT's or OpenAI's messages, prompts and completions, texts."""
+    data: tuple[str, ...]
+    """A file or folder of examples: Alpaca's, ShareGPT's or OpenAI's messages, prompts and completions, texts. May be
+    given several times, with weights: a.json:0.7 and b.jsonl:0.3. lathe data shows what is learned from it."""
     method: Literal["lora", "full", "adapter", "adapter_v2"] = "lora"
     """What learns. --help with --method shows what each takes."""
     out_dir: Path = Path("out/finetune")
@@ -107,12 +108,16 @@ class Finetune(course.Options):
     """Validation."""
 
     @classmethod
-    def understood(cls, words: Sequence[str]) -> tuple[type, list[str]]:
+    def understood(cls, words: Sequence[str]) -> tuple[type[course.Options], list[str]]:
         """The options of the method that the words, or the recipe that they name, ask for."""
         words = litgpt_words.ours(words)
         recipe = litgpt_words.value(words, "--config")
         told = litgpt_words.value(words, "--method") or (read_recipe(recipe).get("method") if recipe else None)
         return METHODS.get(str(told), cls), words
+
+    def bound(self) -> list[str]:
+        own = [option.key for option in fields(type(self)) if option.key.startswith(("lora_", "adapter_"))]
+        return [*super().bound(), "method", "prompt_style", "loss_on", *own]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,15 +210,15 @@ def run(options: Finetune) -> int | None:
 
     from lathe import checkpoint
     from lathe.training import loss, precision
-    from lathe.training.run import refuse
 
     out, train = course.console(), options.train
-    refuse(options.out_dir, options.overwrite)
+    step = course.begun(options)
     base = opened(options)
     chosen = precision.choose(options.device, options.precision or stored(options, base))
     renderer, examples, held = lessons(options, base)
     torch.manual_seed(options.seed)
-    decoder = adapted(options, base.load(chosen.device, chosen.weights), renderer.ends)
+    begin = checkpoint.open(step) if step and isinstance(options, Full) else base
+    decoder = adapted(options, begin.load(chosen.device, chosen.weights), renderer.ends)
     steps = train.steps_of(examples)
     generation = {**base.generation, "eos_token_id": list(renderer.ends)}
     where: dict[str, Any] = {"rows": train.micro_batch_size, "device": chosen.device}
@@ -222,10 +227,12 @@ def run(options: Finetune) -> int | None:
         if isinstance(options, Full):
             return decoder
         named = str(base.path.resolve()) if Path(options.model).exists() else options.model
+        if isinstance(options, Adapter):
+            return checkpoint.llama_adapter_files(decoder, NAME, named)
         return checkpoint.adapter_files(decoder, NAME, base.config, named)
 
     made = course.Course(
-        title=f"{options.model} on {options.data}",
+        title=f"{options.model} on {' '.join(options.data)}",
         plan=plan(options, base, renderer, examples, held, decoder, steps),
         decoder=decoder,
         precision=chosen,
@@ -239,7 +246,7 @@ def run(options: Finetune) -> int | None:
         tokenizer=renderer.tokenizer,
         say=partial(answers, options, decoder, renderer, held, generation) if options.eval.max_new_tokens else None,
     )
-    return course.follow(made, options, out)
+    return course.follow(made, options, step, out)
 
 
 def opened(options: Finetune) -> Checkpoint:
@@ -284,7 +291,9 @@ def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Ex
     report = check.examine(samples, renderer, length)
     check.refuse(report, options.skip_bad_rows, options.max_repeats)
     if any(len(group) > 1 for group in report.groups):
-        raise DataError(f"{options.data} holds pairs of answers, chosen and rejected, to learn a preference from.")
+        raise DataError(
+            f"{' '.join(options.data)} holds pairs of answers, chosen and rejected, to learn a preference from."
+        )
     examples = Examples(report.groups, length, report.cut, len(report.faults) + report.unwanted)
     return renderer, *examples.split(options.val_split_fraction, options.seed)
 
@@ -365,8 +374,9 @@ def plan(
     less = f"; {examples.cut:,} cut to {examples.length} tokens" if examples.cut else ""
     less += f"; {examples.left_out:,} rows left out" if examples.left_out else ""
     epochs = steps * options.train.global_batch_size / len(examples)
+    named = " ".join(options.data)
     return (
-        f"Data   {options.data}: {len(examples):,} examples, {told}; {len(held):,} more to validate on{less}\n"
+        f"Data   {named}: {len(examples):,} examples, {told}; {len(held):,} more to validate on{less}\n"
         f"Model  {options.model}: {size:,} parameters, of which {learned:,} learn ({options.method})\n"
         f"Plan   {steps:,} steps of {options.train.global_batch_size} examples, {epochs:.1f} times through the data"
     )

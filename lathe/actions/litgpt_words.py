@@ -54,8 +54,10 @@ def ours(words: Sequence[str]) -> list[str]:
             wanted[name.removeprefix("--lora-")] = told != "false"
         elif name == "--data.mask-prompt":
             made += ["--loss-on", "all" if told == "false" else "assistant"]
+        elif name == "--resume" and told is None:
+            made += ["--resume", "true"]
         elif name in RENAMED and told is not None:
-            made += [RENAMED[name], told]
+            made += [RENAMED[name], told.lower() if name == "--optimizer" else told]
         else:
             made += written
     if wanted:

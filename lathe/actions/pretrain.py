@@ -60,15 +60,14 @@ def run(options: Options) -> int | None:
     """
     from lathe.data import sources
     from lathe.training import loss, precision
-    from lathe.training.run import refuse
 
     out, train = course.console(), options.train
     chosen = precision.choose(options.device, options.precision)
-    refuse(options.out_dir, options.overwrite)
+    step = course.begun(options)
     sources.read(options.data)  # what is not there is said before anything is made of it
     config, tokenizer = model(options)
     corpus = tokens(options, config, tokenizer, out)
-    decoder = weights(options, config, tokenizer, chosen)
+    decoder = weights(options, config, tokenizer, chosen, step)
     steps = train.steps(corpus.length, lambda: corpus.targets)
 
     made = course.Course(
@@ -85,7 +84,7 @@ def run(options: Options) -> int | None:
         generation={} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id},
         tokenizer=tokenizer,
     )
-    return course.follow(made, options, out)
+    return course.follow(made, options, step, out)
 
 
 def model(options: Options) -> tuple[dict[str, Any], Tokenizer]:
@@ -133,8 +132,11 @@ def tokens(options: Options, config: dict[str, Any], tokenizer: Tokenizer, conso
     )
 
 
-def weights(options: Options, config: dict[str, Any], tokenizer: Tokenizer, chosen: Precision) -> Decoder:
-    """The decoder that training begins with. Raises CheckpointError where weights or tokenizer do not fit the model."""
+def weights(
+    options: Options, config: dict[str, Any], tokenizer: Tokenizer, chosen: Precision, step: Path | None
+) -> Decoder:
+    """The decoder that training begins with, or goes on with from a step. Raises CheckpointError where weights or
+    tokenizer do not fit the model."""
     from lathe import checkpoint, families
     from lathe.training import initial
 
@@ -142,9 +144,10 @@ def weights(options: Options, config: dict[str, Any], tokenizer: Tokenizer, chos
     if tokenizer.vocab_size > spec.vocab:
         found = f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model rows for {spec.vocab:,}."
         raise CheckpointError(found, fix="Take the model's own tokenizer, or name it with --tokenizer.")
-    if options.initial_checkpoint is None:
+    if options.initial_checkpoint is None and step is None:
         return initial.decoder(spec, options.seed, chosen.device).to(chosen.weights)
-    given = checkpoint.open(hub.find(options.initial_checkpoint, options.checkpoints), options.checkpoints)
+    place = step or hub.find(str(options.initial_checkpoint), options.checkpoints)
+    given = checkpoint.open(place, options.checkpoints)
     if given.spec != spec:
         found = f"{given.path} is another model than {options.model}, or of another size."
         raise CheckpointError(found, "Weights can only be continued in their own shape.")

@@ -43,6 +43,10 @@ class Train:
     """The learning rate at the end, down from --optimizer.lr."""
     max_norm: float | None = 1.0
     """Scale gradients down to this norm."""
+    save_interval: int = 1000
+    """Save a step, to be resumed, every this many steps."""
+    keep: int | None = 2
+    """How many of the saved steps stay, the last ones and the one with the lowest validation loss; none keeps all."""
 
     z_loss: float = 0.0
     """How much the size of logits counts beside the loss, so that they do not drift away: 1e-4 is usual."""

@@ -3,6 +3,7 @@
 from lathe.checkpoint.adapters import Adapted, Adapter, Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml, write_json
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
+from lathe.checkpoint.llama_adapter import files as llama_adapter_files
 from lathe.checkpoint.merging import weights
 from lathe.checkpoint.opening import open
 from lathe.checkpoint.peft_folder import Files as AdapterFiles
@@ -23,6 +24,7 @@ __all__ = [
     "by_name",
     "fit",
     "kept",
+    "llama_adapter_files",
     "open",
     "put_on",
     "read_json",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lathe import hub
-from lathe.checkpoint import landing, litgpt_parts
+from lathe.checkpoint import landing, litgpt_parts, llama_adapter
 from lathe.checkpoint.documents import generation, read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, blank, named
 from lathe.checkpoint.landing import EMBEDDING, HEAD, Landing, Parts
@@ -121,8 +121,11 @@ def _peft(folder: Path, model: Checkpoint) -> Adapter:
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         raise MissingError(f"{folder} has {peft.FILE} and neither {' nor '.join(FILES)}.", "", "Finish its download.")
-    settings = peft.lora(read_json(folder / peft.FILE))
+    told = read_json(folder / peft.FILE)
     tensors = named(FILES[file.name](file), file)
+    if told.get("peft_type") == llama_adapter.KIND:
+        return Adapter(folder, "LLaMA-Adapter", llama_adapter.read(tensors, model))
+    settings = peft.lora(told)
     return Adapter(folder, "PEFT's LoRA", landing.parts(tensors, settings, Landing.of(model)), settings)
 
 

@@ -36,6 +36,13 @@ class Scale:
             raise UsageError(f"The gradient is {norm} at step {step}.", "", "Lower the learning rate (--optimizer.lr).")
         return True
 
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+
 
 UNSCALED = Scale()
 
