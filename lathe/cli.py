@@ -27,6 +27,7 @@ ACTIONS = {
     "finetune": "Teach a model by examples, with an adapter beside it or whole.",
     "runs": "Compare trainings in the browser, while they go on.",
     "merge": "Put an adapter into its base: a model that needs neither.",
+    "tokenizer": "Make a tokenizer from texts.",
     "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",
     "inspect": "Show what a model is and check its files.",
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",

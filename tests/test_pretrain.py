@@ -51,6 +51,15 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+def test_characters_can_be_tokens_and_data_mixed(data: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "more.jsonl").write_text('{"text": "one and two make three"}\n' * 30)
+    words = ["llama", f"--data={data}:0.7", f"--data={tmp_path / 'more.jsonl'}:0.3", "--train-tokenizer=char"]
+    assert lathe(*words, "--out-dir", tmp_path / "out", "--train.max-steps=3", *TINY) == 0, capsys.readouterr().err
+    config = json.loads((tmp_path / "out/final/config.json").read_text())
+    used = set(data.read_text().replace("<|endoftext|>", "").replace("\n", "")) | set("one and two make three")
+    assert config["vocab_size"] == len(used) + 1  # and where a document ends
+
+
 def test_a_run_becomes_a_model_like_any_other(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = [

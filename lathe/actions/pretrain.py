@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
 from lathe.actions import course
@@ -37,8 +37,8 @@ class Options(course.Options):
     """Continue from the weights of this model instead of random ones."""
     tokenizer: str | None = None
     """Folder or repo id of the tokenizer. By default MODEL's own."""
-    train_tokenizer: int | None = None
-    """Train a byte-level BPE of this many tokens on the data."""
+    train_tokenizer: int | Literal["char"] | None = None
+    """Train a byte-level BPE of this many tokens on the data; char: a token for each of its characters."""
     num_workers: int | None = None
     """Processes that turn the data into tokens while training has begun; 0: none, it is done in between. By default as
     many as there are processors but one, at most 8, and none for little data."""
@@ -90,11 +90,14 @@ def run(options: Options) -> int | None:
 def model(options: Options) -> tuple[dict[str, Any], Tokenizer]:
     """The configuration of the model to be, and its tokenizer: MODEL's own, another one, or a new one."""
     from lathe.data import sources
-    from lathe.tokenizer import train_bpe
+    from lathe.tokenizer import train_bpe, train_characters
 
     config, place = configuration(options.model, options.shape, options.train.max_seq_length, options.checkpoints)
-    if options.train_tokenizer:
-        tokenizer = train_bpe(sources.stream(options.data, options.text_column), options.train_tokenizer)
+    texts = sources.stream(options.data, options.text_column)
+    if options.train_tokenizer == "char":
+        tokenizer = train_characters(texts)
+    elif options.train_tokenizer:
+        tokenizer = train_bpe(texts, options.train_tokenizer)
     elif options.tokenizer:
         tokenizer = open_tokenizer(hub.find(options.tokenizer, options.checkpoints, weights=False))
     elif place:

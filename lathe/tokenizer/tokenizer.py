@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe.errors import TokenizerError
-from lathe.tokenizer import bytelevel, files, ggml, styles
+from lathe.tokenizer import bytelevel, characters, files, ggml, styles
 from lathe.tokenizer.stream import Spelling, TextStream
 from lathe.tokenizer.vocab import Vocab
 
@@ -86,7 +86,7 @@ class Tokenizer:
 
     def _both_ends(self) -> tuple[list[int], list[int]]:
         """The ids put before and after a text: the post-processor's of the pipeline, then those `words` asks for."""
-        probe = self._pipeline.encode("a")
+        probe = self._pipeline.encode(characters.sample(self._pipeline))
         text = [at for at, added in enumerate(probe.special_tokens_mask) if not added] or [len(probe.ids)]
         before, after = probe.ids[: text[0]], probe.ids[text[-1] + 1 :]
         if self._words.add_bos and self.bos_id is not None and self.bos_id not in before:
@@ -182,9 +182,18 @@ class Tokenizer:
         for end, text in enumerate(texts, 1):
             size += len(text)
             if size >= PART or end == len(texts):
-                for encoded in self._pipeline.encode_batch_fast(texts[begin:end], add_special_tokens=False):
-                    yield encoded.ids
+                yield from self._batch(texts[begin:end])
                 begin, size = end, 0
+
+    def _batch(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return [encoded.ids for encoded in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # the library raises nothing narrower
+            lacking = characters.missing(self._pipeline, texts)
+            if lacking is None:
+                raise
+            fix = "It knows the characters of the texts that it was made from, and no others."
+            raise TokenizerError(f"The tokenizer has no token for {lacking!r}.", fix=fix) from error
 
     def _ended(self, ids: list[int]) -> list[int]:
         begun = ids[: len(self._before)] == self._before
@@ -333,3 +342,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (
     """
     names = {"eos_token": specials[0]} if specials else {}
     return Tokenizer(Vocab(bytelevel.learn(texts, vocab_size, specials), names))
+
+
+def train_characters(texts: Iterable[str], specials: Sequence[str] | None = None) -> Tokenizer:
+    """A new tokenizer with a token for each character of `texts`; EOS is the first special, if any; there is no BOS.
+
+    specials: by default <|endoftext|> where there are several texts, and none for a single one, which has no end to be
+    learned.
+
+    Raises:
+        TokenizerError: there are no characters.
+    """
+    pipeline, found = characters.learn(texts, specials)
+    return Tokenizer(Vocab(pipeline, {"eos_token": found[0]} if found else {}))
