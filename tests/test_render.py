@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from lathe.tokenizer import Tokenizer, train_bpe
 from lathe.tokenizer.styles import STYLES
 
 NOW = datetime(2025, 1, 31, 12)
-Templated = Callable[[str], Tokenizer]
+Templated = Callable[..., Tokenizer]
 
 
 def rows(shared: Path, name: str) -> list[dict[str, Any]]:
@@ -34,10 +35,10 @@ def templated(shared: Path, tmp_path_factory) -> Templated:
     """Minimind's small tokenizer with another chat template, whose marks it knows as tokens."""
     made: dict[str, Tokenizer] = {}
 
-    def make(name: str) -> Tokenizer:
+    def make(name: str, source: str = "") -> Tokenizer:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            source = (shared / f"data/chat_templates/{name}.jinja").read_text(encoding="utf-8")
+            source = source or (shared / f"data/chat_templates/{name}.jinja").read_text(encoding="utf-8")
             shutil.copy(shared / "data/tokenizers/minimind/tokenizer.json", folder)
             whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
             known = {token["content"] for token in whole["added_tokens"]}
@@ -86,7 +87,7 @@ def test_the_mask_is_that_of_generation_marks(shared: Path, templated: Templated
     ends = {tokenizer.id(token) for token in ("<|eot_id|>", "<|im_end|>")}
     renderer = Renderer(tokenizer)
     count = 0
-    for sample in Samples(rows(shared, f"instruct/{data}")[:40]):
+    for sample in Samples(rows(shared, f"instruct/{data}")[:25]):
         assert isinstance(sample, Chat)
         if name == "llama3_training" and any("tool_calls" in message for message in sample.messages):
             with pytest.raises(TokenizerError, match="no words for tool calls"):
@@ -110,7 +111,7 @@ def test_the_mask_is_that_of_generation_marks(shared: Path, templated: Templated
         assert ours.supervised.tolist() == [bool(x) for x in mask[:size]]
         assert not any(mask[size:])
         count += 1
-    assert count >= 5
+    assert count >= 4
 
 
 # ---- what holds for every template ----------------------------------------------------------------------------------
@@ -131,23 +132,25 @@ TEMPLATES = (
 ).split()
 
 
-def holds(renderer: Renderer, messages: list[dict[str, Any]]) -> None:
+def holds(renderer: Renderer, messages: list[dict[str, Any]]) -> int:
     """Before every learned part stands, id by id, what the model will be asked with; every answer is learned once, with
-    an end; nothing else is."""
+    an end; nothing else is. Returns how many examples it took."""
     tokenizer = renderer.tokenizer
     answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     asked = [tokenizer.encode(tokenizer.render(messages[:at], now=NOW), special=False) for at in answers]
     found = examples(renderer, Chat(tuple(messages)))
     parts = [(example.ids[:a].tolist(), example.ids[a:b].tolist()) for example in found for a, b in spans(example)]
+    parts.sort(key=lambda part: len(part[0]))
     assert [before for before, _ in parts] == asked
     for at, (before, ids) in zip(answers, parts, strict=True):
-        text = messages[at]["content"].strip()
         assert ids[-1] in renderer.ends
         assert sum(number in renderer.ends for number in ids) == 1
         stream = tokenizer.stream(before)
         said = "".join(map(stream.push, ids)) + stream.flush()
-        assert said.strip().removeprefix("<think>\n\n</think>").removeprefix("</think>").strip() == text
+        said = said.strip().removeprefix("<think>\n\n</think>").removeprefix("</think>")
+        assert said.split() == messages[at]["content"].split()
     assert all(len(example) == spans(example)[-1][1] for example in found)
+    return len(found)
 
 
 def test_all_templates_are_tried(shared: Path):
@@ -165,6 +168,65 @@ def test_before_an_answer_stands_what_it_will_be_asked_with(templated: Templated
         assert name == "gemma"
     else:
         holds(renderer, [SYSTEM, *TALK])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_whatever_is_said(templated: Templated, name: str):
+    renderer, draw = Renderer(templated(name), now=NOW), random.Random(name)
+    bits = [
+        " ",
+        "\n",
+        "\n\n",
+        "\t",
+        " x",
+        "Hello",
+        "é",
+        "日本",
+        "1",
+        ".",
+        ":",
+        "🙂",
+        "\u200b",
+        '"',
+        "{",
+        "\r\n",
+        "### Response:",
+        "<|",
+    ]
+    for _ in range(6):
+        texts = ["".join(draw.choices(bits, k=draw.randint(1, 6))) for _ in range(4)]
+        holds(
+            renderer,
+            [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)],
+        )
+
+
+LAST_ENDS_OTHERWISE = """\
+{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}\
+{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}\
+{% if add_generation_prompt %}<|start|>assistant<|message|>{% endif %}"""
+COUNTS = """\
+{{ messages | length }} messages{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}\
+{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+NO_END = """\
+{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+NO_QUESTION = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "count"),
+    [
+        ("last", LAST_ENDS_OTHERWISE, 3),  # as gpt-oss
+        ("counts", COUNTS, 3),
+        ("no_end", NO_END, 3),  # EOS, which the template never writes, can follow the last answer only
+        ("no_question", NO_QUESTION, 1),  # the model writes the header, too
+    ],
+)
+def test_templates_at_fault(templated: Templated, name: str, source: str, count: int):
+    renderer = Renderer(
+        templated(name, source + "{# <|user|><|assistant|><|end|><|start|><|message|><|return|> #}"), now=NOW
+    )
+    assert holds(renderer, TALK) == count
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -276,7 +338,7 @@ def test_the_template_of_a_style_is_kept_with_the_model(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1", "mistral-instruct", "phi3", "gemma", "smollm3"])
 def test_reading_a_turn_off_the_whole_is_encoding_it(shared: Path, templated: Templated, name: str, monkeypatch):
-    samples = Samples(rows(shared, "instruct/messages_multiturn.jsonl")[:25])
+    samples = Samples(rows(shared, "instruct/messages_multiturn.jsonl")[:6])
     for tokenizer in (templated(name), Tokenizer.open(shared / "data/tokenizers/llama-2").styled("tinyllama")):
         read = [examples(Renderer(tokenizer), sample) for sample in samples]
         with monkeypatch.context() as patch:

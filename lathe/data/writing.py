@@ -113,10 +113,10 @@ class Writer:
 
         The question's end is taken as it will be asked. Where it has begun to think, that ends before the answer.
         """
-        opened = asked.rstrip().endswith("<think>")
-        if opened and "</think>" not in answer:
+        begun = asked.rstrip()
+        if begun.endswith("<think>") and "</think>" not in answer:
             return f"{reasoning(message)}\n</think>\n\n{answer}"
-        if not opened and "</think>" in answer:
+        if begun.endswith("</think>") and "</think>" in answer:
             found = "The chat template writes an answer's reasoning where it asks for an answer without."
             raise TokenizerError(found, fix="Leave the reasoning out, or use another template with --prompt-style.")
         return answer
