@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from lathe import checkpoint
 from lathe.errors import MissingError, UsageError
-from lathe.training import saves, state
+from lathe.training import saves, stored
 
 
 def find(folder: Path, wanted: bool | str | Path) -> Path | None:
@@ -35,7 +35,7 @@ def find(folder: Path, wanted: bool | str | Path) -> Path | None:
     if named and (place / "state").is_dir():
         found = place
     else:
-        whole = [step for step in saves.steps(place) if (step / "state" / state.FILE).is_file()]
+        whole = [step for step in saves.steps(place) if (step / "state" / stored.FILE).is_file()]
         if not whole and wanted == "auto":
             return None
         if not whole:
@@ -45,7 +45,7 @@ def find(folder: Path, wanted: bool | str | Path) -> Path | None:
                 "Leave out --resume to begin anew, or take weights alone with --initial-checkpoint.",
             )
         found = whole[-1]
-    state.read(found / "state")
+    stored.read(found / "state")
     return found
 
 

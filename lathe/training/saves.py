@@ -19,7 +19,7 @@ from lathe import checkpoint
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer
-from lathe.training import state as states
+from lathe.training import stored
 from lathe.training.background import Background
 from lathe.weights.tensors import Ref
 
@@ -85,7 +85,7 @@ class Saves:
         model: Model,
         config: Mapping[str, Any],
         small: Small,
-        captured: states.Captured | None,
+        captured: stored.Captured | None,
         best: int | None,
     ) -> Path:
         """Copy what may change, begin to write, and return where. best: the step with the lowest validation loss.
@@ -165,7 +165,7 @@ class Saves:
 def copy(model: Model) -> Copied:
     """A model as it is now, in memory that nobody changes."""
     if isinstance(model, checkpoint.AdapterFiles):
-        return replace(model, tensors=states.copies(model.tensors))
+        return replace(model, tensors=stored.copies(model.tensors))
     refs = checkpoint.weights(model) if isinstance(model, Decoder) else model
-    copies = states.copies({name: ref.read() for name, ref in refs.items()})
+    copies = stored.copies({name: ref.read() for name, ref in refs.items()})
     return {name: Ref.of(tensor, refs[name].source) for name, tensor in copies.items()}

@@ -9,7 +9,7 @@ head that several ranks share): `Slices.complete` adds those parts. One on the s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,9 @@ from lathe.transforms.adapt import Part
 from lathe.transforms.begin import Made
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.shard import Group, Share, cut_of, span
+
+if TYPE_CHECKING:
+    from lathe.weights.tensors import Ref
 
 
 class Added(torch.autograd.Function):
@@ -155,6 +158,10 @@ class Slices:
         mine = tensor.narrow(cut.dim, start, end - start)
         mine = mine.clone(memory_format=torch.contiguous_format)  # fused optimizers count on it: no view
         return replace(part, b=mine) if cut.dim == 0 else replace(part, a=mine)
+
+    def mine(self, name: str, ref: Ref, part: tuple[int, ...]) -> Ref:
+        """What `gathered` gives, or is kept of it, as this rank has it. part: the shape of that."""
+        return self.share.mine(self._of_whole(name, part)[0], ref, part)
 
     def copies(self, parameter: nn.Parameter) -> float:
         """How many ranks have the numbers of this parameter's complete gradient."""
