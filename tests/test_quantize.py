@@ -51,7 +51,7 @@ def packed(name: str, weight: Tensor) -> dict[str, Tensor]:
 
 
 def again(name: str, weight: Tensor) -> Tensor:
-    return KINDS[name].unpack(packed(name, weight), weight.shape[-1], torch.float32)
+    return KINDS[name].unpack([*packed(name, weight).values()], weight.shape[-1], torch.float32)
 
 
 # ---- codes -----------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_double_quantization_is_near_and_small():
     parts, plain = packed("nf4-dq", weight), packed("nf4", weight)
     assert torch.equal(parts["codes"], plain["codes"])
     ones = torch.full_like(parts["codes"], 0xFF)  # the code of 1, twice
-    scales = KINDS["nf4-dq"].unpack({**parts, "codes": ones}, 4096, torch.float32)[:, ::64]
+    scales = KINDS["nf4-dq"].unpack([*(parts | {"codes": ones}).values()], 4096, torch.float32)[:, ::64]
     off = (scales - plain["scales"]).abs().view(-1, 256)
     bound = (plain["scales"] - plain["scales"].mean()).abs().view(-1, 256).amax(1) / 254
     assert (off <= bound[:, None] * 1.001).all()
@@ -114,10 +114,11 @@ def test_pieces_and_parts_of_a_matrix(name):
     for pieces in (stack.split(1), stack.float().split([1, 3, 2])):
         parts = kind.pack(pieces, stack.shape, CPU)
         assert parts.keys() == whole.keys() and all(torch.equal(parts[key], whole[key]) for key in parts)
-    every = kind.unpack(whole, 96, torch.bfloat16)
+    parts = [*whole.values()]
+    every = kind.unpack(parts, 96, torch.bfloat16)
     assert every.dtype == torch.bfloat16 and every.shape == stack.shape
-    assert torch.equal(kind.unpack(whole, 96, torch.bfloat16, 4), every[4])
-    assert torch.equal(kind.unpack(whole, 96, torch.bfloat16, slice(2, 5)), every[2:5])
+    assert torch.equal(kind.unpack(parts, 96, torch.bfloat16, 4), every[4])
+    assert torch.equal(kind.unpack(parts, 96, torch.bfloat16, slice(2, 5)), every[2:5])
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def test_a_packed_model_is_its_unpacked_one_and_near_the_original(name, kind):
         if name == "llama-biased":
             assert (ours - original).std() < (0.02 if kind == "int8" else 0.5) * original.std()
     in_place = found.load()
-    quantize.pack(in_place, KINDS[kind])  # after loading instead of meanwhile
+    quantize.pack(in_place, kind)  # after loading instead of meanwhile
     assert all(torch.equal(a, b) for a, b in zip(in_place.parameters(), decoder.parameters(), strict=True))
 
 
@@ -193,10 +194,19 @@ def test_nothing_unpacked_is_kept_for_the_way_back():
     adapt.put(decoder, "default", begin.lora(decoder, Lora(targets="all-linear")))
     adapt.trainable(decoder)
     matrices = {tuple(m.shape) for m in decoder.modules() if isinstance(m, Packed)}
-    kept: list[tuple[int, ...]] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         ask(decoder)
-    assert kept and not matrices & {*kept, *(shape[::-1] for shape in kept)}
+    shapes = {tuple(t.shape) for t in kept if t.is_floating_point()}
+    assert shapes and not matrices & {*shapes, *(shape[::-1] for shape in shapes)}
+
+
+@pytest.mark.parametrize("one", [quantize.ALL, 2])
+def test_a_compiler_may_take_the_product_as_it_is(one):
+    """Torch's own checks of an operation: what it promises of shapes, gradients and graphs is so."""
+    weight = torch.randn(10, 96) if one == quantize.ALL else torch.randn(4, 10, 96)
+    x, bias = torch.randn(5, 96, requires_grad=True), torch.randn(10, requires_grad=True)
+    torch.library.opcheck(quantize.product, (x, bias, [*packed("nf4-dq", weight).values()], "nf4-dq", 96, one))
 
 
 def test_what_learned_over_packed_weights_is_saved_and_merged(tmp_path):

@@ -64,7 +64,7 @@ class Checkpoint:
             CheckpointError: tensors are missing, left over, or of another shape than the configuration says.
             UsageError: no such way to quantize.
         """
-        how = None if quantize is None else quantizing.kind(quantize)
+        how = None if quantize is None else quantizing.known(quantize)
         decoder, tensors = blank(self.spec), self.tensors
         fit(decoder, tensors, self.path)
         if share is not None:
@@ -80,7 +80,7 @@ class Checkpoint:
         packed = set() if how is None else quantizing.pack(decoder.to(dtype), how)
         for name, slot in unpacked:
             if how is not None and (module := name.removesuffix(".weight")) in packed and module != name:
-                for key, part in how.pack(tensors[name].pieces(), slot.shape, place(name)).items():
+                for key, part in quantizing.KINDS[how].pack(tensors[name].pieces(), slot.shape, place(name)).items():
                     state[f"{module}.{key}"] = nn.Parameter(part, requires_grad=False)
                 continue
             learned = isinstance(slot, nn.Parameter)

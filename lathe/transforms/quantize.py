@@ -11,7 +11,7 @@ routers stay as they are. Knows no file: `Kind.pack` takes the pieces of a matri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -33,8 +33,6 @@ NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-
-Parts = Mapping[str, Tensor]  # a packed matrix: codes, and what they are multiplied by
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,13 @@ class Kind:
                 start = end
         return found | (_doubled(scales) if self.double else {"scales": scales})
 
-    def unpack(self, parts: Parts, inputs: int, dtype: torch.dtype, which: slice | int = slice(None)) -> Tensor:
-        """Rows (of a stack: matrices) of the matrix, computed in float32 and rounded once. inputs: its columns."""
-        scales = _single(parts, which) if self.double else parts["scales"][which]
-        return self.back(parts["codes"][which], scales, inputs).to(dtype)
+    def unpack(
+        self, parts: Sequence[Tensor], inputs: int, dtype: torch.dtype, which: slice | int = slice(None)
+    ) -> Tensor:
+        """Rows (of a stack: matrices) of the matrix, computed in float32 and rounded once. parts: the values of what
+        `pack` gives; inputs: columns of the matrix."""
+        codes, scales, *rest = parts
+        return self.back(codes[which], _single(which, scales, *rest) if rest else scales[which], inputs).to(dtype)
 
 
 def _doubled(scales: Tensor) -> dict[str, Tensor]:
@@ -91,12 +92,11 @@ def _doubled(scales: Tensor) -> dict[str, Tensor]:
     return {"scales": codes.flatten()[: scales.numel()].view(scales.shape), "coarse": coarse, "mean": mean}
 
 
-def _single(parts: Parts, which: slice | int) -> Tensor:
-    codes = parts["scales"]
+def _single(which: slice | int, codes: Tensor, coarse: Tensor, mean: Tensor) -> Tensor:
     first = which if isinstance(which, int) else which.indices(len(codes))[0]
     start, some = first * codes[0].numel(), codes[which]
     blocks = torch.arange(start, start + some.numel(), device=codes.device) // COARSE
-    return some.float() / 127 * parts["coarse"][blocks].view(some.shape) + parts["mean"]
+    return some.float() / 127 * coarse[blocks].view(some.shape) + mean
 
 
 def _nonzero(largest: Tensor) -> Tensor:
@@ -149,17 +149,60 @@ KINDS = {
 LITGPT = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.int8": "int8", "bnb.int8-training": "int8"}
 
 
-def kind(name: str) -> Kind:
+def known(name: str) -> str:
     """One of KINDS by its name, or by LitGPT's.
 
     Raises:
         UsageError: there is none of that name.
     """
-    found = KINDS.get(LITGPT.get(name, name))
-    if found is None:
-        known = f"Known are {', '.join(KINDS)}."
-        raise UsageError(f'"{name}" is no way to quantize that is known.', known, did_you_mean(name, [*KINDS, *LITGPT]))
+    found = LITGPT.get(name, name)
+    if found not in KINDS:
+        every = f"Known are {', '.join(KINDS)}."
+        raise UsageError(f'"{name}" is no way to quantize that is known.', every, did_you_mean(name, [*KINDS, *LITGPT]))
     return found
+
+
+ALL = -1
+
+
+# Operations of their own: a compiler that looked inside would keep what is unpacked for the way back.
+@torch.library.custom_op("lathe::packed_product", mutates_args=())
+def product(x: Tensor, bias: Tensor | None, parts: list[Tensor], how: str, inputs: int, one: int) -> Tensor:
+    """x @ weight.T + bias. The weight is unpacked on the way there, and again on the way back; of a stack it is the
+    matrix of number `one`, else ALL."""
+    weight = KINDS[how].unpack(parts, inputs, x.dtype, slice(None) if one == ALL else one)
+    return F.linear(x, weight, bias)
+
+
+@product.register_fake
+def _(x: Tensor, bias: Tensor | None, parts: list[Tensor], how: str, inputs: int, one: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], parts[0].shape[-2])
+
+
+@torch.library.custom_op("lathe::packed_product_back", mutates_args=())
+def product_back(grad: Tensor, parts: list[Tensor], how: str, inputs: int, one: int) -> Tensor:
+    """grad @ weight: the gradient of x."""
+    return grad @ KINDS[how].unpack(parts, inputs, grad.dtype, slice(None) if one == ALL else one)
+
+
+@product_back.register_fake
+def _(grad: Tensor, parts: list[Tensor], how: str, inputs: int, one: int) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], inputs)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, _, parts, *ctx.rest = inputs
+    ctx.save_for_backward(*parts)
+
+
+def _back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    to_x, to_bias = ctx.needs_input_grad[:2]
+    given = product_back(grad, [*ctx.saved_tensors], *ctx.rest) if to_x else None
+    nothing = [None] * len(ctx.saved_tensors)
+    return given, grad.flatten(0, -2).sum(0) if to_bias else None, nothing, None, None, None
+
+
+product.register_autograd(_back, setup_context=_remember)
 
 
 class Packed(nn.Module):
@@ -168,14 +211,14 @@ class Packed(nn.Module):
     shape: of the weight. dtype: what the weight is for whoever reads it. device: where it is.
     """
 
-    def __init__(self, base: layers.Linear | Stacked, how: Kind) -> None:
+    def __init__(self, base: layers.Linear | Stacked, how: str) -> None:
         nn.Module.__init__(self)
         self.how, self.shape, self.dtype = how, base.weight.shape, base.weight.dtype
         with base.weight.device:
-            self.take(how.blank(self.shape))
+            self.take(KINDS[how].blank(self.shape))
         self.register_parameter("bias", base.bias)
 
-    def take(self, parts: Parts) -> None:
+    def take(self, parts: Mapping[str, Tensor]) -> None:
         """Be this matrix."""
         self.parts = tuple(parts)
         for name, part in parts.items():
@@ -183,7 +226,13 @@ class Packed(nn.Module):
 
     def unpacked(self, dtype: torch.dtype, which: slice | int = slice(None)) -> Tensor:
         """Rows of it, of a stack matrices, as numbers."""
-        return self.how.unpack({name: getattr(self, name) for name in self.parts}, self.shape[-1], dtype, which)
+        return KINDS[self.how].unpack(self._all(), self.shape[-1], dtype, which)
+
+    def product(self, x: Tensor, bias: Tensor | None, one: int) -> Tensor:
+        return product(x, bias, self._all(), self.how, self.shape[-1], one)
+
+    def _all(self) -> list[Tensor]:
+        return [cast("Tensor", self._parameters[name]) for name in self.parts]
 
     @property
     def device(self) -> torch.device:
@@ -195,24 +244,9 @@ class Packed(nn.Module):
         return self.unpacked(self.dtype)
 
 
-class Product(torch.autograd.Function):
-    """x @ weight.T + bias; the weight is unpacked on the way there, and again on the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, module: Packed, which: slice | int) -> Tensor:
-        ctx.module, ctx.which = module, which
-        return F.linear(x, module.unpacked(x.dtype, which), bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        to_x, to_bias = ctx.needs_input_grad[:2]
-        given = grad @ ctx.module.unpacked(grad.dtype, ctx.which) if to_x else None
-        return given, grad.flatten(0, -2).sum(0) if to_bias else None, None, None
-
-
 class PackedLinear(Packed, layers.Linear):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
-        return Product.apply(x, self.bias, self, slice(None))
+        return self.product(x, self.bias, ALL)
 
 
 class PackedStacked(Packed, Stacked):  # type: ignore[misc]
@@ -220,7 +254,7 @@ class PackedStacked(Packed, Stacked):  # type: ignore[misc]
 
     def forward(self, x: Tensor, groups: kernels.Groups) -> Tensor:
         biases = self.bias
-        products = [Product.apply(x[a:b], None if biases is None else biases[e], self, e) for e, a, b in groups.spans]
+        products = [self.product(x[a:b], None if biases is None else biases[e], e) for e, a, b in groups.spans]
         return torch.cat(products) if products else x.new_empty(0, self.shape[1])
 
 
@@ -231,13 +265,13 @@ def matrices(decoder: Decoder) -> Iterator[tuple[str, layers.Linear | Stacked]]:
             yield name, module
 
 
-def pack(decoder: Decoder, how: Kind) -> set[str]:
+def pack(decoder: Decoder, how: str) -> set[str]:
     """Put packed modules into the places of a decoder's matrices, and return their names. A decoder on the meta device
     gets room for codes, and no values; another keeps what it computes as nearly as the codes can say it."""
     found = dict(matrices(decoder))
     for name, module in found.items():
         made = (PackedLinear if isinstance(module, layers.Linear) else PackedStacked)(module, how)
         if not module.weight.is_meta:
-            made.take(how.pack([module.weight.detach()], module.weight.shape, module.weight.device))
+            made.take(KINDS[how].pack([module.weight.detach()], module.weight.shape, module.weight.device))
         decoder.set_submodule(name, made.train(module.training))
     return {*found}
