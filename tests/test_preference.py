@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import torch.nn.functional as F
 from test_training import CONFIGS, CONSTANT, LLAMA, VOCAB, decoder, gradients, same
 from torch import nn
 
-from lathe.data.loader import Batch, Steps
-from lathe.data.pack import IGNORE, FirstFit, Row
+from lathe.cli import main
+from lathe.data.examples import Examples
+from lathe.data.loader import Batch
+from lathe.data.pack import IGNORE, Row, laid
 from lathe.data.render import Example
-from lathe.data.stages import InOrder, Shuffled
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.training import blocks, loop, optim, preference
@@ -38,7 +41,7 @@ def groups(seed: int = 0, count: int = 9) -> list[tuple[Example, Example]]:
 
 
 def rows(some: list[tuple[Example, Example]], length: int = 40) -> list[Row]:
-    return list(FirstFit(InOrder(some), length))
+    return laid(some, length)
 
 
 def alone(model: Decoder, example: Example) -> torch.Tensor:
@@ -97,7 +100,7 @@ def test_a_batch_has_the_loss_and_gradients_of_its_answers_alone(kind: str, conf
     expected = preference.LOSSES[settings.kind](answered(model), theirs, settings).sum()
     expected.backward()
     slopes = gradients(model)
-    objective = preference.objective(model, settings, preference.as_it_was(before))
+    objective = preference.objective(model, settings, preference.fixed(before))
     got = objective(batch)
     got.backward()
     torch.testing.assert_close(got, expected)
@@ -135,7 +138,7 @@ def test_a_row_that_only_keeps_step_with_other_ranks_has_no_loss() -> None:
     model = decoder(LLAMA)
     (row,) = rows(groups(count=2))
     blank = Row(row.tokens, np.full_like(row.targets, IGNORE), row.lengths)
-    objective = preference.objective(model, Settings(), preference.as_it_was(model))
+    objective = preference.objective(model, Settings(), preference.fixed(decoder(LLAMA)))
     alone, both = objective(Batch.of([row])), objective(Batch.of([row, blank]))
     torch.testing.assert_close(alone, both)
     nothing = objective(Batch.of([blank]))
@@ -158,7 +161,7 @@ def test_the_chosen_answers_become_likelier_than_the_rejected_ones(kind: str) ->
     batch = Batch.of(rows(groups()))
     settings = Settings(kind, beta=2.0 if kind == "simpo" else 0.1)
     objective = preference.objective(model, settings, preference.without_adapters(model))
-    data = Steps(FirstFit(Shuffled(groups(), 0), 40), 3, 2, weigh=preference.pairs)
+    data = Examples(list(groups()), 40).training(4, 1, seed=0, weigh=preference.pairs)
     seen: list[loop.Step] = []
     after = lambda step: seen.append(step) or True  # noqa: E731
     with torch.no_grad():
@@ -169,7 +172,7 @@ def test_the_chosen_answers_become_likelier_than_the_rejected_ones(kind: str) ->
         learned = preference.answers(model.eval(), batch)
     if kind == "dpo":
         assert seen[0].loss == pytest.approx(math.log(2), abs=1e-5)  # nothing is preferred yet
-        assert sum(step.supervised for step in seen) == sum(len(row.lengths) // 2 for row in list_of(seen))
+        assert {step.supervised for step in seen} == {4}
 
     def margin(of: Answers) -> torch.Tensor:
         chosen, rejected = of.means if kind in ("ipo", "simpo", "orpo") else (of.chosen, of.rejected)
@@ -178,12 +181,6 @@ def test_the_chosen_answers_become_likelier_than_the_rejected_ones(kind: str) ->
     assert margin(learned) > margin(before) + 0.2
     assert np.mean([step.loss for step in seen[-3:]]) < seen[0].loss
     same({name: p for name, p in model.named_parameters() if name in frozen}, frozen, 0)
-
-
-def list_of(seen: list[loop.Step]) -> list[Row]:
-    """The rows that so many steps saw."""
-    stage = FirstFit(Shuffled(groups(), 0), 40)
-    return [next(stage) for _ in range(3 * len(seen))]
 
 
 def test_blocks_computed_twice_know_the_adapter_from_the_reference() -> None:
@@ -205,12 +202,63 @@ def test_blocks_computed_twice_know_the_adapter_from_the_reference() -> None:
 def test_mixed_precision_is_that_of_the_way_back_too() -> None:
     model = decoder(LLAMA)
     batch = Batch.of(rows(groups()))
-    exact = preference.objective(model, Settings(), preference.as_it_was(decoder(LLAMA, 1)))(batch)
+    exact = preference.objective(model, Settings(), preference.fixed(decoder(LLAMA, 1)))(batch)
     exact.backward()
     expected = gradients(model)
-    mixed = preference.objective(model, Settings(), preference.as_it_was(decoder(LLAMA, 1)), torch.bfloat16)(batch)
+    mixed = preference.objective(model, Settings(), preference.fixed(decoder(LLAMA, 1)), torch.bfloat16)(batch)
     mixed.backward()
     torch.testing.assert_close(mixed, exact, rtol=0.05, atol=0.05)
     for name, slope in gradients(model).items():
         assert slope.dtype == torch.float32
         assert F.cosine_similarity(slope.flatten(), expected[name].flatten(), dim=0) > 0.98
+
+
+# ---- from the command line ------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def opinions(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs of polite and rude answers."""
+    rows = json.loads((shared / "data/preference/dpo_rasbt_1100.json").read_text(encoding="utf-8"))
+    file = tmp_path_factory.mktemp("pairs") / "opinions.json"
+    file.write_text(json.dumps([row for row in rows if len(row["chosen"] + row["rejected"]) < 200][:40]))
+    return file
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_learns_opinions(
+    method: str, shared: Path, opinions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["finetune", shared / "data/models/stories260K-hf", "--data", opinions, "--out-dir", tmp_path / "out"]
+    words += ["--method", method, "--objective=dpo", "--train.max-steps=6", "--val-split-fraction=0.2"]
+    words += ["--optimizer.lr=1e-3" if method == "lora" else "--optimizer.lr=1e-4", "--eval.max-new-tokens=0"]
+    words += ["--preference.beta=0.1", "--train.lr-warmup-steps=0", "--train.micro-batch-size=4"]
+    words += ["--train.global-batch-size=8"]
+    assert main(list(map(str, words))) == 0
+    said = capsys.readouterr().err
+    assert "perplexity" not in said
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert losses[-1] < 0.65
+    assert [line["validation_loss"] for line in lines if "validation_loss" in line][-1] < math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("data", "objective", "message"),
+    [
+        ("opinions", "next-token", "chosen and rejected, to learn a preference from. Add --objective dpo"),
+        ("identity", "dpo", "holds answers without another to compare them with"),
+    ],
+)
+def test_data_must_be_what_the_objective_learns_from(
+    data: str,
+    objective: str,
+    message: str,
+    shared: Path,
+    opinions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = opinions if data == "opinions" else shared / "data/instruct/identity_alpaca.json"
+    words = ["finetune", shared / "data/models/stories260K-hf", "--data", file, "--out-dir", tmp_path / "out"]
+    assert main([*map(str, words), f"--objective={objective}"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -116,6 +116,7 @@ class Course:
     model: what its folder shall hold of it, as it is now: all of it, or an adapter's files. config: config.json.
     generation: generation_config.json.
     say: what the model writes at the moment, as text for the user; None where nothing is to be shown.
+    perplexity: whether the loss is that of tokens.
     """
 
     title: str
@@ -131,6 +132,7 @@ class Course:
     generation: Mapping[str, Any]
     tokenizer: Tokenizer
     say: Callable[[], str] | None = None
+    perplexity: bool = True
 
 
 def console() -> Console:
@@ -228,7 +230,8 @@ def look(course: Course, options: Options, record: Run, display: Display) -> Non
         mean = loop.mean(course.objective, islice(course.held(), options.eval.max_iters))
         loop.check(mean, step)
         record.validated(step, mean)
-        display.say(f"step {step}  validation loss {mean:.3f}  perplexity {math.exp(mean):.1f}")
+        more = f"  perplexity {math.exp(mean):.1f}" if course.perplexity else ""
+        display.say(f"step {step}  validation loss {mean:.3f}{more}")
     if course.say:
         display.say(course.say())
     course.decoder.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
 from lathe.actions import course, litgpt_words
-from lathe.actions.training import Eval, Optimizer, Train
+from lathe.actions.training import Eval, Optimizer, Preference, Train
 from lathe.errors import CheckpointError, DataError, UsageError
 from lathe.options import fields, read_recipe
 
 if TYPE_CHECKING:
     from lathe.checkpoint import Checkpoint
     from lathe.data.examples import Examples
-    from lathe.data.render import Renderer
+    from lathe.data.render import Group, Renderer
     from lathe.model.decoder import Decoder
     from lathe.tokenizer import Tokenizer
+    from lathe.training.loop import Objective
+    from lathe.training.precision import Precision
     from lathe.transforms import terms
 
 NAME = "default"  # of the adapter that learns, as PEFT calls one alone
@@ -89,6 +92,10 @@ class Finetune(course.Options):
     given several times, with weights: a.json:0.7 and b.jsonl:0.3. lathe data shows what is learned from it."""
     method: Literal["lora", "full", "adapter", "adapter_v2"] = "lora"
     """What learns. --help with --method shows what each takes."""
+    objective: Literal["next-token", "dpo", "ipo", "hinge", "simpo", "orpo"] = "next-token"
+    """What is learned: to write the answers, or to prefer those that are chosen to those that are rejected."""
+    preference: Preference = field(default_factory=Preference)
+    """What counts for a preference."""
     out_dir: Path = Path("out/finetune")
     """Where the run writes; its model is OUT_DIR/final."""
     prompt_style: str | None = None
@@ -117,10 +124,14 @@ class Finetune(course.Options):
 
     def bound(self) -> list[str]:
         own = [option.key for option in fields(type(self)) if option.key.startswith(("lora_", "adapter_"))]
-        return [*super().bound(), "method", "prompt_style", "loss_on", *own]
+        return [*super().bound(), "method", "objective", "prompt_style", "loss_on", *own]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        course.check(self, "preference.beta", above=True)
+        if not 0 <= self.preference.label_smoothing < 0.5:
+            found = f"--preference.label-smoothing is {self.preference.label_smoothing}."
+            raise UsageError(found, "It must be from 0 to below 0.5.")
         if not isinstance(self, METHODS[self.method]):
             raise UsageError(f"The options are those of another method than {self.method}.", "", "Type lathe finetune.")
 
@@ -209,7 +220,7 @@ def run(options: Finetune) -> int | None:
     import torch
 
     from lathe import checkpoint
-    from lathe.training import loss, precision
+    from lathe.training import precision, preference
 
     out, train = course.console(), options.train
     step = course.begun(options)
@@ -222,6 +233,8 @@ def run(options: Finetune) -> int | None:
     steps = train.steps_of(examples)
     generation = {**base.generation, "eos_token_id": list(renderer.ends)}
     where: dict[str, Any] = {"rows": train.micro_batch_size, "device": chosen.device}
+    if options.objective != "next-token":
+        where["weigh"] = preference.pairs
 
     def model() -> Decoder | checkpoint.AdapterFiles:
         if isinstance(options, Full):
@@ -236,7 +249,8 @@ def run(options: Finetune) -> int | None:
         plan=plan(options, base, renderer, examples, held, decoder, steps),
         decoder=decoder,
         precision=chosen,
-        objective=loss.next_token(decoder, chosen.autocast, options.train.z_loss, options.train.balance_loss),
+        objective=objective(options, decoder, base, chosen),
+        perplexity=options.objective == "next-token",
         data=examples.training(train.global_batch_size, seed=options.seed, **where),
         held=partial(held.validation, train.global_batch_size, **where) if len(held) else None,
         steps=steps,
@@ -247,6 +261,22 @@ def run(options: Finetune) -> int | None:
         say=partial(answers, options, decoder, renderer, held, generation) if options.eval.max_new_tokens else None,
     )
     return course.follow(made, options, step, out)
+
+
+def objective(options: Finetune, decoder: Decoder, base: Checkpoint, chosen: Precision) -> Objective:
+    """What the decoder learns. The reference of a preference is the model without the adapter, or a second one."""
+    from lathe.training import loss, preference
+
+    if options.objective == "next-token":
+        return loss.next_token(decoder, chosen.autocast, options.train.z_loss, options.train.balance_loss)
+    wanted = options.preference
+    settings = preference.Settings(options.objective, wanted.beta, wanted.label_smoothing, wanted.margin)
+    if isinstance(options, Full) and options.objective not in preference.ALONE:
+        # A copy, because weights that are loaded twice from one file may lie in the same memory.
+        reference = preference.fixed(copy.deepcopy(base.load(chosen.device, chosen.weights)))
+    else:
+        reference = preference.without_adapters(decoder)
+    return preference.objective(decoder, settings, reference, chosen.autocast)
 
 
 def opened(options: Finetune) -> Checkpoint:
@@ -290,12 +320,20 @@ def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Ex
     samples = Samples(sources.rows(options.data), parse_columns(options.columns))
     report = check.examine(samples, renderer, length)
     check.refuse(report, options.skip_bad_rows, options.max_repeats)
-    if any(len(group) > 1 for group in report.groups):
-        raise DataError(
-            f"{' '.join(options.data)} holds pairs of answers, chosen and rejected, to learn a preference from."
-        )
+    agree(options, report.groups)
     examples = Examples(report.groups, length, report.cut, len(report.faults) + report.unwanted)
     return renderer, *examples.split(options.val_split_fraction, options.seed)
+
+
+def agree(options: Finetune, groups: Sequence[Group]) -> None:
+    """Raise DataError where the data are not what the objective learns from."""
+    name, paired = " ".join(options.data), options.objective != "next-token"
+    if paired and any(len(group) == 1 for group in groups):
+        expected = "Each row must have two answers, chosen and rejected."
+        raise DataError(f"{name} holds answers without another to compare them with.", expected)
+    if not paired and any(len(group) > 1 for group in groups):
+        found = f"{name} holds pairs of answers, chosen and rejected, to learn a preference from."
+        raise DataError(found, "", "Add --objective dpo.")
 
 
 def fits(tokenizer: Tokenizer, base: Checkpoint) -> None:

@@ -121,3 +121,13 @@ class Eval:
     """Validate every this many steps, and at the end."""
     max_iters: int = 100
     """Validate on at most this many batches of --train.micro-batch-size rows."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    beta: float = 0.1
+    """How much a preference counts: for dpo, ipo and hinge, how closely the model keeps to what it was before."""
+    label_smoothing: float = 0.0
+    """dpo: the part of pairs that are taken to be the wrong way round."""
+    margin: float = 0.5
+    """simpo: by how much the chosen answer is to be likelier."""

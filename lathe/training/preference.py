@@ -1,12 +1,11 @@
 """Pairs of answers, one chosen and one rejected, become a loss that makes a model prefer the first to the second.
 
 A batch's sequences are chosen, rejected, chosen, rejected, ... A model's own preference is measured against that of a
-reference, which does not learn: the same model without its adapter, or a copy of it from before.
+reference, which does not learn: the same model without its adapter, or what it was before.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -89,13 +88,13 @@ def without_adapters(decoder: Decoder) -> Reference:
     return reference
 
 
-def as_it_was(decoder: Decoder) -> Reference:
-    """A copy of the model as it is now."""
-    frozen = copy.deepcopy(decoder).requires_grad_(False)
+def fixed(other: Decoder) -> Reference:
+    """Another model, which does not learn."""
+    other.requires_grad_(False)
 
     @contextmanager
     def reference() -> Iterator[Decoder]:
-        yield frozen
+        yield other
 
     return reference
 
