@@ -12,7 +12,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
@@ -21,13 +21,16 @@ from typing import Any
 import torch
 
 from lathe import families
-from lathe.data.loader import Batch
+from lathe.data.loader import Batch, Work
 from lathe.data.pack import Row
 from lathe.engine.engine import Engine
 from lathe.engine.sampling import Sampling
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.training import loss, optim
+from lathe.training import blocks, gauge, loop, loss, optim
+from lathe.training.limits import Limits
+from lathe.transforms import adapt, begin, quantize
+from lathe.transforms.terms import Lora
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -49,6 +52,7 @@ SHAPES = {
         "head_dim": 128, "tie_word_embeddings": False,
     },
 }  # fmt: skip
+STEPS = 10  # of a training, of which the first three are not counted
 PEAK: dict[str, float] = {}  # bytes and operations a second, as measured
 
 
@@ -113,10 +117,10 @@ def decode(shape: str, prompt: int = 128, made: int = 128) -> None:
         steps = (made - 1) / (took - seconds(partial(answer, decoder, batch, prompt, 1), 3, 1))
         say(what="decode", who="lathe", shape=shape, batch=batch, tokens_per_second=batch * steps,
             of_bandwidth=steps * weights / PEAK["bytes"])  # fmt: skip
-    theirs = transformer(decoder, shape)
+    rival = transformer(decoder, shape)
     for batch in (1, 16):
         rows = torch.arange(prompt, device="cuda")[None].repeat(batch, 1)
-        took = seconds(partial(generate, theirs, rows, made), 3, 1) - seconds(partial(generate, theirs, rows, 1), 3, 1)
+        took = seconds(partial(generate, rival, rows, made), 1, 1) - seconds(partial(generate, rival, rows, 1), 1, 1)
         say(what="decode", who="transformers", shape=shape, batch=batch, tokens_per_second=batch * (made - 1) / took)
 
 
@@ -130,9 +134,9 @@ def answer(decoder: Decoder, batch: int, prompt: int, made: int) -> None:
         engine.step()
 
 
-def generate(theirs: Any, rows: torch.Tensor, made: int) -> None:
+def generate(rival: Any, rows: torch.Tensor, made: int) -> None:
     lengths = {"max_new_tokens": made, "min_new_tokens": made}
-    theirs.generate(rows, do_sample=False, pad_token_id=0, eos_token_id=None, **lengths)
+    rival.generate(rows, do_sample=False, pad_token_id=0, eos_token_id=None, **lengths)
 
 
 @torch.inference_mode()
@@ -143,8 +147,8 @@ def prefill(shape: str, length: int = 2048) -> None:
     took = seconds(lambda: decoder.logits(decoder(ids, layout)[-1:]))
     flops = 2 * length * (size(decoder) - decoder.spec.vocab * decoder.spec.width)
     say(what="prefill", who="lathe", shape=shape, tokens_per_second=length / took, of_peak=flops / took / PEAK["flops"])
-    theirs = transformer(decoder, shape)
-    took = seconds(lambda: theirs(ids[None], logits_to_keep=1))
+    rival = transformer(decoder, shape)
+    took = seconds(lambda: rival(ids[None], logits_to_keep=1))
     say(what="prefill", who="transformers", shape=shape, tokens_per_second=length / took)
 
 
@@ -160,36 +164,79 @@ def transformer(decoder: Decoder, shape: str) -> Any:
     return theirs.eval()
 
 
-def train(shape: str, lengths: list[int], rows: int, compiled: bool) -> None:
-    """Pretraining steps in bfloat16, with AdamW; tokens a second and the part of the product's peak."""
-    decoder = model(shape).requires_grad_()
-    (optimizer,) = optim.build(decoder, optim.Settings(lr=1e-5))
-    objective = loss.next_token(decoder)
-    length = sum(lengths)
-    ids = torch.arange(length).numpy() % 1000
-    batch = Batch.of([Row(ids, (ids * 7) % 1000, tuple(lengths))] * rows, "cuda")
-    if compiled:
-        for block in decoder.model.layers:
-            block.compile(dynamic=False)
+def train(shape: str, lengths: Sequence[int], rows: int, how: Sequence[str]) -> None:
+    """Steps of Lathe's own loop with AdamW on `rows` rows at once, each of sequences of these lengths.
 
-    def step() -> None:
-        batch.layout.made.clear()
-        (objective(batch) / batch.supervised).backward()
+    how: mixed (float32 weights), compiled, checkpointed, lora (rank 16, every matrix), nf4 (the base packed).
+    """
+    decoder = model(shape, torch.float32 if "mixed" in how else torch.bfloat16)
+    if "nf4" in how:
+        quantize.pack(decoder, quantize.kind("nf4"))
+    if "lora" in how:
+        adapt.put(decoder, "default", begin.lora(decoder, Lora(rank=16, alpha=32, targets="all-linear")))
+        adapt.trainable(decoder, ["default"])
+    else:
+        decoder.requires_grad_()
+    per_token = gauge.flops(decoder, 2 * sum(n * n // 2 for n in lengths) // sum(lengths))
+    if "compiled" in how:
+        blocks.compiled(decoder)
+    if "checkpointed" in how:
+        blocks.checkpointed(decoder)
+    ids = torch.arange(sum(lengths)).numpy() % 1000
+    row = Row(ids, (ids * 7 + 1) % 1000, tuple(lengths))
+
+    def data() -> Iterator[Work]:
+        while True:
+            batch = Batch.of([row] * rows, "cuda")
+            yield Work([batch], batch.supervised, len(batch.tokens))
+
+    times: list[float] = []
+
+    def after(step: loop.Step) -> bool:
+        times.append(step.seconds)
+        return True
+
+    objective = loss.next_token(decoder, torch.bfloat16 if "mixed" in how else None)
+    optimizers = optim.build(decoder, optim.Settings(lr=1e-5))
+    loop.train(objective, optimizers, data(), lambda step, total: 1.0, Limits(steps=STEPS), 1.0, after)
+    learning("lathe", shape, lengths, rows, how, times, per_token)
+
+
+def theirs(shape: str, length: int, rows: int, how: Sequence[str]) -> None:
+    """The same with transformers, and PEFT's LoRA, in a plain loop with torch's fused AdamW."""
+    decoder = model(shape).requires_grad_("lora" not in how)
+    made = transformer(decoder, shape).train()
+    per_token = gauge.flops(decoder, length)
+    del decoder
+    if "checkpointed" in how:
+        made.gradient_checkpointing_enable({"use_reentrant": False})
+    if "lora" in how:
+        from peft import LoraConfig, get_peft_model
+
+        made.enable_input_require_grads()
+        settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        made = get_peft_model(made, settings)
+    learned = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-5, fused=True)
+    ids = (torch.arange(length, device="cuda") % 1000).repeat(rows, 1)
+    times = []
+    for _ in range(STEPS):
+        begun = time.perf_counter()
+        made(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0).item()
         optimizer.step()
         optimizer.zero_grad()
+        times.append(time.perf_counter() - begun)
+    learning("transformers", shape, [length], rows, how, times, per_token)
 
-    begin = time.perf_counter()
-    step()
+
+def learning(
+    who: str, shape: str, lengths: Sequence[int], rows: int, how: Sequence[str], times: list[float], per_token: float
+) -> None:
     torch.cuda.synchronize()
-    first = time.perf_counter() - begin
-    took = seconds(step, 5, 2)
-    spec, tokens = decoder.spec, rows * length
-    table = 0 if spec.tied else spec.vocab * spec.width
-    scores = sum(n * n for n in lengths) / length  # keys that a query's products reach, twice the mean that it sees
-    heads = sum(layer.mixer.heads * layer.mixer.channels for layer in spec.layers)
-    flops = tokens * (6 * (size(decoder) - table) + 6 * scores * heads)
-    say(what="train", who="lathe", shape=shape, lengths=len(lengths), tokens=tokens, compiled=compiled,
-        tokens_per_second=tokens / took, mfu=flops / took / PEAK["flops"], first_step=first,
+    tokens, took = rows * sum(lengths), median(times[3:])
+    say(what="train", who=who, shape=shape, how=" ".join(how), sequences=len(lengths) * rows, tokens=tokens,
+        tokens_per_second=tokens / took, of_peak=tokens / took * per_token / PEAK["flops"], first_step=times[0],
         gib=torch.cuda.max_memory_allocated() / 2**30)  # fmt: skip
 
 
@@ -200,12 +247,26 @@ def main(wanted: list[str]) -> None:
             if work.__name__ in wanted:
                 with cleared():
                     work(shape)
-    if "train" in wanted:
-        packed = [701, 37, 512, 300, 1100, 90, 8, 700, 648]
-        for lengths in ([2048] * 2, packed):
-            for compiled in (False, True):
-                with cleared():
-                    train("1B", lengths, 2, compiled)
+    if "train" not in wanted:
+        return
+    packed = [701, 37, 512, 300, 1100, 90, 8, 700, 648]  # 4,096 tokens in all
+    runs: list[partial[None]] = [
+        partial(train, "1B", [2048] * 2, 4, []),
+        partial(train, "1B", [2048] * 2, 4, ["compiled"]),
+        partial(theirs, "1B", 2048, 8, []),
+        partial(train, "1B", packed, 4, ["compiled"]),
+        partial(train, "1B", [2048] * 2, 2, ["mixed", "compiled"]),
+        partial(train, "8B", [2048], 4, ["lora", "checkpointed"]),
+        partial(train, "8B", [2048], 4, ["lora", "compiled", "checkpointed"]),
+        partial(theirs, "8B", 2048, 4, ["lora", "checkpointed"]),
+        partial(train, "8B", [2048], 4, ["lora", "nf4", "checkpointed"]),
+    ]
+    for run in runs:
+        with cleared():
+            try:
+                run()
+            except Exception as error:  # the others are still worth their time
+                say(what="train", failed=str(run.args), error=repr(error)[:300])
 
 
 if __name__ == "__main__":
