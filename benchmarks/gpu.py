@@ -197,7 +197,7 @@ def train(shape: str, lengths: Sequence[int], rows: int, how: Sequence[str]) -> 
         return True
 
     objective = loss.next_token(decoder, torch.bfloat16 if "mixed" in how else None)
-    optimizers = optim.build(decoder, optim.Settings(lr=1e-5))
+    optimizers = optim.build(decoder, optim.Settings(lr=1e-5, compiled="compiled" in how))
     loop.train(objective, optimizers, data(), lambda step, total: 1.0, Limits(steps=STEPS), 1.0, after)
     learning("lathe", shape, lengths, rows, how, times, per_token)
 

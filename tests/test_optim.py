@@ -18,7 +18,7 @@ from lathe.data.stages import InOrder, Shuffled
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.training import initial, loop, loss, optim
-from lathe.training.bfloat16 import SplitAdamW, join, split
+from lathe.training.bfloat16 import SplitAdamW, chunked, join, plain, split
 from lathe.training.limits import Limits
 from lathe.training.optim import Settings
 from lathe.transforms import adapt, begin
@@ -226,3 +226,21 @@ def test_weights_longer_than_a_chunk_are_stepped_whole(monkeypatch: pytest.Monke
         made = SplitAdamW([parameter], lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
         results.append(stepped(made, parameter, gradients_of(begin, 5)))
     assert torch.equal(*results)
+
+
+def test_the_formulas_for_a_compiler_are_the_same_step() -> None:
+    drawn = torch.Generator().manual_seed(2)
+    weights = torch.randn(500, generator=drawn)
+    gradients = [0.1 * torch.randn(500, generator=drawn).bfloat16() for _ in range(20)]
+    results = []
+    for move in (chunked, plain):
+        upper, lower = torch.empty(500, dtype=torch.bfloat16), torch.empty(500, dtype=torch.int16)
+        split(weights, upper, lower)
+        mean, square = torch.zeros_like(upper), torch.zeros_like(weights)
+        for number, gradient in enumerate(gradients, 1):
+            kept = (upper, gradient, lower, mean, square, torch.tensor(float(number)), torch.tensor(1e-2))
+            move(*kept, 0.9, 0.95, 1e-8, 0.1)
+        results.append((join(upper, lower), mean.float(), square))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-5)
+    assert (results[0][0] - results[1][0]).norm() < 1e-4 * (results[0][0] - weights).norm()

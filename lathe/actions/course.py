@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
 from operator import attrgetter
@@ -173,7 +173,7 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
         blocks.compiled(course.decoder)
     if options.activation_checkpointing:
         blocks.checkpointed(course.decoder)
-    optimizers = optim.build(course.decoder, options.optimizer.settings())
+    optimizers = optim.build(course.decoder, replace(options.optimizer.settings(), compiled=options.compile))
     schedule, limits = train.rates(course.steps, options.optimizer.lr), train.limits(course.steps)
     scale = course.precision.scale()
     training = state.Training(course.decoder, optimizers, {"data": course.data, "scale": scale})

@@ -38,18 +38,33 @@ class SplitAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, groups: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
+        self,
+        groups: Any,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0.0,
+        compiled: bool = False,
     ) -> None:
+        """compiled: one kernel for all that happens to a weight; else torch's own, chunk by chunk in float32."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.move = torch.compile(plain, dynamic=True) if compiled else chunked
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            rates = {}  # as tensors: a compiler would make new code for every number
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self.state[parameter] or self._begin(parameter)
                     state["step"] += 1
-                    self._step(group, local(parameter), local(parameter.grad), state)
+                    weight = local(parameter)
+                    if weight.device not in rates:
+                        rates[weight.device] = torch.as_tensor(group["lr"], dtype=torch.float32, device=weight.device)
+                    kept = (local(state[name]).view(-1) for name in ("lower", "exp_avg", "exp_avg_sq"))
+                    numbers = (*group["betas"], group["eps"], group["weight_decay"])
+                    at = (state["step"].to(weight.device), rates[weight.device])
+                    self.move(weight.view(-1), local(parameter.grad).reshape(-1), *kept, *at, *numbers)
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -58,32 +73,6 @@ class SplitAdamW(torch.optim.Optimizer):
         state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
         state["lower"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
-
-    def _step(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        """Chunk by chunk in float32, so that no more than a chunk ever is."""
-        kept = [local(state[name]) for name in ("exp_avg", "exp_avg_sq", "lower")]
-        chunk = CHUNK.get(weight.device.type, CHUNK["cuda"])
-        pieces = (x.view(-1).split(chunk) for x in (weight, gradient, *kept))
-        for upper, slope, mean, square, lower in zip(*pieces, strict=True):
-            wide, moved = join(upper, lower), mean.float()
-            adamw(
-                [wide],
-                [slope.float()],
-                [moved],
-                [square],
-                [],
-                [state["step"].to(wide.device) - 1],  # which it counts up
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            mean.copy_(moved)
-            split(wide, upper, lower)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As any optimizer's, but what is kept beside a parameter keeps its own dtype."""
@@ -94,6 +83,55 @@ class SplitAdamW(torch.optim.Optimizer):
             for name, value in state_dict["state"].get(number, {}).items():
                 device = "cpu" if name == "step" else parameter.device
                 self.state[parameter][name] = value.detach().to(device, copy=True)
+
+
+def chunked(
+    upper: Tensor,
+    slope: Tensor,
+    lower: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    """A step of `step` on (n,) weights and what is kept beside them, with torch's own AdamW; no more than a chunk of
+    them is ever float32."""
+    numbers: Any = {"beta1": beta1, "beta2": beta2, "lr": lr, "weight_decay": decay, "eps": eps}
+    pieces = (x.split(CHUNK.get(upper.device.type, CHUNK["cuda"])) for x in (upper, slope, lower, mean, square))
+    for high, gradient, low, average, squares in zip(*pieces, strict=True):
+        wide, moved = join(high, low), average.float()
+        counted = [step - 1]  # which it counts up
+        fixed: Any = {"fused": True, "amsgrad": False, "maximize": False}
+        adamw([wide], [gradient.float()], [moved], [squares], [], counted, **fixed, **numbers)
+        average.copy_(moved)
+        split(wide, high, low)
+
+
+def plain(
+    upper: Tensor,
+    slope: Tensor,
+    lower: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    """The same as formulas, of which a compiler makes one kernel."""
+    wide, gradient = join(upper, lower) * (1 - lr * decay), slope.float()
+    moved = torch.lerp(mean.float(), gradient, 1 - beta1)
+    squares = torch.lerp(square, gradient * gradient, 1 - beta2)
+    size = (squares / (1 - beta2**step)).sqrt() + eps
+    mean.copy_(moved)
+    square.copy_(squares)
+    split(wide - lr / (1 - beta1**step) * moved / size, upper, lower)
 
 
 def local(tensor: Tensor) -> Tensor:

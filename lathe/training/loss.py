@@ -16,7 +16,8 @@ from lathe.training.balance import Balance
 
 Score = Callable[[Tensor], Tensor]  # N D -> N V
 
-SCORES = 1 << 25  # in one slice: 64 MiB in bfloat16
+# In one slice, by device: 64 MiB in bfloat16, and where products are so fast that adding up their results counts, 256.
+SCORES = {"cpu": 1 << 25, "cuda": 1 << 27}
 CACHED = 1 << 19  # of them that a CPU works on at once
 
 
@@ -40,10 +41,13 @@ def next_token(
     return objective
 
 
-def cross_entropy(decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int = SCORES, z: float = 0.0) -> Tensor:
+def cross_entropy(
+    decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int | None = None, z: float = 0.0
+) -> Tensor:
     """-log p(target), summed over the rows whose target is not IGNORE; float32.
 
-    hidden: T D. targets: (T,) int64. scores: how many logits may exist at once. z: how much the square of the logarithm
+    hidden: T D. targets: (T,) int64. scores: how many logits may exist at once, None for
+    what suits the device. z: how much the square of the logarithm
     of the softmax's denominator counts beside it, which keeps logits from drifting away (Chowdhery et al.,
     arXiv:2204.02311, take 1e-4); only where gradients are wanted. Equal to F.cross_entropy of decoder.logits(hidden)
     with reduction="sum", its gradients too.
@@ -51,6 +55,7 @@ def cross_entropy(decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int
     wanted = targets != IGNORE
     if not wanted.all():
         hidden, targets = hidden[wanted], targets[wanted]
+    scores = scores or SCORES.get(hidden.device.type, SCORES["cpu"])
     rows = max(1, scores // decoder.spec.vocab)
     if not torch.is_grad_enabled():
         return _total(decoder.logits, hidden, targets, rows)

@@ -21,7 +21,7 @@ Groups = list[dict[str, Any]]
 @dataclass(frozen=True)
 class Settings:
     """lr: the highest learning rate. weight_decay: of what `decays`. betas, eps: of AdamW. momentum: of Muon.
-    decay_embeddings: embeddings are pulled towards zero too."""
+    decay_embeddings: embeddings are pulled towards zero too. compiled: AdamW's steps on bfloat16 weights are."""
 
     name: Name = "adamw"
     lr: float = 4e-4
@@ -30,6 +30,7 @@ class Settings:
     eps: float = 1e-8
     momentum: float = 0.95
     decay_embeddings: bool = True
+    compiled: bool = False
 
 
 def build(decoder: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -104,7 +105,8 @@ def adamw(found: list[Learned], settings: Settings) -> list[torch.optim.Optimize
             )
         )
     if narrow:
-        made.append(SplitAdamW(groups(narrow, settings), settings.lr, settings.betas, settings.eps))
+        parts, compiled = groups(narrow, settings), settings.compiled
+        made.append(SplitAdamW(parts, settings.lr, settings.betas, settings.eps, compiled=compiled))
     return made
 
 
