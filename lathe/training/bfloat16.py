@@ -7,6 +7,7 @@ model computes with the nearest bfloat16, and updates act on the float32 number,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class SplitAdamW(torch.optim.Optimizer):
     ) -> None:
         """compiled: one kernel for all that happens to a weight; else torch's own, chunk by chunk in float32."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.move = torch.compile(plain, dynamic=True) if compiled else chunked
+        self.move: Callable[..., None] = torch.compile(plain, dynamic=True) if compiled else chunked
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

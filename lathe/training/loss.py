@@ -55,12 +55,16 @@ def cross_entropy(
     wanted = targets != IGNORE
     if not wanted.all():
         hidden, targets = hidden[wanted], targets[wanted]
-    scores = scores or SCORES.get(hidden.device.type, SCORES["cpu"])
-    rows = max(1, scores // decoder.spec.vocab)
+    rows = at_once(decoder, hidden, scores)
     if not torch.is_grad_enabled():
         return _total(decoder.logits, hidden, targets, rows)
     head = [parameter for parameter in decoder.lm_head.parameters() if parameter.requires_grad]
     return Sliced.apply(decoder.logits, rows, z, hidden, targets, *head)
+
+
+def at_once(decoder: Decoder, hidden: Tensor, scores: int | None = None) -> int:
+    """How many rows have no more logits than `scores`, or than suits the device; at least one."""
+    return max(1, (scores or SCORES.get(hidden.device.type, SCORES["cpu"])) // decoder.spec.vocab)
 
 
 def _total(score: Score, hidden: Tensor, targets: Tensor, rows: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from lathe.data.loader import Batch
 from lathe.data.pack import IGNORE, Row
 from lathe.model.decoder import Decoder
-from lathe.training.loss import SCORES, Score
+from lathe.training.loss import Score, at_once
 from lathe.transforms import adapt
 
 Kind = Literal["dpo", "ipo", "hinge", "simpo", "orpo"]
@@ -158,11 +158,11 @@ def _margin(own: Answers, reference: Answers) -> Tensor:
 
 
 # ---- log p of single tokens -----------------------------------------------------------------------------------------
-def log_probabilities(decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int = SCORES) -> Tensor:
+def log_probabilities(decoder: Decoder, hidden: Tensor, targets: Tensor, scores: int | None = None) -> Tensor:
     """log p of each target, (N,), float32. hidden: N D. No more than `scores` logits exist at once; for gradients they
     are computed a second time, because what each one counts is known only when all are there."""
     head = [parameter for parameter in decoder.lm_head.parameters() if parameter.requires_grad]
-    rows = max(1, scores // decoder.spec.vocab)
+    rows = at_once(decoder, hidden, scores)
     made: Tensor = Likely.apply(decoder.logits, rows, hidden, targets, *head)
     return made
 
