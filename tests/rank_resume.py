@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rank_training import SPECS, data, drawn
+from rank_training import SPECS, data, drawn, weights_of
 from torch import Tensor
 
 from lathe.training import loop, loss, optim, state
@@ -27,9 +27,8 @@ def trained(
     """Losses from there on and weights at the end; what is needed to go on after step SAVED is in the folder."""
     spread = Spread(device, grid)
     dtype = torch.bfloat16 if method == "bf16" else torch.float32
-    decoder = spread.decoder(SPECS[name], dtype)
     begun = safetensors.open(resumed / "weights").items() if resumed and method != "lora" else drawn(SPECS[name])
-    spread.fill(decoder, ((n, ref.to(dtype)) for n, ref in begun))
+    decoder = spread.load(SPECS[name], ((n, ref.to(dtype)) for n, ref in begun), dtype)
     if method == "lora":
         torch.manual_seed(5)
         adapt.put(decoder, "default", spread.adapter(decoder, Lora(4, 8.0, "all-linear")))
@@ -46,14 +45,14 @@ def trained(
         if step.number == SAVED and resumed is None:
             group = dist.new_group(backend="gloo") if grid.size > 1 else None
             training.capture(state.Progress(step.reached)).write(folder / "state", group)
-            weights = {n: t.clone() for n, t in spread.tensors(decoder)}
+            weights = weights_of(spread, decoder)
             if spread.first:
                 safetensors.write(folder / "weights", {n: Ref.of(t) for n, t in weights.items()})
         return True
 
     objective, schedule, begin = loss.next_token(decoder), Schedule("cosine", 2, 0.1), progress.reached
     loop.train(objective, optimizers, steps, schedule, Limits(END), 1.0, after, begin=begin, ranks=spread)
-    return losses, {n: t.clone() for n, t in spread.tensors(decoder)}
+    return losses, weights_of(spread, decoder)
 
 
 def each(device: torch.device, wanted: list[tuple[str, Grid, str]], one: Path, out: Path) -> None:

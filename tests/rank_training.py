@@ -16,6 +16,7 @@ from lathe.data.loader import Steps
 from lathe.data.pack import IGNORE, Packed, Row
 from lathe.data.stages import Shuffled
 from lathe.model import spec as s
+from lathe.model.decoder import Decoder
 from lathe.training import loop, loss, optim
 from lathe.training.limits import Limits
 from lathe.training.schedule import Schedule
@@ -92,14 +93,20 @@ def data(spread: Spread) -> Steps:
     return Steps(rows, 5, 1, spread.device, spread.rank, spread.count)
 
 
+def weights_of(spread: Spread, decoder: Decoder) -> dict[str, Tensor]:
+    """All parameters of the whole model, as the first process has them; the others have none."""
+    whole = spread.whole(decoder)
+    return {n: p.detach().clone() for n, p in whole.named_parameters()} if whole is not None else {}
+
+
 def trained(
     device: torch.device, name: str, grid: Grid, lora: bool = False, weights: str = "float32", products: str = ""
 ) -> dict[str, Any]:
     """Losses and gradient norms of each step, and all tensors at the end."""
     spread = Spread(device, grid)
     autocast = getattr(torch, products) if products else None
-    decoder = spread.decoder(SPECS[name], getattr(torch, weights), autocast)
-    spread.fill(decoder, ((n, ref.to(getattr(torch, weights))) for n, ref in drawn(SPECS[name])))
+    dtype = getattr(torch, weights)
+    decoder = spread.load(SPECS[name], ((n, ref.to(dtype)) for n, ref in drawn(SPECS[name])), dtype, autocast)
     if lora:
         torch.manual_seed(5)
         adapt.put(decoder, "default", spread.adapter(decoder, Lora(4, 8.0, "all-linear")))
@@ -117,7 +124,7 @@ def trained(
         lambda step: seen.append(step) or True,
         ranks=spread,
     )
-    tensors: dict[str, Tensor] = {n: t.clone() for n, t in spread.tensors(decoder)}
+    tensors = weights_of(spread, decoder)
     return {"loss": [step.loss for step in seen], "norm": [step.gradient_norm for step in seen], "tensors": tensors}
 
 

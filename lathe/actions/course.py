@@ -14,28 +14,32 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lathe.actions import litgpt_words
+from lathe.actions import launch, litgpt_words
 from lathe.actions.training import Eval, Optimizer, Train
 from lathe.errors import UsageError
 from lathe.options import to_yaml
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
+    from lathe.checkpoint import Checkpoint
     from lathe.data.loader import Steps, Work
     from lathe.model.decoder import Decoder
+    from lathe.model.spec import Spec
     from lathe.tokenizer import Tokenizer
     from lathe.training import loop, saves
     from lathe.training.precision import Precision
     from lathe.training.progress import Display
     from lathe.training.run import Run
+    from lathe.training.spread import Spread
 
 
 FROM_ZERO = ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss")  # what may be 0 but not less
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(launch.Devices):
     """What can be asked of every training."""
 
     data: tuple[str, ...]
@@ -49,8 +53,6 @@ class Options:
     none. Everything goes on as if it had never stopped."""
     precision: Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"] | None = None
     """Number format. By default bf16-mixed on a GPU, 32-true on a CPU."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute. By default on a CUDA GPU if there is one."""
     activation_checkpointing: bool = False
     """Compute what is between layers twice instead of remembering it: less memory, a third more time."""
     compile: bool = False
@@ -69,6 +71,7 @@ class Options:
     """Validation."""
 
     def __post_init__(self) -> None:
+        self.check_devices()
         above = [f"train.{name}" for name in ("max_steps", "max_tokens", "epochs", "max_seconds")]
         above += ["train.max_seq_length", "train.max_norm", "train.decay_fraction", "optimizer.eps"]
         above += ["train.global_batch_size", "train.micro_batch_size"]
@@ -113,7 +116,9 @@ class Course:
 
     title: of its curve. plan: what is about to happen, for the user. steps: of the optimizer.
     data: what each of them learns from. held: what is held out, from its beginning; None where nothing is.
-    model: what its folder shall hold of it, as it is now: all of it, or an adapter's files. config: config.json.
+    spread: how the decoder lies on the processes that train it.
+    model: what its folder shall hold of it, as it is now: all of it, or an adapter's files; asked of all processes, and
+    taken from the first. config: config.json.
     generation: generation_config.json.
     say: what the model writes at the moment, as text for the user; None where nothing is to be shown.
     perplexity: whether the loss is that of tokens.
@@ -122,6 +127,7 @@ class Course:
     title: str
     plan: str
     decoder: Decoder
+    spread: Spread
     precision: Precision
     objective: loop.Objective
     data: Steps
@@ -160,6 +166,32 @@ def begun(options: Options) -> Path | None:
     return step
 
 
+def spread(options: Options, device: torch.device, spec: Spec, weight_bytes: int, all_learn: bool) -> Spread:
+    """How a model shall lie on the processes there are. weight_bytes: of one number of a weight. all_learn: each has a
+    gradient and two numbers of an optimizer's beside it.
+
+    Raises UsageError where so many processes cannot divide it so.
+    """
+    import torch.distributed as dist
+
+    from lathe import checkpoint
+    from lathe.training.spread import Spread, divided, room
+
+    count = dist.get_world_size() if dist.is_initialized() else 1
+    size = sum(slot.numel() for _, slot in checkpoint.slots(checkpoint.blank(spec)))
+    need = size * weight_bytes * (4 if all_learn else 1)
+    grid = divided(count, launch.near(count), options.tensor_parallel, options.strategy, need, room(device))
+    return Spread(device, grid)
+
+
+def loaded(spread: Spread, given: Checkpoint, chosen: Precision) -> Decoder:
+    """This process's part of a model on disk, of which it reads no more. Nothing of it asks for gradients."""
+    if spread.grid.shards == spread.grid.slices == 1:
+        return given.load(chosen.device, chosen.weights)
+    tensors = given.fitting(chosen.weights)
+    return spread.load(given.spec, tensors, chosen.weights, chosen.autocast).requires_grad_(False).eval()
+
+
 def follow(course: Course, options: Options, step: Path | None, out: Console) -> int | None:
     """Train, validate and save as `options` say, from the beginning or from a step of the same run. Returns 128 and the
     signal that ended it early, or None."""
@@ -175,8 +207,9 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
         blocks.checkpointed(course.decoder)
     optimizers = optim.build(course.decoder, replace(options.optimizer.settings(), compiled=options.compile))
     schedule, limits = train.rates(course.steps, options.optimizer.lr), train.limits(course.steps)
-    scale = course.precision.scale()
-    training = state.Training(course.decoder, optimizers, {"data": course.data, "scale": scale})
+    spread, scale = course.spread, course.precision.scale()
+    spread.learn(course.decoder)
+    training = state.Training(course.decoder, optimizers, {"data": course.data, "scale": scale}, spread)
     progress = training.restore(step / "state") if step else state.Progress()
     out.print(course.plan if step is None else f"{course.plan}\nResume from {step}")
     with (
@@ -184,15 +217,18 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
         interruptible() as stopped,
         Display(out, course.steps) as display,
     ):
+        ended = 0  # by which signal, on any process
 
         def after(at: loop.Step) -> bool:
+            nonlocal ended
+            ended = spread.most(stopped())
             record.step(at)
             display.step(at)
             if at.number % options.eval.interval == 0:
                 look(course, options, record, display)
-            if at.number % train.save_interval == 0 and not stopped():
+            if at.number % train.save_interval == 0 and not ended:
                 save(step_name(at.number), training)
-            return not stopped()
+            return not ended
 
         def save(name: str, whole: state.Training | None) -> Path:
             small: dict[str, Any] = {"generation": course.generation, "tokenizer": course.tokenizer, "recipe": recipe}
@@ -208,9 +244,10 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
             train.max_norm,
             after,
             begin=progress.reached,
+            ranks=spread,
             scale=scale,
         )
-        early = 0 if limits.over(reached) else stopped()
+        early = 0 if limits.over(reached) else ended
         if not early and reached.steps % options.eval.interval:
             look(course, options, record, display)
         place = save(step_name(reached.steps), training) if early else save("final", None)
@@ -227,7 +264,8 @@ def look(course: Course, options: Options, record: Run, display: Display) -> Non
     course.decoder.eval()
     step = record.progress.reached.steps
     if course.held:
-        mean = loop.mean(course.objective, islice(course.held(), options.eval.max_iters))
+        mean = loop.mean(course.objective, islice(course.held(), options.eval.max_iters), course.spread)
+        course.spread.settle()
         loop.check(mean, step)
         record.validated(step, mean)
         more = f"  perplexity {math.exp(mean):.1f}" if course.perplexity else ""

@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
-from lathe.actions import course, litgpt_words
+from lathe.actions import course, launch, litgpt_words
 from lathe.actions.training import Eval, Optimizer, Preference, Train
 from lathe.errors import CheckpointError, DataError, UsageError
 from lathe.options import fields, read_recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from lathe.checkpoint import Checkpoint
     from lathe.data.examples import Examples
     from lathe.data.render import Group, Renderer
     from lathe.model.decoder import Decoder
     from lathe.tokenizer import Tokenizer
+    from lathe.training import saves
     from lathe.training.loop import Objective
     from lathe.training.precision import Precision
+    from lathe.training.spread import Spread
     from lathe.transforms import terms
 
 NAME = "default"  # of the adapter that learns, as PEFT calls one alone
@@ -217,6 +221,11 @@ def run(options: Finetune) -> int | None:
     folder or an adapter's, which opens like a model; OUT_DIR/metrics.jsonl gets a line for every step. Ctrl-C ends the
     run after the step at hand and saves what there is.
     """
+    return launch.together(work, options)
+
+
+def work(options: Finetune, device: torch.device) -> int | None:
+    """One process of it."""
     import torch
 
     from lathe import checkpoint
@@ -225,29 +234,35 @@ def run(options: Finetune) -> int | None:
     out, train = course.console(), options.train
     step = course.begun(options)
     base = opened(options)
-    chosen = precision.choose(options.device, options.precision or stored(options, base))
+    chosen = replace(precision.choose(device.type, options.precision or stored(options, base)), device=device)
+    spread = course.spread(options, device, base.spec, chosen.weights.itemsize, isinstance(options, Full))
     renderer, examples, held = lessons(options, base)
     torch.manual_seed(options.seed)
     begin = checkpoint.open(step) if step and isinstance(options, Full) else base
-    decoder = adapted(options, begin.load(chosen.device, chosen.weights), renderer.ends)
+    decoder = adapted(options, spread, course.loaded(spread, begin, chosen), base, renderer.ends)
     steps = train.steps_of(examples)
     generation = {**base.generation, "eos_token_id": list(renderer.ends)}
-    where: dict[str, Any] = {"rows": train.micro_batch_size, "device": chosen.device}
+    torch.manual_seed(options.seed + spread.rank)  # each process leaves out what it learns without
+    where: dict[str, Any] = {"rows": train.micro_batch_size, "device": device}
+    where |= {"rank": spread.rank, "ranks": spread.count}
     if options.objective != "next-token":
         where["weigh"] = preference.pairs
 
-    def model() -> Decoder | checkpoint.AdapterFiles:
-        if isinstance(options, Full):
-            return decoder
+    def model() -> saves.Model:
+        learned = None if isinstance(options, Full) else [n for n, p in decoder.named_parameters() if p.requires_grad]
+        whole = spread.whole(decoder, learned)
+        if isinstance(options, Full) or whole is None:
+            return whole or {}
         named = str(base.path.resolve()) if Path(options.model).exists() else options.model
         if isinstance(options, Adapter):
-            return checkpoint.llama_adapter_files(decoder, NAME, named)
-        return checkpoint.adapter_files(decoder, NAME, base.config, named)
+            return checkpoint.llama_adapter_files(whole, NAME, named)
+        return checkpoint.adapter_files(whole, NAME, base.config, named)
 
     made = course.Course(
         title=f"{options.model} on {' '.join(options.data)}",
         plan=plan(options, base, renderer, examples, held, decoder, steps),
         decoder=decoder,
+        spread=spread,
         precision=chosen,
         objective=objective(options, decoder, base, chosen),
         perplexity=options.objective == "next-token",
@@ -258,7 +273,10 @@ def run(options: Finetune) -> int | None:
         config=base.config,
         generation=generation,
         tokenizer=renderer.tokenizer,
-        say=partial(answers, options, decoder, renderer, held, generation) if options.eval.max_new_tokens else None,
+        # What shards hold is brought together for learning only: its engine would be too slow.
+        say=partial(answers, options, decoder, renderer, held, generation)
+        if options.eval.max_new_tokens and spread.grid.shards == 1
+        else None,
     )
     return course.follow(made, options, step, out)
 
@@ -343,35 +361,35 @@ def fits(tokenizer: Tokenizer, base: Checkpoint) -> None:
         raise CheckpointError(found, fix="The tokenizer's files in the model's folder should be its own.")
 
 
-def adapted(options: Finetune, decoder: Decoder, ends: Sequence[int]) -> Decoder:
+def adapted(options: Finetune, spread: Spread, decoder: Decoder, base: Checkpoint, ends: Sequence[int]) -> Decoder:
     """The decoder with what the method learns, and nothing else, asking for gradients.
 
     ends: ids that end an answer. A LoRA is on every matrix but the head, and on the head where that has never learned
     to tell one of them from other tokens: no hidden state could make it the likeliest.
     """
-    from lathe.transforms import adapt, begin
+    from lathe.transforms import adapt
     from lathe.transforms.terms import Prefix, Scale
 
     if isinstance(options, Full):
         return decoder.requires_grad_()
     if isinstance(options, Lora):
-        parts = begin.lora(decoder, options.settings())
-        if not options.lora_targets and untaught(decoder, ends):
-            parts |= begin.lora(decoder, replace(options.settings(), targets=("lm_head",)))
+        parts = spread.adapter(decoder, options.settings())
+        if not options.lora_targets and untaught(base, ends):
+            parts |= spread.adapter(decoder, replace(options.settings(), targets=("lm_head",)))
     else:
         assert isinstance(options, Adapter)
         prefix = Prefix(options.adapter_length, options.adapter_start)
         v2 = isinstance(options, AdapterV2)
-        parts = begin.scale(decoder, Scale(prefix)) if v2 else begin.prefix(decoder, prefix)
+        parts = spread.adapter(decoder, Scale(prefix) if v2 else prefix)
     adapt.put(decoder, NAME, parts)
     adapt.trainable(decoder, [NAME])
     return decoder
 
 
-def untaught(decoder: Decoder, ids: Sequence[int]) -> bool:
+def untaught(base: Checkpoint, ids: Sequence[int]) -> bool:
     """Whether the head's row of one of these tokens points where that of another token does, as those of all tokens do
     that a model never saw."""
-    rows = decoder.lm_head.weight.detach()
+    rows = base.tensors["model.embed_tokens.weight" if base.spec.tied else "lm_head.weight"].read()
     lengths = rows.norm(dim=1)
     alike = [(rows @ rows[id] > 0.999 * lengths * lengths[id]).sum().item() for id in ids]
     return any(count != 1 for count in alike)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
-from lathe.actions import course
+from lathe.actions import course, launch
 from lathe.actions.shape import Shape, adopted, configuration, open_tokenizer
 from lathe.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from lathe.data.corpus import Corpus
     from lathe.model.decoder import Decoder
     from lathe.tokenizer import Tokenizer
     from lathe.training.precision import Precision
+    from lathe.training.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,37 @@ def run(options: Options) -> int | None:
     OUT_DIR/final becomes a model's folder like any other, and OUT_DIR/metrics.jsonl gets a line for every step. Ctrl-C
     ends the run after the step at hand and saves what there is.
     """
+    return launch.together(work, options)
+
+
+def work(options: Options, device: torch.device) -> int | None:
+    """One process of it."""
+    from lathe import families
     from lathe.data import sources
     from lathe.training import loss, precision
 
     out, train = course.console(), options.train
-    chosen = precision.choose(options.device, options.precision)
+    chosen = replace(precision.choose(device.type, options.precision), device=device)
     step = course.begun(options)
     sources.read(options.data)  # what is not there is said before anything is made of it
     config, tokenizer = model(options)
     corpus = tokens(options, config, tokenizer, out)
-    decoder = weights(options, config, tokenizer, chosen, step)
+    spread = course.spread(options, device, families.read(config), chosen.weights.itemsize, all_learn=True)
+    decoder = weights(options, config, tokenizer, chosen, step, spread)
+    where: dict[str, Any] = {"device": device, "rank": spread.rank, "ranks": spread.count}
     steps = train.steps(corpus.length, lambda: corpus.targets)
 
     made = course.Course(
         title=f"{options.model} on {' '.join(options.data)}",
         plan=plan(options, corpus, decoder, steps),
         decoder=decoder,
+        spread=spread,
         precision=chosen,
         objective=loss.next_token(decoder, chosen.autocast, options.train.z_loss, options.train.balance_loss),
-        data=corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, chosen.device),
-        held=partial(corpus.validation, train.micro_batch_size, chosen.device) if corpus.held else None,
+        data=corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, **where),
+        held=partial(corpus.validation, train.micro_batch_size, **where) if corpus.held else None,
         steps=steps,
-        model=lambda: decoder,
+        model=lambda: spread.whole(decoder) or {},
         config=config,
         generation={} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id},
         tokenizer=tokenizer,
@@ -136,25 +147,32 @@ def tokens(options: Options, config: dict[str, Any], tokenizer: Tokenizer, conso
 
 
 def weights(
-    options: Options, config: dict[str, Any], tokenizer: Tokenizer, chosen: Precision, step: Path | None
+    options: Options,
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    chosen: Precision,
+    step: Path | None,
+    spread: Spread,
 ) -> Decoder:
     """The decoder that training begins with, or goes on with from a step. Raises CheckpointError where weights or
     tokenizer do not fit the model."""
     from lathe import checkpoint, families
     from lathe.training import initial
+    from lathe.weights.tensors import Ref
 
     spec = families.read(config)
     if tokenizer.vocab_size > spec.vocab:
         found = f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model rows for {spec.vocab:,}."
         raise CheckpointError(found, fix="Take the model's own tokenizer, or name it with --tokenizer.")
     if options.initial_checkpoint is None and step is None:
-        return initial.decoder(spec, options.seed, chosen.device).to(chosen.weights)
+        drawn = ((name, Ref.of(values)) for name, values in initial.drawn(spec, options.seed))
+        return spread.load(spec, drawn, chosen.weights, chosen.autocast)
     place = step or hub.find(str(options.initial_checkpoint), options.checkpoints)
     given = checkpoint.open(place, options.checkpoints)
     if given.spec != spec:
         found = f"{given.path} is another model than {options.model}, or of another size."
         raise CheckpointError(found, "Weights can only be continued in their own shape.")
-    return given.load(chosen.device, chosen.weights).requires_grad_()
+    return course.loaded(spread, given, chosen).requires_grad_()
 
 
 def plan(options: Options, corpus: Corpus, decoder: Decoder, steps: int) -> str:

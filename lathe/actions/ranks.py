@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lathe.errors import LatheError, UsageError
@@ -20,12 +24,14 @@ if TYPE_CHECKING:
 PATIENCE = 5  # seconds that processes have to end by themselves before they are killed
 
 
-def run(function: Callable[..., Any], count: int, kind: str, *arguments: Any) -> None:
+def run(function: Callable[..., Any], count: int, kind: str, *arguments: Any, patient: bool = False) -> Any:
     """Call `function(device, *arguments)` in `count` processes, where the device is each one's own: cuda:0 and on, or
-    cpu for all. It must be importable, and what it is given picklable.
+    cpu for all. It must be importable, and what it is given picklable. Returns what the first one returns.
+
+    patient: Ctrl-C and SIGTERM are passed on to all, who end by themselves; a second one ends them. Otherwise the first
+    does.
 
     Raises the first LatheError that one of them raises, and UsageError where one dies; then the others are ended too.
-    An interruption ends all.
     """
     import torch.multiprocessing as mp
 
@@ -38,22 +44,71 @@ def run(function: Callable[..., Any], count: int, kind: str, *arguments: Any) ->
             for rank in range(count):
                 mine, theirs = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_rank, args=(theirs, store, rank, count, kind, function, arguments), daemon=True
+                    target=_rank, args=(theirs, store, rank, count, kind, function, arguments, patient), daemon=True
                 )
                 process.start()
                 theirs.close()  # so that the end of the process is the end of the pipe
                 ranks.append(process)
                 reports.append(mine)
-            _watch(ranks, reports)
+            with _passed_on(ranks) if patient else nullcontext():
+                return _watch(ranks, reports)
         finally:
             _end(ranks)
 
 
+@contextmanager
+def _passed_on(ranks: list[BaseProcess]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to all processes, once; the second one is this process's own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        restore()
+        for process in ranks:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, number)
+
+    for number in before:
+        signal.signal(number, pass_on)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def apart() -> None:
+    """Leave the terminal's group of processes: it sends Ctrl-C to whoever started this process, who passes it on."""
+    if hasattr(os, "setsid") and os.getpgrp() != os.getpid():
+        os.setsid()
+
+
+def _follow() -> None:
+    """End when the process that started this one is gone, whatever it died of."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _rank(
-    report: Connection, store: str, rank: int, count: int, kind: str, function: Callable[..., Any], arguments: Any
+    report: Connection,
+    store: str,
+    rank: int,
+    count: int,
+    kind: str,
+    function: Callable[..., Any],
+    arguments: Any,
+    patient: bool,
 ) -> None:
-    """One process: join the others, do the work, and say what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the first process's, which ends all
+    """One process: join the others, do the work, and say what came of it or what went wrong."""
+    threading.Thread(target=_follow, daemon=True).start()
+    if patient:
+        apart()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the first process's, which ends all
     import torch
     import torch.distributed as dist
 
@@ -64,35 +119,43 @@ def _rank(
             torch.cuda.set_device(device)
         backend = "nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.FileStore(store, count), rank=rank, world_size=count)
-        function(device, *arguments)
+        result = function(device, *arguments)
         sys.stdout.flush()
         sys.stderr.flush()
         dist.barrier()  # whoever is done first must not close the line
-        report.send(None)
+        report.send(("done", result))
     except LatheError as error:
-        report.send((type(error), error.found, error.expected, error.fix))
+        report.send(("raised", type(error), error.found, error.expected, error.fix))
+    except KeyboardInterrupt:
+        report.send(("interrupted",))
     except BaseException:
-        report.send(traceback.format_exc())
+        report.send(("failed", traceback.format_exc()))
     report.close()
     os._exit(0)  # not through the group's destructors, which may wait for a rank that is gone
 
 
-def _watch(ranks: list[BaseProcess], reports: list[Connection]) -> None:
-    """Wait until all are done, or raise what went wrong first."""
+def _watch(ranks: list[BaseProcess], reports: list[Connection]) -> Any:
+    """Wait until all are done and return what the first one returned, or raise what went wrong first."""
     left: dict[Any, int] = dict(zip(reports, range(len(ranks)), strict=True))
+    result = None
     while left:
         ready: list[Any] = wait(list(left))
         for report in ready:
             rank = left.pop(report)
             try:
-                said = report.recv()
+                how, *said = report.recv()
             except EOFError:
                 raise _death(ranks[rank], rank, len(ranks)) from None
-            if isinstance(said, str):
-                raise RuntimeError(f"Process {rank + 1} of {len(ranks)} failed:\n{said}")
-            if said is not None:
+            if how == "interrupted":
+                raise KeyboardInterrupt
+            if how == "failed":
+                raise RuntimeError(f"Process {rank + 1} of {len(ranks)} failed:\n{said[0]}")
+            if how == "raised":
                 kind, *words = said
                 raise kind(*words)
+            if rank == 0:
+                result = said[0]
+    return result
 
 
 def _death(process: BaseProcess, rank: int, count: int) -> UsageError:

@@ -96,6 +96,16 @@ class Checkpoint:
             spread.seams(decoder)
         return decoder.eval()
 
+    def fitting(self, dtype: torch.dtype) -> Iterator[tuple[str, Ref]]:
+        """What a decoder is filled with, by names: weights become `dtype`, buffers keep their precision.
+
+        Raises CheckpointError as `load`.
+        """
+        decoder = blank(self.spec)
+        fit(decoder, self.tensors, self.path)
+        for name, slot in slots(decoder):
+            yield name, self.tensors[name].to(dtype if isinstance(slot, nn.Parameter) else torch.float32)
+
     def prompt_style(self) -> str | None:
         """The name of LitGPT's style that its prompt_style.yaml asks for; None where there is no such file.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lathe.model import layers
 from lathe.model.decoder import Decoder
@@ -12,17 +14,20 @@ from lathe.model.spec import Spec
 INTO_STREAM = ("o_proj", "down_proj")  # what adds to the residual stream, twice per layer
 
 
+@torch.no_grad()
 def decoder(spec: Spec, seed: int, device: torch.device | str = "cpu") -> Decoder:
     """A float32 decoder with random weights, ready to train; the same ones on every device."""
     with torch.device(device):
         made = Decoder(spec)
-    fill(made, torch.Generator().manual_seed(seed))
+    slots = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    for name, values in drawn(spec, seed):
+        slots[name].copy_(values)
     return made
 
 
-@torch.no_grad()
-def fill(decoder: Decoder, generator: torch.Generator) -> None:
-    """Draw every weight anew, in the order of the parameters' names.
+def drawn(spec: Spec, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer of a new decoder, float32 on the CPU, one after the other: one seed gives the same
+    model on every device, in every precision, and on any number of processes that each keep a part.
 
     Matrices and embeddings: normal(0, sqrt(2 / (5 * width))) (Nguyen & Salazar, arXiv:1910.05895; 0.02 at width 1000),
     divided by sqrt(2 * layers) where they add to the residual stream, so that its variance does not grow with depth
@@ -30,19 +35,21 @@ def fill(decoder: Decoder, generator: torch.Generator) -> None:
     hundreds of steps. Norms begin as the identity: at 1, or at 0 where 1 is added to the weight (Gemma). Biases begin
     at 0.
     """
-    std = (2 / (5 * decoder.spec.width)) ** 0.5
-    depth = (2 * len(decoder.spec.layers)) ** -0.5
-    for name, module in sorted(decoder.named_modules()):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        made = Decoder(spec)
+    std = (2 / (5 * spec.width)) ** 0.5
+    depth = (2 * len(spec.layers)) ** -0.5
+    for name, module in sorted(made.named_modules()):
         slots = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        for own_name, parameter in slots:
+        for own_name, slot in slots:
+            if module is made.lm_head and spec.tied and own_name == "weight":
+                continue
+            values = torch.zeros(slot.shape)
             if own_name != "weight":  # a bias, or what a router adds to its scores
-                parameter.zero_()
+                pass
             elif isinstance(module, layers.NORMS):
-                parameter.fill_(1.0 - getattr(module, "offset", 0.0))
-            elif module is not decoder.lm_head or not decoder.spec.tied:
-                _normal(parameter, std * depth if name.endswith(INTO_STREAM) else std, generator)
-
-
-def _normal(parameter: Tensor | nn.Parameter, std: float, generator: torch.Generator) -> None:
-    # Drawn on the CPU in float32: one seed gives the same model on every device and in every precision.
-    parameter.copy_(torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+                values.fill_(1.0 - getattr(module, "offset", 0.0))
+            else:
+                values.normal_(0.0, std * depth if name.endswith(INTO_STREAM) else std, generator=generator)
+            yield f"{name}.{own_name}", values

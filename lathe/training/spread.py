@@ -12,7 +12,8 @@ divided by the whole step's tokens. Knows no file and no action.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,11 +30,44 @@ from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 from lathe.training.buckets import Buckets
-from lathe.transforms import begin
+from lathe.transforms import adapt, begin
 from lathe.transforms.begin import Made
 from lathe.transforms.parallel import Learning, Slices, local
 from lathe.transforms.terms import Lora, Prefix, Scale
 from lathe.weights.tensors import Ref
+
+
+def divided(count: int, near: int, slices: int, strategy: str, need: int, room: float) -> Grid:
+    """How `count` processes, `near` of them on each machine, divide a training.
+
+    strategy: ddp copies, fsdp shards, hybrid shards on a machine and copies between machines. auto is ddp where
+    `need` bytes of weights, gradients and optimizer fit in the `room` of a device, else hybrid where they fit a
+    machine, else fsdp.
+
+    Raises UsageError for numbers that do not divide.
+    """
+    if count % slices or near % slices:
+        found = f"--tensor-parallel is {slices}, and there are {near} devices on a machine."
+        raise UsageError(found, "It must divide their number.")
+    batches, shards = count // slices, near // slices
+    if strategy == "auto":
+        several = 1 < shards < batches
+        fits = need / slices <= room
+        strategy = "ddp" if fits else "hybrid" if several and need / near <= room else "fsdp"
+    if strategy == "hybrid" and batches % shards:
+        raise UsageError(f"There are {count} devices, and {near} on a machine.", "Every machine must have as many.")
+    grids = {
+        "ddp": Grid(batches, 1, slices),
+        "fsdp": Grid(1, batches, slices),
+        "hybrid": Grid(batches // shards, shards, slices),
+    }
+    return grids[strategy]
+
+
+def room(device: torch.device) -> float:
+    """Bytes of a device's memory for weights and what belongs to each: half, the rest being for the work in hand."""
+    return torch.cuda.get_device_properties(device).total_memory / 2 if device.type == "cuda" else math.inf
+
 
 MAKERS: dict[type, Callable[..., Made]] = {Lora: begin.lora, Prefix: begin.prefix, Scale: begin.scale}
 
@@ -77,12 +111,27 @@ class Spread:
         return self.grid.size == 1 or dist.get_rank() == 0
 
     # ---- the decoder -------------------------------------------------------------------------------------------------
-    def decoder(self, spec: Spec, dtype: torch.dtype, products: torch.dtype | None = None) -> Decoder:
-        """This process's part of a decoder, on its device, with memory and no values: `fill` it.
+    def load(
+        self, spec: Spec, tensors: Iterable[tuple[str, Ref]], dtype: torch.dtype, products: torch.dtype | None = None
+    ) -> Decoder:
+        """This process's part of a decoder, of each tensor of which it reads that part and no more.
 
-        dtype: of the weights. products: what they are multiplied in, where it is another (bf16-mixed): shards are
-        brought together in it.
+        tensors: whole, by names in memory, in any order; each is read before the next is asked for. dtype: of the
+        weights. products: what they are multiplied in, where it is another (bf16-mixed).
         """
+        decoder = self._decoder(spec, dtype, products)
+        slots: dict[str, Tensor] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+        for name, ref in tensors:
+            slot = slots.pop(name)
+            if self.slices is not None:
+                ref = self.slices.mine(name, ref, tuple(slot.shape))
+            with torch.no_grad():
+                local(slot).copy_(ref[part(slot)].read())
+        assert not slots, f"nothing was read into {', '.join(slots)}"
+        return decoder
+
+    def _decoder(self, spec: Spec, dtype: torch.dtype, products: torch.dtype | None = None) -> Decoder:
+        """Its part with memory and no values. Shards are brought together in the dtype of products."""
         with torch.device("meta"):
             if self.grid.slices > 1:
                 own = self.mesh["slice"]
@@ -111,20 +160,6 @@ class Spread:
         made.set_gradient_divide_factor(1.0)
         made.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
-    @torch.no_grad()
-    def fill(self, decoder: Decoder, tensors: Iterable[tuple[str, Ref]]) -> None:
-        """Read into every parameter and buffer what belongs there, of each tensor no more than this process's part.
-
-        tensors: whole, by names in memory, in any order; each is read before the next is asked for.
-        """
-        slots: dict[str, Tensor] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
-        for name, ref in tensors:
-            slot = slots.pop(name)
-            if self.slices is not None:
-                ref = self.slices.share.mine(name, ref, tuple(slot.shape))
-            local(slot).copy_(ref[part(slot)].read())
-        assert not slots, f"nothing was read into {', '.join(slots)}"
-
     def learn(self, decoder: Decoder) -> None:
         """Take note of what learns, once adapters are on and gradients are asked for; before the first step."""
         if self.slices is not None:
@@ -144,12 +179,34 @@ class Spread:
             raise UsageError(found, "Tensor parallel training takes plain LoRA.", "Leave --tensor-parallel out.")
         return self.slices.lora(begin.lora(self.slices.whole, settings, self.device))
 
-    def tensors(self, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-        """All parameters and buffers of the whole model, on this device, one after the other; all processes ask."""
+    def whole(self, decoder: Decoder, only: Collection[str] | None = None) -> Decoder | None:
+        """The whole decoder as the first process then has it on its CPU, with its adapters; the others get None. All
+        must ask. only: names of parameters that count; the others are on the meta device."""
+        if self.grid.shards == self.grid.slices == 1:
+            return decoder
+        spec = decoder.spec if self.slices is None else self.slices.share.spec
+        with torch.device("meta"):
+            made = Decoder(spec)
+        for name in adapt.names(decoder):
+            adapt.put(made, name, adapt.parts(decoder, name))
         for name, slot in (*decoder.named_parameters(), *decoder.named_buffers()):
-            tensor = slot.detach()
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            yield name, tensor if self.slices is None else self.slices.gathered(name, tensor)
+            if only is None or name in only:
+                tensor = self.gathered(name, slot)
+                if self.first:
+                    module, _, own = name.rpartition(".")
+                    learns = isinstance(slot, nn.Parameter)
+                    tensor = tensor.cpu()
+                    setattr(made.get_submodule(module), own, nn.Parameter(tensor, False) if learns else tensor)
+        if spec.tied and only is None:
+            made.lm_head.weight = made.model.embed_tokens.weight
+        return made.eval() if self.first else None
+
+    def gathered(self, name: str, slot: Tensor) -> Tensor:
+        """All of a parameter or buffer, or of what an optimizer knows of each of its numbers, on this device; all
+        processes ask."""
+        tensor = slot.detach()
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return tensor if self.slices is None else self.slices.gathered(name, tensor)
 
     # ---- the loop's questions ----------------------------------------------------------------------------------------
     @cached_property
@@ -175,6 +232,11 @@ class Spread:
         if self.slices is not None and last:
             self.slices.complete()
 
+    def settle(self) -> None:
+        """Let go of what was brought together for a forward pass that no backward pass followed."""
+        if self.sharded is not None:
+            self.sharded.reshard()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all that have other batches, the same bits on every process."""
         if self.grid.size == 1:
@@ -185,11 +247,15 @@ class Spread:
 
     def any(self, flag: bool) -> bool:
         """Whether it is true on a process."""
+        return bool(self.most(flag))
+
+    def most(self, number: int) -> int:
+        """The greatest that a process has."""
         if self.grid.size == 1:
-            return flag
-        found = torch.tensor(int(flag), device=self.device)
+            return number
+        found = torch.tensor(number, device=self.device, dtype=torch.int64)
         dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found.item())
+        return int(found.item())
 
     @torch.no_grad()
     def norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
