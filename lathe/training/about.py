@@ -30,12 +30,11 @@ class About:
         recipe: str,
         decoder: Decoder,
         chosen: Precision,
-        length: int,
         loggers: Sequence[Logger] = (),
         ranks: int = 1,
     ) -> About:
-        """What can be told of any training, with the machine's peak measured. length: tokens in a row."""
-        gauge, spec = Gauge.of(decoder, length, chosen, ranks), decoder.spec
+        """What can be told of any training, with the machine's peak measured."""
+        gauge, spec = Gauge.of(decoder, chosen, ranks), decoder.spec
         sizes = [(p.numel(), p.requires_grad) for p in decoder.parameters()]
         names = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
         products = chosen.autocast or chosen.weights

@@ -13,7 +13,7 @@ import torch
 from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.mlps import Stacked
-from lathe.model.spec import Attention, Experts
+from lathe.model.spec import Experts
 from lathe.training.precision import Precision
 
 BUDGET = 0.25  # seconds that measuring may take
@@ -30,10 +30,10 @@ class Gauge:
     ranks: int = 1
 
     @staticmethod
-    def of(decoder: Decoder, length: int, precision: Precision, ranks: int = 1) -> Gauge:
-        """Measure. length: tokens in a row."""
+    def of(decoder: Decoder, precision: Precision, ranks: int = 1) -> Gauge:
+        """Measure the machine's peak."""
         dtype = precision.autocast or precision.weights
-        return Gauge(flops(decoder, length), peak(precision.device, dtype), precision.device, ranks)
+        return Gauge(flops(decoder), peak(precision.device, dtype), precision.device, ranks)
 
     def read(self, tokens_per_second: float) -> dict[str, float]:
         """peak: the part of it that learning at this speed uses. memory: the most bytes in use so far."""
@@ -54,12 +54,12 @@ class Gauge:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def flops(decoder: Decoder, length: int) -> float:
-    """Operations to learn from a token of a row of `length`: those of the model's mathematics, recomputation left out.
+def flops(decoder: Decoder) -> float:
+    """Operations to learn from a token: two for each weight that it meets, as many again for the gradient of what the
+    weight is multiplied with, and for that of the weight, if it learns.
 
-    Two for each weight that a token meets, and as many again for the gradient of its input, and for that of the weight
-    if it learns; twelve for each channel of each head and position attended to, of which there are half a row's, or a
-    window's. As in PaLM (Chowdhery et al., arXiv:2204.02311, appendix B), with the causal half.
+    Recomputation is left out, and attention to other tokens too, because how many there are is a matter of the data:
+    for rows as long as the model is wide it is a few percent (Kaplan et al., arXiv:2001.08361, 2.1).
     """
     total = 0.0
     experts = [layer.mlp for layer in decoder.spec.layers if isinstance(layer.mlp, Experts)]
@@ -69,10 +69,6 @@ def flops(decoder: Decoder, length: int) -> float:
             weight = module.weight
             each = weight.numel() * (met if isinstance(module, Stacked) else 1.0)
             total += each * (6.0 if weight.requires_grad else 4.0)
-    for layer in decoder.spec.layers:
-        if isinstance(layer.mixer, Attention):
-            positions = min(length / 2, layer.mixer.window or length)
-            total += 12.0 * layer.mixer.heads * layer.mixer.channels * positions
     return total
 
 
