@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lathe import checkpoint, families
+from lathe.cli import main
 from lathe.data.loader import Steps
 from lathe.data.pack import Packed
 from lathe.data.stages import Shuffled
@@ -261,3 +262,19 @@ def test_the_last_steps_and_the_best_one_stay(tokenizer: Tokenizer, tmp_path: Pa
     with Run(tmp_path, replace=True, keep=2) as run:
         assert save(run, 1, 9.0) == ["1"]
     assert (tmp_path / "metrics-1.jsonl").is_file()
+
+
+def test_whoever_takes_a_step_for_a_model_is_told_that_its_state_is_left_alone(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Trainee(CONFIG, "full").train(tmp_path, 4, tokenizer)
+    step = tmp_path / "step-000004"
+    before = {path: path.read_bytes() for path in (step / "state").iterdir()}
+    assert main(["generate", str(step), "--prompt", "one", "--max-new-tokens", "2"]) == 0
+    assert (
+        f"{step} is a step of a training: its weights are taken, its state/ is left alone." in capsys.readouterr().err
+    )
+    assert main(["convert", str(step), str(tmp_path / "lean")]) == 0
+    assert "left alone" in capsys.readouterr().err
+    assert not (tmp_path / "lean/state").exists()
+    assert {path: path.read_bytes() for path in (step / "state").iterdir()} == before

@@ -85,6 +85,7 @@ def test_work_per_token_is_what_a_hand_counts() -> None:
     decoder = initial.decoder(families.read(CONFIG), seed=0)
     layer = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 24  # q, k and v, o, and the MLP
     assert gauge.flops(decoder) == 6 * (2 * layer + 16 * 100)
+    assert gauge.flops(decoder, 64) == 6 * (2 * layer + 16 * 100) + 2 * 12 * 2 * 8 * 32  # half of 64 tokens
     decoder.requires_grad_(False)
     assert gauge.flops(decoder) == 4 * (2 * layer + 16 * 100)
     measured = gauge.Gauge.of(decoder, Precision(torch.device("cpu"), torch.float32, None))

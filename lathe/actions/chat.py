@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from lathe import hub
 from lathe.actions.commands import COMMANDS, take
 from lathe.actions.conversation import Conversation
 from lathe.actions.lines import decoded, piped
+from lathe.actions.place import weights_at
 from lathe.actions.session import SETTINGS, Session, Settings
 from lathe.actions.terminal import Terminal, busy, dimmed, harmless, history_file, interrupt
 from lathe.errors import LatheError, PromptError
@@ -55,7 +55,7 @@ def run(options: Options) -> None:
     Where standard input is not a terminal, each of its lines is a message or a /command, and standard output gets the
     answers and nothing else.
     """
-    path = hub.find(options.model, options.checkpoints)
+    path = weights_at(options.model, options.checkpoints)
     if options.question is not None or options.stdin:
         answer(options, path)
     elif sys.stdin.isatty():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
+from lathe.actions.place import weights_at
 from lathe.errors import MissingError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def run(options: Options) -> int:
     from lathe import checkpoint
     from lathe.families import ggml
 
-    source = checkpoint.open(hub.find(options.source, options.checkpoints), options.checkpoints)
+    source = checkpoint.open(weights_at(options.source, options.checkpoints), options.checkpoints)
     if options.adapter:
         named = checkpoint.by_name(options.adapter)
         source = checkpoint.put_on(source, {name: hub.find(str(at), options.checkpoints) for name, at in named.items()})

@@ -57,6 +57,8 @@ class Options(launch.Devices):
     """Compute what is between layers twice instead of remembering it: less memory, a third more time."""
     compile: bool = False
     """Compile the layers: a minute or more at first, then faster steps."""
+    logger: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
+    """Also tell these what metrics.jsonl is told."""
     seed: int = 42
     """For the weights, the order of the data and what is held out."""
     checkpoints: Path = Path("checkpoints")
@@ -195,7 +197,10 @@ def loaded(spread: Spread, given: Checkpoint, chosen: Precision) -> Decoder:
 def follow(course: Course, options: Options, step: Path | None, out: Console) -> int | None:
     """Train, validate and save as `options` say, from the beginning or from a step of the same run. Returns 128 and the
     signal that ended it early, or None."""
-    from lathe.training import blocks, loop, optim, state
+    import yaml
+
+    from lathe.training import blocks, loggers, loop, optim, state
+    from lathe.training.about import About
     from lathe.training.progress import Display
     from lathe.training.run import Run, interruptible
     from lathe.training.saves import step_name
@@ -212,10 +217,12 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
     training = state.Training(course.decoder, optimizers, {"data": course.data, "scale": scale}, spread)
     progress = training.restore(step / "state") if step else state.Progress()
     out.print(course.plan if step is None else f"{course.plan}\nResume from {step}")
+    others = loggers.open(options.logger, options.out_dir, course.title, yaml.safe_load(recipe)) if spread.first else []
+    about = About.of(course.title, recipe, course.decoder, course.precision, others, spread.grid.size)
     with (
-        Run(options.out_dir, options.overwrite, (step, progress) if step else None, train.keep) as record,
+        Run(options.out_dir, options.overwrite, (step, progress) if step else None, train.keep, about) as record,
         interruptible() as stopped,
-        Display(out, course.steps) as display,
+        Display(out, course.steps, about.gauge) as display,
     ):
         ended = 0  # by which signal, on any process
 
@@ -271,5 +278,7 @@ def look(course: Course, options: Options, record: Run, display: Display) -> Non
         more = f"  perplexity {math.exp(mean):.1f}" if course.perplexity else ""
         display.say(f"step {step}  validation loss {mean:.3f}{more}")
     if course.say:
-        display.say(course.say())
+        said = course.say()
+        record.sample(step, said)
+        display.say(said)
     course.decoder.train()

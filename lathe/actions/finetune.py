@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lathe import hub
 from lathe.actions import course, launch, litgpt_words
+from lathe.actions.place import weights_at
 from lathe.actions.training import Eval, Optimizer, Preference, Train
 from lathe.errors import CheckpointError, DataError, UsageError
 from lathe.options import fields, read_recipe
@@ -301,7 +301,7 @@ def opened(options: Finetune) -> Checkpoint:
     """The model to begin with. Raises UsageError for an adapter."""
     from lathe import checkpoint
 
-    base = checkpoint.open(hub.find(options.model, options.checkpoints), options.checkpoints)
+    base = checkpoint.open(weights_at(options.model, options.checkpoints), options.checkpoints)
     if isinstance(base, checkpoint.Adapted):
         fix = f"Merge it first: lathe merge {options.model} MERGED. Then finetune MERGED."
         raise UsageError(f"{options.model} is an adapter.", "What is finetuned is a model.", fix)

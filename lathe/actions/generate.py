@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lathe import hub
 from lathe.actions import ranks
 from lathe.actions.lines import decoded
+from lathe.actions.place import weights_at
 from lathe.actions.session import SETTINGS, Settings
 from lathe.actions.terminal import dimmed, harmless
 from lathe.errors import MissingError, PromptError, UsageError
@@ -86,7 +87,7 @@ def run(options: Options) -> None:
     goes to standard output as it comes, and how long it took to standard error.
     """
     prompt = read(options.prompt, options.prompt_file)
-    path = hub.find(options.model, options.checkpoints)
+    path = weights_at(options.model, options.checkpoints)
     if options.devices == 1 or options.strategy == "layers":
         return answer(options.device, options, path, prompt)
     if options.draft is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
 from lathe.actions import course, launch
+from lathe.actions.place import weights_at
 from lathe.actions.shape import Shape, adopted, configuration, open_tokenizer
 from lathe.errors import CheckpointError, UsageError
 
@@ -167,7 +168,7 @@ def weights(
     if options.initial_checkpoint is None and step is None:
         drawn = ((name, Ref.of(values)) for name, values in initial.drawn(spec, options.seed))
         return spread.load(spec, drawn, chosen.weights, chosen.autocast)
-    place = step or hub.find(str(options.initial_checkpoint), options.checkpoints)
+    place = step or weights_at(str(options.initial_checkpoint), options.checkpoints)
     given = checkpoint.open(place, options.checkpoints)
     if given.spec != spec:
         found = f"{given.path} is another model than {options.model}, or of another size."

@@ -13,7 +13,7 @@ import torch
 from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.mlps import Stacked
-from lathe.model.spec import Experts
+from lathe.model.spec import Attention, Experts
 from lathe.training.precision import Precision
 
 BUDGET = 0.25  # seconds that measuring may take
@@ -31,7 +31,8 @@ class Gauge:
 
     @staticmethod
     def of(decoder: Decoder, precision: Precision, ranks: int = 1) -> Gauge:
-        """Measure the machine's peak."""
+        """Measure the machine's peak. How far tokens look back depends on the data: attention is left out of the work,
+        a few percent for documents as long as the model is wide."""
         dtype = precision.autocast or precision.weights
         return Gauge(flops(decoder), peak(precision.device, dtype), precision.device, ranks)
 
@@ -54,12 +55,12 @@ class Gauge:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def flops(decoder: Decoder) -> float:
+def flops(decoder: Decoder, length: int = 0) -> float:
     """Operations to learn from a token: two for each weight that it meets, as many again for the gradient of what the
-    weight is multiplied with, and for that of the weight, if it learns.
+    weight is multiplied with, and for that of the weight, if it learns. Recomputation is left out.
 
-    Recomputation is left out, and attention to other tokens too, because how many there are is a matter of the data:
-    for rows as long as the model is wide it is a few percent (Kaplan et al., arXiv:2001.08361, 2.1).
+    length: tokens in a document, each of which looks at half of them or at a window: twelve operations for each channel
+    of each head and each of these (Chowdhery et al., arXiv:2204.02311, appendix B). 0 leaves attention out.
     """
     total = 0.0
     experts = [layer.mlp for layer in decoder.spec.layers if isinstance(layer.mlp, Experts)]
@@ -69,6 +70,10 @@ def flops(decoder: Decoder) -> float:
             weight = module.weight
             each = weight.numel() * (met if isinstance(module, Stacked) else 1.0)
             total += each * (6.0 if weight.requires_grad else 4.0)
+    for layer in decoder.spec.layers:
+        if isinstance(layer.mixer, Attention):
+            seen = min(length / 2, layer.mixer.window or length)
+            total += 12.0 * layer.mixer.heads * layer.mixer.channels * seen
     return total
 
 

@@ -1,0 +1,16 @@
+"""MODEL, as it is typed, becomes the place where its weights lie; says what lies there and is not touched."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lathe import hub
+
+
+def weights_at(model: str, checkpoints: Path) -> Path:
+    """As `hub.find`. Of a training's step the weights are taken, and what only --resume reads is left alone."""
+    place = hub.find(model, checkpoints)
+    if (place / "state").is_dir():
+        print(f"{place} is a step of a training: its weights are taken, its state/ is left alone.", file=sys.stderr)
+    return place
