@@ -187,3 +187,14 @@ def test_nothing_else_is_served_and_nothing_is_changed(port: int) -> None:
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="is no folder"):
         runs.run(runs.Options(tmp_path / "none"))
+
+
+def test_a_run_is_told_by_its_numbers() -> None:
+    decoder = initial.decoder(families.read(CONFIG), seed=0)
+    decoder.lm_head.requires_grad_(False)
+    about = About.of("a run", "seed: 1", decoder, Precision(torch.device("cpu"), torch.float32, torch.bfloat16))
+    size = sum(parameter.numel() for parameter in decoder.parameters())
+    assert about.facts["parameters"] == f"{size:,}"
+    assert about.facts["learned"] == f"{size - 1600:,}"
+    assert re.fullmatch(r"[\d.]+ [GT]FLOP/s in bfloat16", about.facts["measured peak"])
+    assert re.fullmatch(r"[\d.]+ kFLOP", about.facts["work per token"])

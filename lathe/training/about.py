@@ -47,8 +47,17 @@ class About:
             "weights": names.get(chosen.weights, str(chosen.weights)),
             "device": torch.cuda.get_device_name(chosen.device) if chosen.device.type == "cuda" else chosen.device.type,
             "processes": str(ranks),
-            "measured peak": f"{gauge.peak / 1e12:.3g} TFLOP/s in {names.get(products, str(products))}",
-            "work per token": f"{gauge.flops / 1e9:.3g} GFLOP",
+            "measured peak": f"{short(gauge.peak)}FLOP/s in {names.get(products, str(products))}",
+            "work per token": f"{short(gauge.flops)}FLOP",
             "PyTorch": torch.__version__,
         }
         return About(title, recipe, facts, gauge, loggers)
+
+
+def short(number: float) -> str:
+    """A number with the prefix that suits it: "1.5 T"."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} P"

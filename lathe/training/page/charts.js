@@ -127,11 +127,11 @@ function chart(title, series, { across = "step", log = false, format = short, ze
       const [, y] = x === null ? one.points.at(-1) : nearest(one.points, x);
       const mark = element("i");
       mark.style.background = `var(--c${one.color})`;
-      read.append(mark, `${named.length > 1 && one.name ? one.name + " " : ""}${format(y)}`);
+      read.append(element("span", {}, mark, `${named.length > 1 && one.name ? one.name + " " : ""}${format(y)}`), " ");
     });
     if (x !== null) {
       const at = nearest(named[0].points, x)[0];
-      read.append(`  ·  ${across === "seconds" ? clock(at) : `${across} ${across === "step" ? Math.round(at).toLocaleString("en") : short(at)}`}`);
+      read.append(`· ${across === "seconds" ? clock(at) : `${across} ${across === "step" ? Math.round(at).toLocaleString("en") : short(at)}`}`);
       hair.setAttribute("x1", px(at)); hair.setAttribute("x2", px(at));
     }
     hair.setAttribute("visibility", x === null ? "hidden" : "visible");

@@ -61,15 +61,15 @@ function shown() { return [...runs].filter(([id, run]) => !settings.hidden.inclu
 
 function compare(title, name, options = {}) {
   const jumps = name !== "lr";
-  const series = shown().flatMap(([id, run]) => {
+  const series = shown().flatMap(([, run]) => {
     const points = thinned(run.lines.map((line) => [line[settings.across], line[name]]).filter(([, y]) => typeof y === "number"));
-    return jumps ? thick(id, run.color, points, settings.smooth) : [{ name: id, color: run.color, points }];
+    return jumps ? thick("", run.color, points, settings.smooth) : [{ color: run.color, points }];
   });
   return chart(title, series, { across: settings.across, ...options });
 }
 
 function held() {
-  const series = shown().map(([id, run]) => ({ name: id, color: run.color, dots: true, points: run.held.map((line) => [place(run, line), line.validation_loss]) }));
+  const series = shown().map(([, run]) => ({ color: run.color, dots: true, points: run.held.map((line) => [place(run, line), line.validation_loss]) }));
   return chart("Validation loss", series, { across: settings.across, log: settings.log });
 }
 
