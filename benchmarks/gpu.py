@@ -171,7 +171,7 @@ def train(shape: str, lengths: Sequence[int], rows: int, how: Sequence[str]) -> 
     """
     decoder = model(shape, torch.float32 if "mixed" in how else torch.bfloat16)
     if "nf4" in how:
-        quantize.pack(decoder, quantize.kind("nf4"))
+        quantize.pack(decoder, "nf4")
     if "lora" in how:
         adapt.put(decoder, "default", begin.lora(decoder, Lora(rank=16, alpha=32, targets="all-linear")))
         adapt.trainable(decoder, ["default"])
