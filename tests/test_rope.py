@@ -161,8 +161,9 @@ def test_neighbours_and_halves_are_the_same_turn_of_other_channels():
     halves = Rope(10_000.0, 8)
     neighbours = replace(halves, interleaved=True)
     order = torch.arange(8).view(2, 4).T.flatten()  # a head in halves, put in order of neighbours
-    x, angles = torch.randn(5, 2, 8), rope.angles(halves, Layout.of([5]))
-    assert_close(rope.rotate(x[..., order], angles, neighbours), rope.rotate(x, angles, halves)[..., order])
+    x, layout = torch.randn(5, 2, 8), Layout.of([5])
+    turned = rope.rotate(x, rope.angles(halves, layout), halves)
+    assert_close(rope.rotate(x[..., order], rope.angles(neighbours, layout), neighbours), turned[..., order])
 
 
 def test_a_turn_is_rounded_once():

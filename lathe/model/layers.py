@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lathe.model import spec
+from lathe.model import gradients, spec
 
 
 class Linear(nn.Module):
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
         self.eps = part.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return gradients.rms_norm(x, self.weight, self.eps)
 
 
 class OffsetRMSNorm(RMSNorm):
@@ -45,7 +45,7 @@ class OffsetRMSNorm(RMSNorm):
         self.offset = part.offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), self.offset + self.weight.float(), self.eps).type_as(x)
+        return gradients.rms_norm(x, self.offset + self.weight.float(), self.eps)
 
 
 class LayerNorm(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lathe.model import kernels, spec
+from lathe.model import gradients, kernels, spec
 from lathe.model.layers import Linear
 
 ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
@@ -30,7 +30,7 @@ class Gated(nn.Module):
         self.act = ACTIVATIONS[part.act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gradients.gate(self.act, self.gate_proj(x), self.up_proj(x)))
 
 
 class Plain(nn.Module):
@@ -118,7 +118,7 @@ def joined(part: spec.Gated | spec.Clamped) -> Callable[[Tensor, Tensor], Tensor
     """What becomes of gate(x) and up(x)."""
     if isinstance(part, spec.Gated):
         act = ACTIVATIONS[part.act]
-        return lambda gate, up: act(gate) * up
+        return partial(gradients.gate, act)
 
     def clamped(gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.clamp(max=part.limit), up.clamp(-part.limit, part.limit)

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from lathe.model import gradients
 from lathe.model.layout import Layout
 from lathe.model.spec import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
 
-Angles = tuple[Tensor, Tensor]  # cos and sin, each (T, 1, channels / 2), float32
+Angles = tuple[Tensor, Tensor]  # cos and sin of each channel, (T, 1, channels), float32; see gradients.turn
 
 
 def angles(rope: Rope, layout: Layout) -> Angles:
@@ -27,20 +28,16 @@ def _angles(rope: Rope, layout: Layout) -> Angles:
         speed = frequencies(rope, 0, device)
     turn = layout.positions[:, None].float() * speed
     factor = rope.scaling.attention if isinstance(rope.scaling, (Yarn, LongRope)) else 1.0
-    return turn.cos()[:, None] * factor, turn.sin()[:, None] * factor
+    cos, sin = turn.cos()[:, None] * factor, turn.sin()[:, None] * factor
+    if rope.interleaved:
+        return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, angles: Angles, rope: Rope) -> Tensor:
     """Turn the first `rope.channels` of every head. x: T H C. Computed in float32, rounded once to x's dtype."""
-    cos, sin = angles
     turned, rest = x[..., : rope.channels], x[..., rope.channels :]
-    if rope.interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        y = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    else:
-        a, b = turned.chunk(2, dim=-1)
-        y = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    y = y.type_as(x)
+    y = gradients.turn(turned, *angles, rope.interleaved)
     return torch.cat((y, rest), dim=-1) if rest.shape[-1] else y
 
 

@@ -56,6 +56,33 @@ class Magnitude(nn.Module):
         self.weight = nn.Parameter(values)
 
 
+class Term(torch.autograd.Function):
+    """y + scaling * B A x, added to y in place, in products of y's dtype. y: T out, x: T in, a: r in, b: out r.
+
+    Keeps x as it is, which all matrices that are given it share, and A x. A and B may be float32 beside a model of
+    fewer bits: only they and their gradients are cast, not what is as long as the ribbon.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        low = x.to(y.dtype) @ a.to(y.dtype).T  # T r
+        ctx.save_for_backward(x, low, a, b)
+        ctx.scaling = scaling
+        ctx.mark_dirty(y)
+        return y.addmm_(low, (scaling * b).to(y.dtype).T)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, a, b = ctx.saved_tensors
+        kind, by_x = low.dtype, None
+        by_low = outer[0] @ (ctx.scaling * b).to(kind)
+        if ctx.needs_input_grad[1]:
+            by_x = (by_low @ a.to(kind)).to(x.dtype)
+        by_a = (by_low.T @ x.to(kind)).to(a.dtype)
+        by_b = (outer[0].T @ low).to(b.dtype).mul_(ctx.scaling)
+        return outer[0], by_x, by_a, by_b, None
+
+
 class LoraLinear(Adapted):
     """base(x) + the sum over active adapters of scaling * B A x."""
 
@@ -99,10 +126,14 @@ class LoraLinear(Adapted):
         if self.kept is not None or not self.active:
             return y
         kind, total = y.dtype, y
-        for name in self.active:
+        for name in sorted(self.active, key=self._plain):  # plain terms last: they are added to y where it lies
             x_in = self.lora_dropout[name](x)
-            a, bias = cast("layers.Linear", self.lora_A[name]), cast("Tensor | None", self.base_layer.bias)
-            low = self.lora_B[name](a(x_in.to(a.weight.dtype))) * self.scaling[name]
+            a, b = cast("layers.Linear", self.lora_A[name]), cast("layers.Linear", self.lora_B[name])
+            bias = cast("Tensor | None", self.base_layer.bias)
+            if self._plain(name):
+                total = Term.apply(total, x_in, a.weight, b.weight, self.scaling[name])
+                continue
+            low = b(a(x_in.to(a.weight.dtype))) * self.scaling[name]
             if name in self.lora_magnitude_vector:
                 seen = y if x_in is x else self.base_layer(x_in)
                 seen = seen if bias is None else seen - bias
@@ -110,6 +141,10 @@ class LoraLinear(Adapted):
                 low = (factor - 1) * seen + factor * low
             total = total + low
         return total.to(kind)
+
+    def _plain(self, name: str) -> bool:
+        """Whether it is B A x and nothing more."""
+        return name not in self.lora_magnitude_vector and cast("layers.Linear", self.lora_B[name]).bias is None
 
     @torch.no_grad()
     def _norm(self, name: str) -> Tensor:
