@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def templated(shared: Path, tmp_path_factory) -> Templated:
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def opened(shared: Path) -> Callable[[str], Tokenizer]:
+    return cache(lambda name: Tokenizer.open(shared / "data/tokenizers" / name))
 
 
 def spans(example: Example) -> list[tuple[int, int]]:
@@ -231,15 +237,15 @@ def test_templates_at_fault(templated: Templated, name: str, source: str, count:
 
 @pytest.mark.parametrize("name", STYLES)
 @pytest.mark.parametrize("vocabulary", ["llama-2", "minimind"])
-def test_styles_too(shared: Path, name: str, vocabulary: str):
-    renderer = Renderer(Tokenizer.open(shared / "data/tokenizers" / vocabulary), style=name)
+def test_styles_too(opened: Callable[[str], Tokenizer], name: str, vocabulary: str):
+    renderer = Renderer(opened(vocabulary), style=name)
     holds(renderer, TALK)
     holds(renderer, [SYSTEM, *TALK[:2]])
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
-def test_a_completion_is_learned_with_eos_and_a_text_whole(shared: Path):
-    tokenizer = Tokenizer.open(shared / "data/tokenizers/llama-2")  # it has no template: texts stay as they are
+def test_a_completion_is_learned_with_eos_and_a_text_whole(opened: Callable[[str], Tokenizer]):
+    tokenizer = opened("llama-2")  # it has no template: texts stay as they are
     renderer = Renderer(tokenizer)
     [found] = examples(renderer, Completion("The capital of France is", " Paris."))
     assert found.ids.tolist() == [*tokenizer.encode("The capital of France is Paris."), tokenizer.eos_id]
@@ -249,8 +255,8 @@ def test_a_completion_is_learned_with_eos_and_a_text_whole(shared: Path):
     assert found.supervised.tolist() == [False, *[True] * (len(found) - 1)]
 
 
-def test_a_prompt_ends_as_it_is_asked_with_even_where_a_token_would_lie_across(shared: Path):
-    tokenizer = Tokenizer.open(shared / "data/tokenizers/llama-2")
+def test_a_prompt_ends_as_it_is_asked_with_even_where_a_token_would_lie_across(opened: Callable[[str], Tokenizer]):
+    tokenizer = opened("llama-2")
     for prompt, completion in (("Say: ", "Paris"), ("Unbeliev", "able"), ("One\n", "\nTwo"), ("a", "")):
         [found] = examples(Renderer(tokenizer), Completion(prompt, completion))
         asked = tokenizer.encode(prompt)
@@ -337,9 +343,11 @@ def test_the_template_of_a_style_is_kept_with_the_model(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1", "mistral-instruct", "phi3", "gemma", "smollm3"])
-def test_reading_a_turn_off_the_whole_is_encoding_it(shared: Path, templated: Templated, name: str, monkeypatch):
+def test_reading_a_turn_off_the_whole_is_encoding_it(
+    shared: Path, templated: Templated, opened: Callable[[str], Tokenizer], name: str, monkeypatch
+):
     samples = Samples(rows(shared, "instruct/messages_multiturn.jsonl")[:6])
-    for tokenizer in (templated(name), Tokenizer.open(shared / "data/tokenizers/llama-2").styled("tinyllama")):
+    for tokenizer in (templated(name), opened("llama-2").styled("tinyllama")):
         read = [examples(Renderer(tokenizer), sample) for sample in samples]
         with monkeypatch.context() as patch:
             patch.setattr(Renderer, "_standing", lambda *_: None)

@@ -1,7 +1,7 @@
 """Turns an example into lines for people: its text, and which tokens of it are learned.
 
-On a terminal what is learned is green and the rest is dim, and shades part one token from the next. Elsewhere what is
-learned stands between {+ and +}.
+On a terminal what is learned is green, in two shades that part one token from the next, and the rest is dim. Elsewhere
+what is learned stands between {+ and +}.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lathe.data.render import Example
     from lathe.tokenizer import Tokenizer
 
-SHADES = {True: ("bold green", "green"), False: ("", "dim")}
+SHADES = {True: ("bold green", "green"), False: ("dim", "dim")}
 
 
 def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
