@@ -74,6 +74,7 @@ def test_real_data_are_sound(shared: Path, minimind: Renderer, name: str):
         ({"messages": [{"role": "assistant", "content": "x"}]}, "line 2: there is no answer to learn"),
         ({"instruction": "x", "output": "  "}, "line 2: an answer is empty"),
         ({"prompt": "x", "completion": ""}, "line 2: an answer is empty"),
+        ({"instruction": "x", "output": "\ud83d"}, "line 2: The text holds half a character"),
         ({"text": " "}, "line 2: the text is empty"),
         ({"question": "x", "chosen": "y", "rejected": "y"}, "line 2: the two answers are the same"),
         ({"instruction": "x", "output": "a<|endoftext|>b"}, r"line 2: an answer holds <\|endoftext\|>, at which"),

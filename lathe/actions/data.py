@@ -206,7 +206,7 @@ def show(console: Console, page: dict[str, Any]) -> None:
 def lines(page: dict[str, Any]) -> dict[str, str]:
     """The facts in words."""
     shapes = ", ".join(f"{count:,} {name}" for name, count in page["shapes"].items())
-    share = page["learned"] / max(1, page["tokens"])
+    steps, share = page["steps_per_epoch"], page["learned"] / max(1, page["tokens"])
     found = {
         "data": f"{', '.join(page['data'])}: {page['rows']:,} rows; {shapes or 'nothing'}",
         "written by": f"{page['template']}; answers end with {' or '.join(page['ends']) or 'nothing'}",
@@ -215,7 +215,7 @@ def lines(page: dict[str, Any]) -> dict[str, str]:
         "of these": bars(page["histogram"]),
         "cut": f"{page['cut']:,} at {page['max_seq_length']:,} tokens",
         "packed": f"{page['packed_rows']:,} rows of {page['max_seq_length']:,} tokens, {page['filled']:.0%} full",
-        "an epoch": f"{page['steps_per_epoch']:,} steps",
+        "an epoch": f"{steps:,} steps of {page['packed_rows'] / max(1, steps):.3g} rows",
     }
     notes = {
         "rewritten": "conversations become several examples, since the template changes what it wrote before",

@@ -6,7 +6,7 @@ Does what the checkpoint's files say about the ends of a text; knows no file's f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,8 @@ from lathe.tokenizer.stream import Spelling, TextStream
 from lathe.tokenizer.vocab import Vocab
 
 if TYPE_CHECKING:  # jinja2 is imported when a conversation is first rendered
+    from tokenizers import Encoding
+
     from lathe.tokenizer.template import Rendered, Template
 
 PART = 1 << 18  # characters encoded at once
@@ -182,12 +184,12 @@ class Tokenizer:
         for end, text in enumerate(texts, 1):
             size += len(text)
             if size >= PART or end == len(texts):
-                yield from self._batch(texts[begin:end])
+                yield from (encoded.ids for encoded in self._batch(self._pipeline.encode_batch_fast, texts[begin:end]))
                 begin, size = end, 0
 
-    def _batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def _batch(self, encode: Callable[..., list[Encoding]], texts: Sequence[str]) -> list[Encoding]:
         try:
-            return [encoded.ids for encoded in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+            return encode(texts, add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             lacking = characters.missing(self._pipeline, texts)
             if lacking is None:
@@ -207,9 +209,9 @@ class Tokenizer:
 
     def placed(self, text: str) -> tuple[list[int], list[int]]:
         """Text -> ids, without any at either end, and the place in the text where each begins, in characters."""
-        led = int(bool(self._words.leading_space and text and not text.startswith(self._added)))
-        found = self._pipeline.encode_batch([" " * led + text], add_special_tokens=False)[0]
-        return found.ids, [start - led for start, _ in found.offsets]
+        led = self._prepared(text)
+        (found,) = self._batch(self._pipeline.encode_batch, [led])
+        return found.ids, [start - (len(led) - len(text)) for start, _ in found.offsets]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Ids -> text; U+FFFD for bytes that are no characters, nothing for ids that no token has."""
