@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lathe.data.loader import Steps
@@ -128,11 +129,31 @@ def trained(
     return {"loss": [step.loss for step in seen], "norm": [step.gradient_norm for step in seen], "tensors": tensors}
 
 
+def read(device: torch.device, grid: Grid) -> list[int]:
+    """How many numbers each rank reads of the model that it loads its part of."""
+    counts = [0]
+
+    def counted(ref: Ref) -> Ref:
+        def fetch(box: tuple[slice, ...]) -> Tensor:
+            piece = ref.fetch(box)
+            counts[0] += piece.numel()
+            return piece
+
+        return replace(ref, fetch=fetch)
+
+    Spread(device, grid).load(PLAIN, ((name, counted(ref)) for name, ref in drawn(PLAIN)), torch.float32)
+    every: list[int] = [0] * grid.size
+    dist.all_gather_object(every, counts[0])
+    return every
+
+
 def each(device: torch.device, wanted: list[tuple[Any, ...]], out: Path) -> None:
     """What one rank does: train every model on every grid, and have the first say how it went."""
     torch.set_num_threads(1)
-    found = {repr(some): trained(device, *some) for some in wanted}
-    if torch.distributed.get_rank() == 0:
+    found: dict[str, Any] = {repr(some): trained(device, *some) for some in wanted}
+    count = dist.get_world_size()
+    found["shards"], found["slices"] = read(device, Grid(1, count)), read(device, Grid(1, 1, count))
+    if dist.get_rank() == 0:
         torch.save(found, out / "found.pt")
 
 

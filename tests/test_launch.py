@@ -131,7 +131,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def test_a_run_goes_on_with_another_number_of_processes(place: Path) -> None:
-    """One process, then two that have shards, then two that have slices: the losses are those of one."""
+    """One process, then two that have shards, then one again: the losses are those of one."""
     assert main(words(place, "alone", "--train.max-steps", "9", "--train.save-interval", "3")) == 0
     expected = losses(place / "alone")
     shutil.copytree(place / "alone", place / "moved")
@@ -142,12 +142,25 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path) -> None:
     assert losses(place / "moved") == pytest.approx(expected, rel=2e-5)
     for name in ("final", "step-000009"):
         shutil.rmtree(place / "moved" / name, ignore_errors=True)
-    assert main(words(place, "moved", "--train.max-steps", "9", *more, "--tensor-parallel", "2")) == 0
+    assert main(words(place, "moved", "--train.max-steps", "9", *more[:2])) == 0
     assert losses(place / "moved") == pytest.approx(expected, rel=2e-5)
-    for name in ("final", "step-000003"):
-        shutil.rmtree(place / "moved" / name, ignore_errors=True)
-    assert main(words(place, "moved", "--train.max-steps", "9", *more[:2])) == 0  # what slices saved
-    assert losses(place / "moved") == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--strategy", "fsdp", "--optimizer.name", "adafactor"], "no device has the whole of a matrix"),
+        (["--tensor-parallel", "3"], "--tensor-parallel is 3, and there are 2 devices on a machine."),
+    ],
+)
+def test_what_processes_refuse_is_said_once(
+    more: list[str], says: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(place, "refused", "--devices", "2", *more)) == 2
+    said = capfd.readouterr().err
+    assert said.count("Error:") == 1
+    assert says in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")

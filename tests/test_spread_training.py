@@ -10,6 +10,7 @@ import pytest
 import torch
 from rank_training import SPECS, each, tell
 
+from lathe import checkpoint
 from lathe.actions import ranks
 from lathe.training.spread import Grid
 
@@ -22,7 +23,7 @@ WANTED: dict[int, list[tuple[Any, ...]]] = {
     4: [
         *[(name, Grid(1, 1, 4)) for name in ("gemma", "experts")],
         *[("llama", Grid(4)), ("gemma", Grid(1, 4)), ("experts", Grid(2, 2)), ("shared expert", Grid(2, 1, 2))],
-        *[("gemma", Grid(1, 2, 2)), ("experts", Grid(1, 2, 2)), ("llama", Grid(1, 2, 2), True)],
+        *[("gemma", Grid(1, 2, 2)), ("llama", Grid(1, 2, 2), True)],
     ],
 }
 one = cache(tell)
@@ -32,6 +33,11 @@ one = cache(tell)
 def test_processes_together_learn_what_one_does(count: int, tmp_path: Path) -> None:
     ranks.run(each, count, "cpu", WANTED[count], tmp_path)
     found = torch.load(tmp_path / "found.pt")
+    # Of shards each number is read once; of slices norms are read by all, and at 4 ranks two share a head of keys.
+    numbers = sum(slot.numel() for _, slot in checkpoint.slots(checkpoint.blank(SPECS["llama"])))
+    assert sum(found["shards"]) == numbers
+    assert max(found["shards"]) < 1.1 * numbers / count
+    assert max(found["slices"]) < 1.2 * numbers / count
     for wanted in WANTED[count]:
         name, _, *how = wanted
         mine, theirs = one(name, Grid(), *how), found[repr(wanted)]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lathe.training.spread import Spread
 
 
+WHOLE_ONLY = ("adafactor",)  # optimizers that do not work on shards
 FROM_ZERO = ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss")  # what may be 0 but not less
 
 
@@ -183,6 +184,13 @@ def spread(options: Options, device: torch.device, spec: Spec, weight_bytes: int
     size = sum(slot.numel() for _, slot in checkpoint.slots(checkpoint.blank(spec)))
     need = size * weight_bytes * (4 if all_learn else 1)
     grid = divided(count, launch.near(count), options.tensor_parallel, options.strategy, need, room(device))
+    method = options.optimizer.name
+    if (grid.shards > 1 and method in WHOLE_ONLY) or (grid.slices > 1 and method != "adamw"):
+        found = f"--optimizer.name is {method}, and no device has the whole of a matrix."
+        raise UsageError(found, "It takes all of it together.", "Take adamw, or --strategy ddp.")
+    if grid.slices > 1 and options.train.balance_loss:
+        found = "--train.balance-loss is not to be had with --tensor-parallel."
+        raise UsageError(found, "", "Take --strategy fsdp for a model with experts.")
     return Spread(device, grid)
 
 
@@ -258,6 +266,8 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
         if not early and reached.steps % options.eval.interval:
             look(course, options, record, display)
         place = save(step_name(reached.steps), training) if early else save("final", None)
+    if not spread.first:
+        return 128 + early if early else None
     out.print(record.draw(course.title))
     time = timedelta(seconds=round(record.seconds))
     out.print(f"Saved {place} after {reached.steps:,} steps in {time}, {record.tokens / record.seconds:,.0f} tokens/s")
