@@ -34,13 +34,14 @@ def compare(
     rivals: Mapping[str, Sequence[str]],
     measure: Callable[[Sequence[str]], dict[str, float]],
     runs: int = 5,
+    warm: int = 1,
 ) -> None:
-    """Measure the first rival and the others in turn, after one round that is not counted; print and keep a table."""
+    """Measure the rivals in turn, after `warm` rounds that are not counted; print and keep a table."""
     figures: dict[str, dict[str, list[float]]] = {rival: {} for rival in rivals}
-    for round_ in range(runs + 1):
+    for round_ in range(warm + runs):
         for rival, command in rivals.items():
             for figure, value in measure(command).items():
-                if round_:
+                if round_ >= warm:
                     figures[rival].setdefault(figure, []).append(value)
     first = next(iter(rivals))
     print(f"\n{name}, {runs} runs in turn, {machine()}, {date.today()}\n")

@@ -16,8 +16,9 @@ from lathe.training.balance import Balance
 
 Score = Callable[[Tensor], Tensor]  # N D -> N V
 
-# In one slice, by device: 64 MiB in bfloat16, and where products are so fast that adding up their results counts, 256.
-SCORES = {"cpu": 1 << 25, "cuda": 1 << 27}
+# In one slice, by device: 32 MiB in bfloat16, the most that malloc keeps for the next slice; and where products are so
+# fast that adding up their results counts, 256.
+SCORES = {"cpu": 1 << 24, "cuda": 1 << 27}
 CACHED = 1 << 19  # of them that a CPU works on at once
 
 
