@@ -5,21 +5,35 @@ That LitGPT fails is shown, in its own environment, by tests/oracles/test_litgpt
 
 from __future__ import annotations
 
+import json
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from bytewise import plain_tokenizer
-from families import Case
+from families import CASES, Case
 from published import PUBLISHED
 from rank_work import PROMPTS, each, opened, said
 from test_engine import answers, decoder_of, prompt_of, run, whole
+from test_lightning import STATE, TOLD
 
 from lathe import checkpoint, families
 from lathe.actions import inspect, ranks
+from lathe.cli import main
+from lathe.data.loader import Batch
 from lathe.engine import DraftModel, Engine, Sampling
+from lathe.model import blockwise, kernels
+from lathe.model.decoder import Decoder
+from lathe.model.layout import Layout
 from lathe.tokenizer import Tokenizer
-from lathe.training import initial
+from lathe.training import initial, loop, loss, optim
+from lathe.training.limits import Limits
+from lathe.training.schedule import Schedule
+from lathe.transforms import adapt, begin
+from lathe.transforms.terms import Lora, Prefix
 
 
 def test_1_a_prompt_read_into_the_cache_is_causal_under_a_soft_cap() -> None:
@@ -85,6 +99,156 @@ def test_9_characters_of_several_tokens_stream_whole(text: str, tmp_path: Path) 
     pieces = [stream.push(id) for id in tokenizer.encode(text, special=False)]
     assert "".join(pieces) + stream.flush() == text
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+
+
+def test_4_the_prefix_of_an_adapter_learns() -> None:
+    """LitGPT keeps keys and values of the prefix from the check before training: its tokens get no gradient."""
+    model = trained(adapted("llama-2", Prefix(length=3, start=1)))
+    before = adapted("llama-2", Prefix(length=3, start=1)).model.layers[1].self_attn
+    after = model.model.layers[1].self_attn
+    assert not torch.allclose(after.adapter_wte["default"], before.adapter_wte["default"], atol=1e-3)
+    assert after.gating_factor["default"].abs().min() > 1e-3
+
+
+def test_5_a_prefix_is_cut_into_heads_as_other_tokens_are() -> None:
+    """LitGPT cuts its keys and values as its files had them two years ago."""
+    attention = adapted("llama-2", Prefix(length=3, start=1)).model.layers[1].self_attn
+    tokens = attention.adapter_wte["default"]
+    keys, values = attention._learned("default", torch.float32)
+    assert torch.equal(keys, attention.k_proj(tokens).unflatten(-1, (-1, attention.part.channels)))
+    assert torch.equal(values, attention.v_proj(tokens).unflatten(-1, (-1, attention.part.channels)))
+
+
+def test_11_a_finetuned_model_is_what_is_loaded(tmp_path: Path) -> None:
+    """LitGPT's own LLM keeps random weights where a file holds {"model": ...}, and says nothing."""
+    loaded = []
+    for name, held in (("plain", STATE), ("finetuned", {"model": STATE})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_config.yaml").write_text(yaml.safe_dump(TOLD))
+        torch.save(held, tmp_path / name / "lit_model.pth")
+        loaded.append(dict(checkpoint.open(tmp_path / name).load().named_parameters()))
+    assert all(torch.equal(weight, loaded[1][name]) for name, weight in loaded[0].items())
+
+
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3"])
+def test_14_a_lora_goes_on_shared_experts_and_on_latent_attention(name: str) -> None:
+    """LitGPT fails on the first, and builds plain attention in place of the second."""
+    model = adapted(name, Lora(rank=2, targets="all-linear"))
+    kinds = {type(layer.self_attn).__name__ for layer in model.model.layers}
+    assert kinds == {"LatentAttention" if name == "deepseek-v3" else "Attention"}
+    learned = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert any("shared_experts.up_proj.lora_A" in name for name in learned)
+    assert any("kv_b_proj.lora_A" in name for name in learned) == (name == "deepseek-v3")
+    trained(model)
+    now = dict(model.named_parameters())
+    assert all(not torch.equal(now[name], before) for name, before in learned.items() if "lora_B" in name)
+
+
+def test_tied_embeddings_stay_one_matrix_and_learn_from_both_ends(tmp_path: Path) -> None:
+    """LitGPT trains two, and its export drops one of them."""
+    from transformers import AutoModelForCausalLM
+
+    config = case("llama-3.2-tied-llama3-rope")
+    model = initial.decoder(families.read(config), seed=0)
+    before = model.lm_head.weight.clone()
+    trained(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not torch.allclose(model.lm_head.weight, before, atol=1e-3)
+    checkpoint.save(tmp_path / "out", model, config)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(20)
+    with torch.no_grad():
+        ours = model.logits(model(ids, Layout.of([20])))
+        torch.testing.assert_close(ours, theirs(ids[None]).logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_window_hides_is_worked_out_once_a_ribbon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LitGPT builds its mask in every layer, at every pass, token by token."""
+    config = {**case("mistral-window"), "num_hidden_layers": 6}
+    model = initial.decoder(families.read(config), seed=0)
+    made = []
+    for module, name in ((kernels.Seen, "mask"), (blockwise, "_blocks")):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, plain=plain: made.append(1) or plain(*args))
+    layout = Layout.of([40])
+    for expected in (1, 1):  # with gradients, and then without, in another way
+        made.clear()
+        loss.cross_entropy(model, model(torch.arange(40), layout), torch.arange(40)).backward()
+        assert len(made) == expected
+        layout = Layout.of([40])
+    with torch.no_grad():
+        made.clear()
+        model(torch.arange(40), layout)
+        assert len(made) == 1
+
+
+def test_without_anything_held_out_nothing_is_validated() -> None:
+    """LitGPT validates on a loader that is empty or not there."""
+    assert math.isnan(loop.mean(loss.next_token(initial.decoder(families.read(case("llama-2")), seed=0)), []))
+
+
+def test_a_rise_as_long_as_the_run_divides_by_nothing() -> None:
+    """LitGPT's schedule does, where warmup and steps are as many."""
+    rates = [Schedule(warmup=10)(step, 10) for step in range(11)]
+    assert rates == pytest.approx([*((step + 1) / 11 for step in range(10)), 1.0])
+
+
+def test_gradients_are_clipped_in_finetuning_too() -> None:
+    """LitGPT refuses the option there."""
+    norms = []
+    model = adapted("llama-2", Lora(rank=2))
+    plain = torch.optim.SGD([{"params": [p for p in model.parameters() if p.requires_grad], "initial_lr": 1.0}], lr=1.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loop.train(
+        loss.next_token(model), [plain], [work()], Schedule("constant", 0), Limits(1), 1e-3, lambda s: norms.append(s)
+    )
+    moved = [(p - before[name]).norm() for name, p in model.named_parameters()]
+    assert norms[0].gradient_norm > 1e-2
+    assert torch.stack(moved).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_tokens_a_second_are_those_of_the_seconds_they_took(shared: Path, tmp_path: Path) -> None:
+    """LitGPT divides tokens by the time of day; and it ignores a limit of steps or seconds in pretraining."""
+    words = ["pretrain", shared / "data/models/stories260K-hf", "--data", shared / "data/text/tinystories_1k.txt"]
+    words += ["--train.max-seq-length=64", "--train.global-batch-size=2", "--val-split-fraction=0"]
+    assert main([*map(str, words), "--train.max-steps=4", "--out-dir", str(tmp_path / "a")]) == 0
+    assert main([*map(str, words), "--train.max-seconds=0.001", "--out-dir", str(tmp_path / "b")]) == 0
+    text = {name: (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in "ab"}
+    steps = {name: [json.loads(line) for line in lines if "loss" in json.loads(line)] for name, lines in text.items()}
+    assert (len(steps["a"]), len(steps["b"])) == (4, 1)
+    assert all((tmp_path / name / "final/config.json").is_file() for name in "ab")
+    took = [later["seconds"] - earlier["seconds"] for earlier, later in pairwise(steps["a"])]
+    for seconds, line in zip(took, steps["a"][1:], strict=True):
+        assert 0 < 128 / line["tokens_per_second"] <= seconds + 0.003  # which are counted with what happens between
+
+
+def case(name: str) -> dict:
+    return next(case.config for case in CASES if case.name == name)
+
+
+def adapted(name: str, settings: Lora | Prefix) -> Decoder:
+    """A model with an adapter that learns, and nothing else."""
+    model = initial.decoder(families.read(case(name)), seed=0)
+    torch.manual_seed(0)
+    parts = begin.lora(model, settings) if isinstance(settings, Lora) else begin.prefix(model, settings)
+    adapt.put(model, "default", parts)
+    adapt.trainable(model)
+    return model
+
+
+def work() -> loop.Work:
+    ids = torch.arange(41) * 7 % 90
+    batch = Batch(ids[:-1], ids[1:], Layout.of([40]), 40)
+    return loop.Work([batch], 40, 40)
+
+
+def trained(model: Decoder) -> Decoder:
+    """The model after a check and five steps, as LitGPT goes about it."""
+    objective = loss.next_token(model)
+    loop.mean(objective, [work()])
+    made = optim.build(model, optim.Settings(lr=1e-2))
+    loop.train(objective, made, [work()] * 5, Schedule("constant", 0), Limits(5), 1.0, lambda step: True)
+    return model
 
 
 @pytest.mark.parametrize("name", ["gemma-2b", "gemma-2-2b", "gemma-3-1b-it", "Llama-2-7b-hf"])

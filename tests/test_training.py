@@ -25,6 +25,8 @@ from lathe.training.balance import Balance
 from lathe.training.limits import Limits, Reached
 from lathe.training.optim import Settings
 from lathe.training.schedule import FALLS, Schedule
+from lathe.transforms import adapt, begin
+from lathe.transforms.terms import Lora
 
 VOCAB = 61
 LLAMA = {
@@ -246,6 +248,57 @@ def test_twenty_steps_are_those_of_a_plain_transformers_and_torch_loop() -> None
     assert expected[-1] < expected[0] - 0.5
 
 
+def test_twenty_steps_of_a_lora_are_those_of_peft_and_a_plain_loop() -> None:
+    """The same A and B at first, the same examples with the loss on a part of them, several to a step."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, some = decoder(LLAMA), documents(count=6)
+    theirs = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    theirs.load_state_dict(model.state_dict())
+    torch.manual_seed(0)
+    adapt.put(model, "default", begin.lora(model, Lora(rank=4, alpha=8.0, targets="all-linear")))
+    adapt.trainable(model)
+    theirs = get_peft_model(theirs, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
+    names = dict(theirs.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            names[f"base_model.model.{name}"].data.copy_(parameter.data)
+    learned = [p for p in theirs.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in learned) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    adamw = torch.optim.AdamW(learned, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
+    rows = [masked(row) for row in Packed(InOrder(some), 10_000)]
+    (row,) = rows
+    expected = []
+    for _ in range(20):
+        pieces = np.split(np.arange(len(row.tokens)), np.cumsum(row.lengths)[:-1])
+        mean = torch.zeros(())
+        for piece in pieces:
+            scores = theirs(torch.from_numpy(row.tokens[piece])[None]).logits[0]
+            mean = mean + F.cross_entropy(
+                scores, torch.from_numpy(row.targets[piece]), ignore_index=IGNORE, reduction="sum"
+            )
+        mean = mean / (row.targets != IGNORE).sum()
+        mean.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        adamw.step()
+        adamw.zero_grad()
+        expected.append(mean.item())
+
+    seen: list[loop.Step] = []
+    batch = Batch.of(rows)
+    work = [loop.Work([batch], batch.supervised, len(batch.tokens))] * 20
+    made = optim.build(model, Settings(lr=1e-2, weight_decay=0.0, betas=(0.9, 0.999)))
+    after = lambda step: seen.append(step) or True  # noqa: E731
+    loop.train(loss.next_token(model), made, work, CONSTANT, Limits(20), 1.0, after)
+    assert [step.loss for step in seen] == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < expected[0] - 0.5
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter, names[f"base_model.model.{name}"], rtol=1e-2, atol=1e-3)
+
+
 def test_a_tiny_model_learns_a_small_text_by_heart() -> None:
     text = np.frombuffer(b"It is never too late to be what you might have been.", dtype=np.uint8) % VOCAB
     model = initial.decoder(families.read(LLAMA), seed=0)
@@ -359,12 +412,27 @@ def test_a_run_ends_at_the_first_limit(limits: Limits, most: int | None, steps: 
 
 # ---- the beginning --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_family_begins_near_chance(case: Case) -> None:
-    model = initial.decoder(families.read(case.config), seed=0)
-    tokens = torch.arange(40) % model.spec.vocab
+def test_every_family_begins_near_chance_and_all_of_it_can_learn(case: Case) -> None:
+    spec = families.read(case.config)
+    model, drawn = initial.decoder(spec, seed=0), dict(initial.drawn(spec, 0))
+    assert drawn.keys() == {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    assert all(values.isfinite().all() for values in drawn.values())  # every weight got a value
+    tokens = torch.randint(model.spec.vocab, (64,), generator=torch.Generator().manual_seed(0))
+    mean = loss.cross_entropy(model, model(tokens, Layout.of([40, 24])), tokens.roll(1)) / 64
+    mean.backward()
+    assert mean.item() == pytest.approx(math.log(model.spec.vocab), abs=0.25)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "granite", "llama-3.2-tied-llama3-rope"])
+def test_no_token_predicts_itself_at_first_in_wider_models_either(name: str) -> None:
+    config = {**next(case.config for case in CASES if case.name == name), "hidden_size": 512, "vocab_size": 1000}
+    model = initial.decoder(families.read(config), seed=0)
+    tokens = torch.randint(1000, (64,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        mean = loss.cross_entropy(model, model(tokens, Layout.of([40])), tokens.roll(1)) / 40
-    assert mean.item() == pytest.approx(math.log(model.spec.vocab), abs=1.1)
+        mean = loss.cross_entropy(model, model(tokens, Layout.of([64])), tokens.roll(1)) / 64
+    assert mean.item() == pytest.approx(math.log(1000), abs=0.5)
 
 
 @pytest.mark.parametrize("name", ["llama-2", "gemma2", "nemotron", "cohere-normed-heads"])
