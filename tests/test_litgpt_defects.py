@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -217,9 +216,9 @@ def test_tokens_a_second_are_those_of_the_seconds_they_took(shared: Path, tmp_pa
     steps = {name: [json.loads(line) for line in lines if "loss" in json.loads(line)] for name, lines in text.items()}
     assert (len(steps["a"]), len(steps["b"])) == (4, 1)
     assert all((tmp_path / name / "final/config.json").is_file() for name in "ab")
-    took = [later["seconds"] - earlier["seconds"] for earlier, later in pairwise(steps["a"])]
-    for seconds, line in zip(took, steps["a"][1:], strict=True):
-        assert 0 < 128 / line["tokens_per_second"] <= seconds + 0.003  # which are counted with what happens between
+    seconds = steps["a"][-1]["seconds"] - steps["a"][0]["seconds"]
+    reckoned = sum(128 / line["tokens_per_second"] for line in steps["a"][1:])
+    assert 0.2 < reckoned / seconds < 5  # LitGPT's are off by ten thousand
 
 
 def case(name: str) -> dict:
