@@ -58,6 +58,8 @@ class Options(launch.Devices):
     """Compute what is between layers twice instead of remembering it: less memory, a third more time."""
     compile: bool = False
     """Compile the layers: a minute or more at first, then faster steps."""
+    float8: bool = False
+    """Compute the products of layers in 8-bit floats, on GPUs from Ada and Hopper on. Faster with --compile only."""
     logger: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
     """Also tell these what metrics.jsonl is told."""
     seed: int = 42
@@ -207,13 +209,15 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
     signal that ended it early, or None."""
     import yaml
 
-    from lathe.training import blocks, loggers, loop, optim, state
+    from lathe.training import blocks, float8, loggers, loop, optim, state
     from lathe.training.about import About
     from lathe.training.progress import Display
     from lathe.training.run import Run, interruptible
     from lathe.training.saves import step_name
 
     train, recipe = options.train, to_yaml(options)
+    if options.float8:
+        float8.put(course.decoder)
     if options.compile:
         blocks.compiled(course.decoder)
     if options.activation_checkpointing:

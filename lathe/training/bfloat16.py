@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}  # numbers that are float32 at once: as many as stay in a CPU's cache
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers that are float32 at once: as many as stay in a CPU's cache
 
 
 def join(upper: Tensor, lower: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lathe.model.attention import Attention, LatentAttention
 from lathe.model.decoder import Decoder
+from lathe.model.layout import Layout
 from lathe.model.mlps import Experts
 
 
@@ -26,11 +28,28 @@ def compiled(decoder: Decoder, backend: str = "inductor") -> Decoder:
     for module in decoder.modules():
         if isinstance(module, Attention):
             module.project = compile_(module.project)  # type: ignore[method-assign]
-        if isinstance(module, Attention | LatentAttention | Experts):
+        if isinstance(module, Attention | LatentAttention):
+            module.forward = torch.compiler.disable(partial(_seeing, module.forward))  # type: ignore[method-assign]
+        if isinstance(module, Experts):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     for block in decoder.model.layers:
-        block.forward = compile_(block.forward)
+        block.forward = partial(_unseeing, compile_(block.forward))
     return decoder
+
+
+class Unseen:
+    """A layout that compiled code passes on without looking: PyTorch 2.11 compiles anew for other fields of it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+
+def _unseeing(forward: Any, x: Tensor, layout: Layout, *cache: Any) -> Any:
+    return forward(x, Unseen(layout), *cache)
+
+
+def _seeing(forward: Any, x: Tensor, unseen: Unseen, *cache: Any) -> Any:
+    return forward(x, unseen.layout, *cache)
 
 
 def checkpointed(decoder: Decoder) -> Decoder:
