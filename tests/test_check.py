@@ -113,15 +113,17 @@ def test_two_bos_are_a_fault(shared: Path):
     assert [fault.found for fault in report.faults] == ["row 2: two <s> follow each other."]
 
 
-def test_repeats_are_counted_and_refused_when_they_are_many(model: Path, tmp_path: Path):
+def test_repeats_are_counted_and_refused_when_they_are_many(model: Path, tmp_path: Path, capsys):
     file = written(tmp_path, GOOD, GOOD, {**GOOD, "output": "Eleven."})
     report = check.examine(Samples(sources.rows(file)), Renderer(Tokenizer.open(model)), 256)
     assert report.repeats == [1]
-    with pytest.raises(DataError, match="1 of 3 rows say what an earlier one says"):
+    with pytest.raises(DataError, match=r"1 of 3 rows say what an earlier one says, and 30% may: 2."):
         check.refuse(report)
     check.refuse(report, repeats=0.5)
     assert main(["data", str(model), file]) == 1
-    assert main(["data", str(model), file, "--max-repeats", "0.5"]) == 0
+    assert "wrong 1 of 3 rows say what an earlier one says, and 30% may: 2." in capsys.readouterr().out
+    assert main(["data", str(model), file, "--max-repeats", "0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["repeats"] == [2]
 
 
 def test_truncation_is_counted(model: Path):

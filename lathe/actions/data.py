@@ -107,6 +107,7 @@ def facts(options: Options, report: Report, renderer: Renderer, model: estimate.
     """What the page says, by name."""
     import numpy as np
 
+    from lathe.data import check
     from lathe.data.pack import laid
 
     lengths = report.lengths
@@ -114,11 +115,8 @@ def facts(options: Options, report: Report, renderer: Renderer, model: estimate.
     rows = [row for at in range(0, len(groups), each) for row in laid(groups[at : at + each], report.length)]
     room = report.length * max((len(group) for group in groups), default=1)
     quantiles = np.quantile(lengths, (0.5, 0.9, 0.99, 1)).astype(int).tolist() if len(lengths) else [0] * 4
-    problems = []
-    if report.repeated > options.max_repeats:
-        problems.append(
-            f"{len(report.repeats):,} rows say what an earlier one says, and {options.max_repeats:.0%} may."
-        )
+    repeating = check.repeating(report, options.max_repeats)
+    problems = [repeating] if repeating else []
     if not report.groups:
         problems.append("There is nothing to learn.")
     page = {
@@ -137,7 +135,7 @@ def facts(options: Options, report: Report, renderer: Renderer, model: estimate.
         "rewritten": report.rewritten,
         "unwanted": report.unwanted,
         "tools_not_shown": report.toolless,
-        "repeats": len(report.repeats),
+        "repeats": [index + 1 for index in report.repeats],
         "packed_rows": len(rows),
         "filled": round(sum(len(row.tokens) for row in rows) / max(1, len(rows) * room), 4),
         "steps_per_epoch": -(-len(groups) // each),
@@ -223,7 +221,8 @@ def lines(page: dict[str, Any]) -> dict[str, str]:
         "tools_not_shown": "conversations have tools that the template does not write",
         "repeats": "rows say what an earlier one says",
     }
-    found |= {name.replace("_", " "): f"{page[name]:,} {words}" for name, words in notes.items() if page[name]}
+    counts = {**page, "repeats": len(page["repeats"])}
+    found |= {name.replace("_", " "): f"{counts[name]:,} {words}" for name, words in notes.items() if page[name]}
     if "memory" in page:
         found["memory"] = "; ".join(f"{name} {human(size)}" for name, size in page["memory"].items())
         times = {name: timedelta(seconds=round(value)) for name, value in page["seconds_per_epoch"].items()}

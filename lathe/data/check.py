@@ -122,9 +122,18 @@ def refuse(report: Report, skip: bool = False, repeats: float = REPEATS) -> None
         raise DataError(found, fix=fix if report.groups else "")
     if not report.groups:
         raise DataError("There is nothing to learn in the data.", "It needs an answer that is wanted.")
-    if report.repeated > repeats:
-        found = f"{len(report.repeats):,} of {report.rows:,} rows say what an earlier one says."
-        raise DataError(found, f"At most {repeats:.0%} may.", "Leave them out, or allow them with --max-repeats 1.")
+    if found := repeating(report, repeats):
+        raise DataError(found, fix="Leave them out, or allow them with --max-repeats 1.")
+
+
+def repeating(report: Report, most: float) -> str:
+    """What is wrong where more than the part `most` of the rows say what an earlier one says; else nothing."""
+    if report.repeated <= most:
+        return ""
+    named = ", ".join(f"{index + 1:,}" for index in report.repeats[:SHOWN])
+    more = f" and {len(report.repeats) - SHOWN:,} more" if len(report.repeats) > SHOWN else ""
+    count = f"{len(report.repeats):,} of {report.rows:,} rows say what an earlier one says, and {most:.0%} may"
+    return f"{count}: {named}{more}."
 
 
 # ---- one sample -----------------------------------------------------------------------------------------------------
