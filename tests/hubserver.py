@@ -15,6 +15,8 @@ from threading import Event, Thread
 from typing import NamedTuple
 from urllib.parse import unquote
 
+import yaml
+
 Files = dict[str, bytes]
 LARGE = (".safetensors", ".bin", ".gguf", ".pth")
 
@@ -109,7 +111,8 @@ class Answer(BaseHTTPRequestHandler):
         path = unquote(path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.server.asked.append(Asked(self.command, path, self.headers.get("Range", ""), token))
-        name = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)(/.*)?", path.removeprefix("/cdn"))
+        kind = r"(?:/api/models|/api/datasets|/datasets)"
+        name = re.fullmatch(rf"{kind}?/([^/]+/[^/]+)(/.*)?", path.removeprefix("/cdn"))
         repo = self.server.repos.get(name[1]) if name else None
         rest = (name[2] or "/revision/main") if name else ""
         if token.startswith("unknown"):
@@ -153,7 +156,8 @@ class Answer(BaseHTTPRequestHandler):
                 if name.endswith(LARGE):
                     sha256 = hashlib.sha256(data).hexdigest()
                     entry["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 130}
-        answer = {"id": repo, "sha": commit_of(files), "siblings": siblings, "tags": []}
+        card = yaml.safe_load(files.get("README.md", b"").decode().partition("---")[2].partition("---")[0] or "{}")
+        answer = {"id": repo, "sha": commit_of(files), "siblings": siblings, "tags": [], "cardData": card}
         self.answer(200, json.dumps(answer).encode())
 
     def send(self, file: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:

@@ -66,8 +66,11 @@ class Options(launch.Devices):
     """For the weights, the order of the data and what is held out."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
-    val_split_fraction: float = 0.05
-    """The part of the data that is held out for validation."""
+    val_split_fraction: float | None = None
+    """The part of the data that is held out for validation. By default 0.05, or what the data says: a folder with train
+    and val in it, or a name (see docs/sources.md)."""
+    val_data: tuple[str, ...] = ()
+    """Data to validate on, instead of a part of the other."""
     train: Train = field(default_factory=Train)
     """How long and how much."""
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -83,7 +86,7 @@ class Options(launch.Devices):
         above += ["eval.interval", "eval.max_iters", "optimizer.lr", "train.save_interval", "train.keep"]
         for name in (*above, *(f"train.{name}" for name in FROM_ZERO), "optimizer.weight_decay"):
             check(self, name, above=name in above)
-        if not 0 <= self.val_split_fraction < 1:
+        if not 0 <= (self.val_split_fraction or 0) < 1:
             raise UsageError(f"--val-split-fraction is {self.val_split_fraction}.", "It must be from 0 to below 1.")
         if not 0 <= self.train.min_lr <= self.optimizer.lr:
             found = f"--train.min-lr is {self.train.min_lr} and --optimizer.lr is {self.optimizer.lr}."

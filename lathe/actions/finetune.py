@@ -326,6 +326,7 @@ def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Ex
     from lathe.data import check, sources
     from lathe.data.examples import Examples
     from lathe.data.formats import Samples, parse_columns
+    from lathe.data.presets import sides
     from lathe.data.render import Renderer
 
     context = base.spec.context
@@ -335,12 +336,18 @@ def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Ex
         raise UsageError(found, fix=f"Take at most {context}.")
     renderer = Renderer(base.tokenizer(), options.loss_on, options.prompt_style)
     fits(renderer.tokenizer, base)
-    samples = Samples(sources.rows(options.data), parse_columns(options.columns))
-    report = check.examine(samples, renderer, length)
-    check.refuse(report, options.skip_bad_rows, options.max_repeats)
-    agree(options, report.groups)
-    examples = Examples(report.groups, length, report.cut, len(report.faults) + report.unwanted)
-    return renderer, *examples.split(options.val_split_fraction, options.seed)
+
+    def examined(data: Sequence[str]) -> Examples:
+        samples = Samples(sources.rows(data), parse_columns(options.columns))
+        report = check.examine(samples, renderer, length)
+        check.refuse(report, options.skip_bad_rows, options.max_repeats)
+        agree(options, report.groups)
+        return Examples(report.groups, length, report.cut, len(report.faults) + report.unwanted)
+
+    data, held = sides(options.data, options.val_split_fraction, options.val_data)
+    if isinstance(held, float):
+        return renderer, *examined(data).split(held, options.seed)
+    return renderer, examined(data), examined(held)
 
 
 def agree(options: Finetune, groups: Sequence[Group]) -> None:

@@ -25,6 +25,7 @@ RENAMED = {
     "--train.max-time": "--train.max-seconds",
     "--data.val-split-fraction": "--val-split-fraction",
     "--data.prompt-style": "--prompt-style",
+    "--data.val-data-path": "--val-data",
     "--optimizer": "--optimizer.name",
 }
 # What is done anyway, or needs no word.

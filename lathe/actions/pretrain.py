@@ -30,8 +30,9 @@ class Options(course.Options):
     """What gives the shape: a model's folder, a config.json, a repo id, or a family (llama) with --shape."""
     _: KW_ONLY
     data: tuple[str, ...]
-    """Files or folders of texts or code, .jsonl, .csv, .parquet, compressed or not, or python-manual (the one in this
-    Python). May be given several times, with weights: a.jsonl:0.7 and books/:0.3. See docs/sources.md."""
+    """Files or folders of texts or code, .jsonl, .csv, .parquet, compressed or not; the id of a data set at the Hub; or
+    a name, as TinyStories or python-manual. May be given several times, with weights: a.jsonl:0.7. docs/sources.md has
+    the whole of it."""
     text_column: str | None = None
     """The field that holds the text in rows. By default text or content."""
     out_dir: Path = Path("out/pretrain")
@@ -96,16 +97,20 @@ def work(options: Options, device: torch.device) -> int | None:
         generation={} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id},
         tokenizer=tokenizer,
     )
-    return course.follow(made, options, step, out)
+    try:
+        return course.follow(made, options, step, out)
+    finally:
+        corpus.close()
 
 
 def model(options: Options) -> tuple[dict[str, Any], Tokenizer]:
     """The configuration of the model to be, and its tokenizer: MODEL's own, another one, or a new one."""
     from lathe.data import sources
+    from lathe.data.presets import sides
     from lathe.tokenizer import train_bpe, train_characters
 
     config, place = configuration(options.model, options.shape, options.train.max_seq_length, options.checkpoints)
-    texts = sources.stream(options.data, options.text_column)
+    texts = sources.stream(sides(options.data, options.val_split_fraction, options.val_data)[0], options.text_column)
     if options.train_tokenizer == "char":
         tokenizer = train_characters(texts)
     elif options.train_tokenizer:
@@ -124,6 +129,7 @@ def tokens(options: Options, config: dict[str, Any], tokenizer: Tokenizer, conso
     """The texts as ids, in rows as long as asked for. Raises UsageError where the model has fewer positions."""
     from lathe import families
     from lathe.data.corpus import Corpus
+    from lathe.data.presets import sides
 
     context = families.read(config).context
     length = options.train.max_seq_length or context
@@ -135,11 +141,12 @@ def tokens(options: Options, config: dict[str, Any], tokenizer: Tokenizer, conso
         if console.is_terminal:
             console.print(f"Encoding: waiting for part {chunks + 1}, of about 4 MB of text each", end="\r")
 
+    data, held = sides(options.data, options.val_split_fraction, options.val_data)
     return Corpus.of(
-        options.data,
+        data,
         tokenizer,
         length,
-        held=options.val_split_fraction,
+        held=held,
         seed=options.seed,
         column=options.text_column,
         workers=options.num_workers,

@@ -51,7 +51,7 @@ class Corpus:
         held: the part of the documents that is held out to validate on; or the data to validate on. column: the field
         of the text in rows. workers, waiting: see `TokenFiles`.
         """
-        fraction = held if isinstance(held, float) else 0.0
+        fraction = 0.0 if isinstance(held, str | Sequence) else float(held)
         sources = read(data)
         weights = [source.weight for source in sources if source.weight is not None]
         groups = [(source,) for source in sources] if weights else [tuple(sources)]
@@ -59,7 +59,7 @@ class Corpus:
             TokenFiles(Recipe(group, tokenizer, column, fraction, seed), workers=workers, waiting=waiting)
             for group in groups
         ]
-        if isinstance(held, float):
+        if not isinstance(held, str | Sequence):
             return Corpus(files, weights, files if held else [], length)
         apart = Recipe(tuple(read(held)), tokenizer, column, held=1.0)
         return Corpus(files, weights, [TokenFiles(apart, workers=workers, waiting=waiting)], length)

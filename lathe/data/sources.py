@@ -1,6 +1,8 @@
 """What the user names as data becomes rows, or texts: a path, a pattern, a name, or several with weights.
 
     notes.txt  books/  'data/*.jsonl.zst'  table.csv  part.parquet     files, folders and patterns
+    org/name  org/name:test  https://.../rows.json                     data sets at the Hub, and addresses
+    Alpaca  TinyStories  ...                                           well-known data by name (presets)
     python-manual                                                      the manual inside every CPython
     a.jsonl:0.7 b/:0.3                                                 mixed, seven to three
     big.jsonl#1000                                                     the first 1,000 rows
@@ -23,11 +25,15 @@ from typing import overload
 
 import numpy as np
 
+from lathe.data import hubdata
 from lathe.data.files import File, Part, Piece, Place, Record, Table, below, is_read
+from lathe.data.presets import named, presets
 from lathe.errors import DataError, MissingError, UsageError, did_you_mean
 
 COLUMNS = ("text", "content")  # where the text of a row is, unless the user says
 READ = "Data is text or code, .jsonl, .json, .csv, .tsv, .parquet, any of them compressed, or a folder of them."
+LIMIT = re.compile(r"#(\d+)$")
+WEIGHT = re.compile(r":(\d*\.?\d+(?:[eE]-?\d+)?)$")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def read(data: str | Sequence[str]) -> list[Source]:
         UsageError: weights that are no weights, or given to some only.
     """
     words = [data] if isinstance(data, str) else data
-    found = [_source(word) for word in words]
+    found = [_source(each) for word in words for each in _meant(word)]
     if not found:
         raise UsageError("No data is named.", READ)
     unweighted = [source.name for source in found if source.weight is None]
@@ -111,9 +117,14 @@ def interleaved(places: Sequence[np.ndarray], weights: Sequence[float]) -> np.nd
 
 
 # ---- words to files -------------------------------------------------------------------------------------------------
+def _meant(word: str) -> Sequence[str]:
+    preset = named(word)
+    return (word,) if preset is None else preset.data
+
+
 def _source(word: str) -> Source:
-    name, limit = _tail(word, "#", r"\d+")
-    name, weight = _tail(name, ":", r"\d*\.?\d+(?:[eE]-?\d+)?")
+    name, limit = _tail(word, LIMIT)
+    name, weight = _tail(name, WEIGHT)
     if weight is not None and not float(weight):
         raise UsageError(f"The weight in {word} is 0.", "It must be above 0.", "Leave the source out.")
     if limit is not None and not int(limit):
@@ -122,11 +133,11 @@ def _source(word: str) -> Source:
     return Source(name, tuple(parts), None if weight is None else float(weight), None if limit is None else int(limit))
 
 
-def _tail(word: str, mark: str, pattern: str) -> tuple[str, str | None]:
-    """What stands behind the last `mark`, where it fits and `word` is not a file's own name."""
-    name, found, tail = word.rpartition(mark)
-    if name and found and re.fullmatch(pattern, tail) and not Path(word).expanduser().exists():
-        return name, tail
+def _tail(word: str, tail: re.Pattern[str]) -> tuple[str, str | None]:
+    """A word without its tail, and the number in it, where there is one and `word` is not a file's own name."""
+    found = tail.search(word)
+    if found and found.start() and not Path(word).expanduser().exists():
+        return word[: found.start()], found[1]
     return word, None
 
 
@@ -134,6 +145,8 @@ def _parts(name: str) -> Sequence[Part]:
     if name in NAMED:
         return [NAMED[name]]
     path = Path(name).expanduser()
+    if name.startswith(("http://", "https://")) or (hubdata.REPO.fullmatch(name) and not _looks_local(path)):
+        return hubdata.parts(name)
     if path.is_dir():
         if found := below(path):
             return found
@@ -145,12 +158,23 @@ def _parts(name: str) -> Sequence[Part]:
     else:
         paths = []
     if not paths:
-        named = f"Data is a file, a folder, a pattern, or one of: {', '.join(NAMED)}."
-        raise MissingError(f'There is no data "{name}".', named, did_you_mean(name, NAMED))
+        known = [*NAMED, *(preset.name for preset in presets().values())]
+        told = f"Data is a file, a folder, a pattern, a data set's id, or one of: {', '.join(known)}."
+        raise MissingError(f'There is no data "{name}".', told, did_you_mean(name, known))
     for path in paths:
         if path.is_file() and not is_read(path):
             raise DataError(f"{path} is of a kind that is not read.", READ)
     return [file for path in paths for file in (below(path) if path.is_dir() else [File(path)])]
+
+
+def _looks_local(path: Path) -> bool:
+    """Whether a path that could be a data set's id is none: it is there, it is a file's, or its folder is there."""
+    return (
+        path.exists()
+        or (len(path.parts) == 2 and is_read(path))
+        or path.parent.is_dir()
+        or path.parts[0] in (".", "..")
+    )
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from lathe.data.chunks import SIZE, Chunk, Recipe, make
-from lathe.data.files import cache
 from lathe.data.making import PAUSE, Workers
+from lathe.data.unpacking import cache
 
 FORM = 1  # of the files; another one when what is in them changes
 SMALL = 4 * SIZE  # bytes of text that are encoded where they are read
