@@ -21,7 +21,7 @@ from lathe.cli import main
 from lathe.errors import UsageError
 from lathe.training.spread import Grid, divided
 
-CLUSTERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+CLUSTERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, None),
         ({"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}, Place(5, 16, 1)),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),  # an interactive job
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2"}, Place(6, 8, 2)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # a job's script, which srun has not started
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2"}, Place(6, 8, 2)),
     ],
 )
 def test_a_cluster_says_which_process_this_is(
@@ -48,7 +48,9 @@ def test_a_cluster_says_which_process_this_is(
 
 
 def test_processes_of_a_slurm_job_meet_at_a_port_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1")
+    for nodes, first in (("a[01-04,07]", "a01"), ("gpu-a,gpu-b", "gpu-a"), ("rack1-[3,5]", "rack1-3"), ("one", "one")):
+        monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
+        assert launch._slurm().startswith(f"tcp://{first}:")
     places = set()
     for job in range(100):
         monkeypatch.setenv("SLURM_JOB_ID", str(4_000_000 + job))
@@ -98,10 +100,13 @@ def test_what_cannot_be_started(words: list[str], says: str, capsys: pytest.Capt
     assert says in capsys.readouterr().err
 
 
-def test_machines_have_as_many_processes_as_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_have_as_many_processes_as_a_cluster_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert near(4) == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert near(16) == 8
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "4(x2)")
+    assert near(8) == 4
 
 
 # ---- whole trainings -------------------------------------------------------------------------------------------------

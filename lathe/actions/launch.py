@@ -6,6 +6,7 @@ Knows no model; what the processes do together is `training.spread`'s.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,15 +70,16 @@ def started() -> Place | None:
     here = os.environ
     if "RANK" in here and "WORLD_SIZE" in here:
         return Place(int(here["RANK"]), int(here["WORLD_SIZE"]), int(here.get("LOCAL_RANK", "0")))
-    if int(here.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in here:
-        return Place(int(here["SLURM_PROCID"]), int(here["SLURM_NTASKS"]), int(here.get("SLURM_LOCALID", "0")))
+    if int(here.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # which srun says, and a job's own script has not
+        return Place(int(here["SLURM_PROCID"]), int(here["SLURM_STEP_NUM_TASKS"]), int(here["SLURM_LOCALID"]))
     return None
 
 
 def near(count: int) -> int:
     """How many of so many processes are on one machine."""
-    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
-    return min(int(here), count) if here and here.isdigit() else count
+    told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 8, 8(x2) or 8,4
+    found = re.match(r"\d+", told)
+    return min(int(found[0]), count) if found else count
 
 
 def together(work: Work[Options], options: Options) -> int | None:
@@ -154,7 +156,9 @@ def _joined(work: Work[Options], options: Options, place: Place) -> int | None:
 def _slurm() -> str:
     """Where the processes of a Slurm job meet: on its first machine, at a port of the job's own."""
     here = os.environ
-    host = here.get("SLURM_LAUNCH_NODE_IPADDR") or here.get("SLURMD_NODENAME", "localhost")
+    found = re.match(r"([^,\[]+)(?:\[([^],-]+))?", here.get("SLURM_STEP_NODELIST", "localhost"))  # node[01-04,07]
+    assert found is not None
+    host = found[1] + (found[2] or "")
     step = int(here.get("SLURM_JOB_ID", "0")) * 16 + int(here.get("SLURM_STEP_ID", "0")) % 16
     return f"tcp://{host}:{20_000 + step % 20_000}"
 
