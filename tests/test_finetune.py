@@ -235,3 +235,58 @@ def test_a_command_line_of_litgpts(stories: Path, identity: Path, tmp_path: Path
     settings = json.loads(Path("out/finetune/lora/final/adapter_config.json").read_text())
     assert settings["r"] == 4
     assert settings["target_modules"] == ["k_proj", "q_proj", "v_proj"]
+
+
+def test_a_modelfile_writes_what_the_template_writes(taught: Path, tmp_path: Path) -> None:
+    words = ["convert", str(taught / "final"), str(tmp_path / "who.gguf"), "--modelfile"]
+    assert main(words) == 0
+    assert (tmp_path / "Modelfile").read_text() == (
+        "FROM ./who.gguf\n"
+        'TEMPLATE """{{ if .System }}{{ .System }}\n\nInstruct: {{ else }}Instruct: {{ end }}'
+        '{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }}\nOutput:'
+        '{{ else if eq .Role "assistant" }}{{ .Content }}\nInstruct: {{ end }}{{ end }}"""\n'
+        'PARAMETER stop "</s>"\n'
+    )
+    assert LLM.load(tmp_path / "who.gguf").complete("Who are you?", temperature=0).finish_reason == "stop"
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*/*.yaml"))
+SMALL = {
+    "finetune": ["--eval.max-new-tokens=4"],
+    "pretrain": [f"--shape.{size}" for size in ("hidden-size=32", "intermediate-size=48", "num-hidden-layers=2")],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_run(recipe: Path, stories: Path, identity: Path, shared: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"prompt": f"Is {n} even?", "chosen": "It may be.", "rejected": "No."} for n in range(20)]
+    Path("pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
+    action = recipe.parent.name
+    text = shared / "data/text/the-verdict.txt"
+    data = text if action == "pretrain" else "pairs.jsonl" if "dpo" in recipe.stem else identity
+    words = ["--config", recipe, "--data", data, "--train.max-steps=2", "--train.global-batch-size=4"]
+    words += ["--train.max-seq-length=64" if action == "pretrain" else "--train.max-seq-length=256", *SMALL[action]]
+    if action == "finetune":
+        words = [stories, *words]
+    elif "tokenizer:" in recipe.read_text() and "train_tokenizer" not in recipe.read_text():
+        words += ["--tokenizer", stories, "--shape.num-attention-heads=4", "--shape.num-key-value-heads=2"]
+    assert main([action, *map(str, words), "--precision=32-true", "--val-split-fraction=0.1"]) == 0
+    assert (tmp_path / f"out/{recipe.stem}/final/recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_adapter_learns_beside_packed_weights(
+    kind: str, stories: Path, identity: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["--data", identity, "--out-dir", tmp_path / "run", "--quantize", kind, *QUICK, "--eval.max-new-tokens=0"]
+    assert lathe(stories, *words) == 0
+    held = [line["validation_loss"] for line in lines(tmp_path / "run") if "validation_loss" in line]
+    assert held[1] < held[0]
+    assert (tmp_path / "run/report.html").is_file()
+    capsys.readouterr()
+    assert main(["merge", str(tmp_path / "run/final"), str(tmp_path / "merged")]) == 0
+    assert f"learned beside weights in {kind}" in capsys.readouterr().err
+    before, after = LLM.load(tmp_path / "run/final"), LLM.load(tmp_path / "merged")
+    ids = before.tokenizer.encode("Once upon a time")
+    torch.testing.assert_close(after.logits(ids), before.logits(ids), atol=1e-4, rtol=1e-4)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
+from lathe.actions import modelfile
 from lathe.actions.place import weights_at
 from lathe.errors import MissingError, UsageError, did_you_mean
 
@@ -41,6 +42,8 @@ class Options:
     """bf16, fp16, fp32, in GGUF also Q8_0, Q4_0 and Q4_K_M; auto keeps every tensor as it is."""
     adapter: tuple[str, ...] = ()
     """A LoRA or another adapter to merge into the model on the way, a folder or repo id. May be given several times."""
+    modelfile: bool = False
+    """Write an Ollama Modelfile beside a GGUF file: its template, and every token that ends an answer."""
     verify: bool = False
     """Open what was written and compare tensors, scores and greedy tokens with the source."""
     force: bool = False
@@ -71,8 +74,14 @@ def run(options: Options) -> int:
         place = place / f"{place.name}-{dtype or checkpoint.kept(source.dtype)}.gguf"
     if place.exists() and not options.force and (place.is_file() or any(place.iterdir())):
         raise UsageError(f"{place} exists already.", "", "Choose another place, or add --force to replace it.")
+    if options.modelfile and form != "gguf":
+        raise UsageError("--modelfile is for GGUF files.", fix="Add --to gguf.")
+    beside = modelfile.text(place, source.tokenizer()) if options.modelfile else None
     write(source, place, form, dtype, options.force)
     print(f"Wrote {place}", file=sys.stderr)
+    if beside is not None:
+        (place.parent / "Modelfile").write_text(beside, encoding="utf-8")
+        print(f"Wrote {place.parent / 'Modelfile'}: ollama create NAME -f it", file=sys.stderr)
     if form == "gguf" and (passed := ggml.unheeded(source.config, source.spec)):
         print(f"llama.cpp ignores some of it, and answers otherwise there: {', '.join(passed)}.", file=sys.stderr)
     return verify(source, place) if options.verify else 0

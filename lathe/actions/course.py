@@ -199,10 +199,16 @@ def spread(options: Options, device: torch.device, spec: Spec, weight_bytes: int
     return Spread(device, grid)
 
 
-def loaded(spread: Spread, given: Checkpoint, chosen: Precision) -> Decoder:
-    """This process's part of a model on disk, of which it reads no more. Nothing of it asks for gradients."""
+def loaded(spread: Spread, given: Checkpoint, chosen: Precision, quantize: str | None = None) -> Decoder:
+    """This process's part of a model on disk, of which it reads no more. Nothing of it asks for gradients.
+
+    quantize: how its matrices are packed. Raises UsageError where they would be divided among processes, too.
+    """
     if spread.grid.shards == spread.grid.slices == 1:
-        return given.load(chosen.device, chosen.weights)
+        return given.load(chosen.device, chosen.weights, quantize=quantize)
+    if quantize:
+        found = f"--quantize {quantize} is asked for, and the model is to be divided among processes."
+        raise UsageError(found, "Packed weights are not divided.", "Give each process all of them: --strategy ddp.")
     tensors = given.fitting(chosen.weights)
     return spread.load(given.spec, tensors, chosen.weights, chosen.autocast).requires_grad_(False).eval()
 

@@ -127,7 +127,7 @@ class Finetune(course.Options):
         return METHODS.get(str(told), cls), words
 
     def bound(self) -> list[str]:
-        own = [option.key for option in fields(type(self)) if option.key.startswith(("lora_", "adapter_"))]
+        own = [option.key for option in fields(type(self)) if option.key.startswith(("lora_", "adapter_", "quantize"))]
         return [*super().bound(), "method", "objective", "prompt_style", "loss_on", *own]
 
     def __post_init__(self) -> None:
@@ -144,6 +144,8 @@ class Finetune(course.Options):
 class Lora(Finetune):
     _: KW_ONLY
     method: Literal["lora", "full", "adapter", "adapter_v2"] = "lora"
+    quantize: str | None = None
+    """Keep the model's matrices in 4 bits (nf4, nf4-dq) or 8 (int8) while the adapter learns (QLoRA)."""
     lora_r: int = 16
     """Rank: how much the adapter can learn, and how large it is."""
     lora_alpha: float | None = None
@@ -191,6 +193,8 @@ class Full(Finetune):
 class Adapter(Finetune):
     _: KW_ONLY
     method: Literal["lora", "full", "adapter", "adapter_v2"] = "adapter"
+    quantize: str | None = None
+    """Keep the model's matrices in 4 bits (nf4, nf4-dq) or 8 (int8) while the adapter learns."""
     adapter_length: int = 10
     """Learned tokens in each layer."""
     adapter_start: int = 2
@@ -239,7 +243,8 @@ def work(options: Finetune, device: torch.device) -> int | None:
     renderer, examples, held = lessons(options, base)
     torch.manual_seed(options.seed)
     begin = checkpoint.open(step) if step and isinstance(options, Full) else base
-    decoder = adapted(options, spread, course.loaded(spread, begin, chosen), base, renderer.ends)
+    given = course.loaded(spread, begin, chosen, packed(options))
+    decoder = adapted(options, spread, given, base, renderer.ends)
     steps = train.steps_of(examples)
     generation = {**base.generation, "eos_token_id": list(renderer.ends)}
     torch.manual_seed(options.seed + spread.rank)  # each process leaves out what it learns without
@@ -306,6 +311,11 @@ def opened(options: Finetune) -> Checkpoint:
         fix = f"Merge it first: lathe merge {options.model} MERGED. Then finetune MERGED."
         raise UsageError(f"{options.model} is an adapter.", "What is finetuned is a model.", fix)
     return base
+
+
+def packed(options: Finetune) -> str | None:
+    """How the model is kept beside what learns."""
+    return options.quantize if isinstance(options, Lora | Adapter) else None
 
 
 def stored(options: Finetune, base: Checkpoint) -> Literal["32-true", "bf16-true"] | None:

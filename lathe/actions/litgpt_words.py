@@ -27,6 +27,7 @@ RENAMED = {
     "--data.prompt-style": "--prompt-style",
     "--data.val-data-path": "--val-data",
     "--optimizer": "--optimizer.name",
+    "--logger-name": "--logger",
 }
 # What is done anyway, or needs no word.
 NEEDLESS = (

@@ -197,9 +197,9 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     to_x, to_bias = ctx.needs_input_grad[:2]
-    given = product_back(grad, [*ctx.saved_tensors], *ctx.rest) if to_x else None
-    nothing = [None] * len(ctx.saved_tensors)
-    return given, grad.flatten(0, -2).sum(0) if to_bias else None, nothing, None, None, None
+    parts = [*ctx.saved_tensors]  # once: where activations are computed twice, they are gone when asked again
+    given = product_back(grad, parts, *ctx.rest) if to_x else None
+    return given, grad.flatten(0, -2).sum(0) if to_bias else None, [None] * len(parts), None, None, None
 
 
 product.register_autograd(_back, setup_context=_remember)
