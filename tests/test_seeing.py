@@ -15,6 +15,7 @@ import torch
 
 from lathe import families
 from lathe.actions import runs
+from lathe.cli import main
 from lathe.errors import MissingError, UsageError
 from lathe.training import gauge, initial, loggers, report
 from lathe.training.about import About
@@ -198,3 +199,18 @@ def test_a_run_is_told_by_its_numbers() -> None:
     assert about.facts["learned"] == f"{size - 1600:,}"
     assert re.fullmatch(r"[\d.]+ [GT]FLOP/s in bfloat16", about.facts["measured peak"])
     assert re.fullmatch(r"[\d.]+ kFLOP", about.facts["work per token"])
+
+
+def test_a_training_is_seen_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "sums.txt").write_text("\n<|endoftext|>\n".join(f"{a} and {a} make {2 * a}." for a in range(60)))
+    sizes = ("hidden-size=16", "intermediate-size=24", "num-hidden-layers=1", "num-attention-heads=2")
+    words = ["pretrain", "llama", "--data", str(tmp_path / "sums.txt"), "--train-tokenizer=270", "--logger", "csv"]
+    words += [*(f"--shape.{size}" for size in sizes), "--train.max-seq-length=16", "--train.global-batch-size=4"]
+    assert main([*words, "--train.max-steps=4", "--out-dir", str(tmp_path / "out")]) == 0
+    told = shown(tmp_path / "out")
+    assert (told["status"], told["total"], told["series"]["step"]) == ("finished", 4, [1, 2, 3, 4])
+    assert "max_steps: 4" in told["recipe"]
+    assert told["facts"]["layers"] == "1"
+    measured = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert all(line["peak"] > 0 for line in measured if "loss" in line)
+    assert "loss" in (tmp_path / "out/metrics.csv").read_text()

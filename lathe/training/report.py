@@ -68,6 +68,7 @@ class Report:
             "status": self.status,
             "total": int(self.total) if math.isfinite(self.total) else None,
             "left": self.left(),
+            "at": time.time(),
             "written": datetime.now().strftime("%Y-%m-%d %H:%M"),
             "series": {name: thin(values, last=name == "step") for name, values in self.series.items()},
             "validation": self.validation,

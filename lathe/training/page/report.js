@@ -4,6 +4,7 @@
 const run = JSON.parse(document.getElementById("run").textContent);
 const kept = JSON.parse(sessionStorage.getItem("lathe") || "{}");
 const settings = { smooth: kept.smooth ?? 0.01, log: kept.log ?? false };
+if (run.status === "running" && Date.now() / 1000 - run.at > 900) run.status = "silent"; // it was killed, or is far in a long step
 const main = document.querySelector("main");
 const steps = run.series.step || [], last = steps.length - 1;
 const points = (name) => (run.series[name] || []).map((y, n) => [steps[n], y]);
