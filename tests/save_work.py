@@ -122,7 +122,7 @@ def check(folder: Path, values: set[int]) -> None:
     assert found == {float(number) for moment in moments for number in moment.flatten()}, step
     assert len(found) == 1, found
     assert found <= {float(value) for value in values}, found
-    kept = {"metrics.jsonl", "report.html", *(step.name for step in saves.steps(folder))}
+    kept = {"metrics.jsonl", "metrics-1.jsonl", "report.html", *(step.name for step in saves.steps(folder))}
     assert {path.name for path in folder.iterdir()} <= kept
 
 

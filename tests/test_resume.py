@@ -258,10 +258,17 @@ def test_the_last_steps_and_the_best_one_stay(tokenizer: Tokenizer, tmp_path: Pa
         assert (run.progress.best, run.tokens) == (2.0, 24)
         assert [path.name[-1] for path in saves.steps(tmp_path)] == ["2", "3", "4"]
         assert save(run, 5, 1.0) == ["3", "5"]
+    assert [line["step"] for line in map(json.loads, (tmp_path / "metrics-1.jsonl").open())][-1] == 4
+    # Into another run's folder nothing is written that would take the place of what is there.
+    other = tmp_path / "other"
+    with Run(other, resumed=(third, trainee.all.restore(third / "state"))) as run:
+        assert [line["step"] for line in metrics.read(other)] == [1, 1, 2, 2, 3, 3]
+    with pytest.raises(UsageError, match="is there already"):
+        Run(tmp_path, resumed=(other / "step-000009", state.Progress()))
     # A new run in place of it.
     with Run(tmp_path, replace=True, keep=2) as run:
         assert save(run, 1, 9.0) == ["1"]
-    assert (tmp_path / "metrics-1.jsonl").is_file()
+    assert (tmp_path / "metrics-2.jsonl").is_file()
 
 
 def test_whoever_takes_a_step_for_a_model_is_told_that_its_state_is_left_alone(

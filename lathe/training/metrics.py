@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,14 @@ FILE = "metrics.jsonl"
 class Metrics:
     """The file that is appended to: a line is in it as soon as it is written."""
 
-    def __init__(self, folder: Path, lines: list[dict[str, Any]] | None = None) -> None:
-        """lines: what the file begins with; None gives an older file a number and begins a new one."""
+    def __init__(self, folder: Path, lines: Sequence[dict[str, Any]] = (), keep: bool = True) -> None:
+        """lines: what the file begins with. keep: an older file is kept, under a number."""
         path = folder / FILE
-        if lines is None:
-            _set_aside(path)
-        else:
-            beside = path.with_name(f".{FILE}.partial-{os.getpid()}")
-            beside.write_text("".join(map(_line, lines)), encoding="utf-8")
-            beside.replace(path)
+        if keep:
+            _keep(path)
+        beside = path.with_name(f".{FILE}.partial-{os.getpid()}")
+        beside.write_text("".join(map(_line, lines)), encoding="utf-8")
+        beside.replace(path)
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, **values: Any) -> None:
@@ -49,11 +50,11 @@ def read(folder: Path, until: int | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def _set_aside(file: Path) -> None:
-    """Give an older file a number, where there is one."""
-    if not file.exists():
+def _keep(file: Path) -> None:
+    """Copy a file under a number, where there is one with something in it: it stays until another takes its place."""
+    if not file.exists() or not file.stat().st_size:
         return
     number = 1
     while (older := file.with_name(f"{file.stem}-{number}{file.suffix}")).exists():
         number += 1
-    file.rename(older)
+    shutil.copyfile(file, older)

@@ -32,8 +32,9 @@ class Run:
 
     folder: made if it is not there. The metrics of an earlier run in it are kept, under a number. replace: models that
     are there may be replaced, each when the new one is whole. resumed: the step's folder that the training goes on
-    from, and how far it was, whose `reached` the loop begins with: its metrics are gone on with. keep: of the steps
-    saved, the last so many stay, and the one with the lowest validation loss; None keeps all.
+    from, of this run or another, and how far it was, whose `reached` the loop begins with: metrics begin with those up
+    to there. keep: of the steps saved, the last so many stay, and the one with the lowest validation loss; None keeps
+    all.
 
     Where several processes train, each has a Run of the same folder; the first one writes, and the others their parts
     of `state/`.
@@ -52,8 +53,8 @@ class Run:
         keep: int | None = None,
         about: About | None = None,
     ) -> None:
-        replace = replace or resumed is not None
-        refuse(folder, replace)
+        same = resumed is not None and resumed[0].resolve().parent == folder.resolve()
+        refuse(folder, replace or same)
         self.folder = folder
         self.about = about or About(folder.name)
         self.report = Report(folder, self.about.title, self.about.recipe, self.about.facts)
@@ -64,15 +65,17 @@ class Run:
         for line in lines or ():
             self.report.take(line)
         self.first = not dist.is_initialized() or dist.get_rank() == 0
+        begun = self.progress.reached.steps if same else 0
+        newest = max(map(saves.number, saves.steps(folder)), default=0)
         try:
             if self.first:
                 folder.mkdir(parents=True, exist_ok=True)
                 checkpoint.recover(folder)
-                self.metrics = metrics.Metrics(folder, lines)
+                self.metrics = metrics.Metrics(folder, lines or (), keep=not same or begun < newest)
         except OSError as error:
             raise UsageError(f"Cannot write to {folder}: {error.strerror}.", fix="Choose another --out-dir.") from None
         self.finished = False
-        self.saves = saves.Saves(folder, replace, keep, begun=self.progress.reached.steps)
+        self.saves = saves.Saves(folder, replace or same, keep, begun)
 
     def __enter__(self) -> Run:
         return self
