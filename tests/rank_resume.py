@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import rank_saving
 import torch
 import torch.distributed as dist
 from rank_training import SPECS, data, drawn, weights_of
@@ -18,7 +20,7 @@ from lathe.transforms.terms import Lora
 from lathe.weights import safetensors
 from lathe.weights.tensors import Ref
 
-END, SAVED = 8, 4  # an epoch ends between
+END, SAVED = 5, 2  # an epoch ends between
 
 
 def trained(
@@ -56,14 +58,16 @@ def trained(
 
 
 def each(device: torch.device, wanted: list[tuple[str, Grid, str]], one: Path, out: Path) -> None:
-    """What one rank does: train each without a stop, then from its own middle, then from that of a single process."""
+    """What one rank does: train each without a stop, then from its own middle, then from that of a single process; save
+    models, too."""
     torch.set_num_threads(1)
-    found = {}
+    found: dict[int | str, Any] = {}
     for number, (name, grid, method) in enumerate(wanted):
         folder = out / str(number)
         through = trained(device, name, grid, method, folder)
         dist.barrier()
         again = trained(device, name, grid, method, folder, folder)
         found[number] = through, again, trained(device, name, grid, method, folder, one / f"{name}-{method}")
+    found["saved"] = rank_saving.each(device, out)
     if dist.get_rank() == 0:
         torch.save(found, out / "found.pt")

@@ -13,20 +13,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lathe.data.examples import Examples
 from lathe.data.loader import Steps
 from lathe.data.pack import IGNORE, Packed, Row
+from lathe.data.render import Example
 from lathe.data.stages import Shuffled
 from lathe.model import spec as s
 from lathe.model.decoder import Decoder
-from lathe.training import loop, loss, optim
+from lathe.training import blocks, loop, loss, optim, preference
 from lathe.training.limits import Limits
+from lathe.training.precision import Precision
 from lathe.training.schedule import Schedule
 from lathe.training.spread import Grid, Spread
 from lathe.transforms import adapt
 from lathe.transforms.terms import Lora
 from lathe.weights.tensors import Ref
 
-STEPS, VOCAB, WIDTH = 20, 61, 32
+Wanted = tuple[Any, ...]  # model, grid, how many steps, and perhaps in which way, as `trained` takes them
+VOCAB, WIDTH = 61, 32
 NORM, ROPE = s.RMSNorm(1e-5), s.Rope(1e4, 8)
 GROUPED = s.Attention(4, 2, 8, 0.35, ROPE)
 PLAIN = s.Spec(VOCAB, WIDTH, (s.Layer(GROUPED, s.Gated(48), NORM),) * 2, NORM, 64)
@@ -94,36 +98,60 @@ def data(spread: Spread) -> Steps:
     return Steps(rows, 5, 1, spread.device, spread.rank, spread.count)
 
 
+def opinions(spread: Spread) -> Steps:
+    """Pairs of answers, one chosen and one rejected, some to a row."""
+    draw = np.random.default_rng(0)
+
+    def example(length: int) -> Example:
+        return Example(draw.integers(0, VOCAB, length + 5).astype(np.int32), np.arange(length + 5) >= 5)
+
+    pairs = [(example(draw.integers(1, 9)), example(draw.integers(1, 9))) for _ in range(12)]
+    where = {"device": spread.device, "rank": spread.rank, "ranks": spread.count}
+    return Examples(pairs, 40).training(5, rows=1, seed=1, weigh=preference.pairs, **where)
+
+
 def weights_of(spread: Spread, decoder: Decoder) -> dict[str, Tensor]:
     """All parameters of the whole model, as the first process has them; the others have none."""
     whole = spread.whole(decoder)
     return {n: p.detach().clone() for n, p in whole.named_parameters()} if whole is not None else {}
 
 
-def trained(
-    device: torch.device, name: str, grid: Grid, lora: bool = False, weights: str = "float32", products: str = ""
-) -> dict[str, Any]:
-    """Losses and gradient norms of each step, and all tensors at the end."""
+PRODUCTS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def trained(device: torch.device, name: str, grid: Grid, steps: int, way: str = "") -> dict[str, Any]:
+    """Losses and gradient norms of each step, and all tensors at the end. way: of PRODUCTS, and other words."""
+    words = way.split()
+    chosen = Precision(device, torch.float32, next((PRODUCTS[word] for word in words if word in PRODUCTS), None))
     spread = Spread(device, grid)
-    autocast = getattr(torch, products) if products else None
-    dtype = getattr(torch, weights)
-    decoder = spread.load(SPECS[name], ((n, ref.to(dtype)) for n, ref in drawn(SPECS[name])), dtype, autocast)
-    if lora:
+    decoder = spread.load(SPECS[name], drawn(SPECS[name]), chosen.weights, chosen.autocast)
+    if "lora" in words:
         torch.manual_seed(5)
         adapt.put(decoder, "default", spread.adapter(decoder, Lora(4, 8.0, "all-linear")))
         adapt.trainable(decoder)
+    if "compiled" in words:
+        blocks.compiled(decoder, "aot_eager")
+    if "checkpointed" in words:
+        blocks.checkpointed(decoder)
     spread.learn(decoder)
     seen: list[loop.Step] = []
-    optimizers = optim.build(decoder, optim.Settings(lr=1e-2))
+    objective, rows = loss.next_token(decoder, chosen.autocast), data(spread)
+    if "dpo" in words:
+        reference = preference.without_adapters(decoder)
+        if "lora" not in words:
+            other = Spread(device, grid).load(SPECS[name], drawn(SPECS[name]), chosen.weights, chosen.autocast)
+            reference = preference.fixed(other)
+        objective, rows = preference.objective(decoder, preference.Settings(), reference), opinions(spread)
     loop.train(
-        loss.next_token(decoder, autocast),
-        optimizers,
-        data(spread),
+        objective,
+        optim.build(decoder, optim.Settings(lr=1e-2)),
+        rows,
         Schedule("cosine", 4, 0.1),
-        Limits(STEPS),
+        Limits(steps),
         1.0,
         lambda step: seen.append(step) or True,
         ranks=spread,
+        scale=chosen.scale(),
     )
     tensors = weights_of(spread, decoder)
     return {"loss": [step.loss for step in seen], "norm": [step.gradient_norm for step in seen], "tensors": tensors}
@@ -147,7 +175,7 @@ def read(device: torch.device, grid: Grid) -> list[int]:
     return every
 
 
-def each(device: torch.device, wanted: list[tuple[Any, ...]], out: Path) -> None:
+def each(device: torch.device, wanted: list[Wanted], out: Path) -> None:
     """What one rank does: train every model on every grid, and have the first say how it went."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {repr(some): trained(device, *some) for some in wanted}

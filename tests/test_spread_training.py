@@ -1,29 +1,35 @@
-"""Training on several processes is training on one: losses, gradient norms and weights of twenty steps."""
+"""Training on several processes is training on one: losses, gradient norms and weights, of twenty steps and of few."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from rank_training import SPECS, each, tell
+from rank_training import SPECS, Wanted, each, tell
 
 from lathe import checkpoint
 from lathe.actions import ranks
 from lathe.training.spread import Grid
 
 COPIES, SHARDS, SLICES = Grid(2), Grid(1, 2), Grid(1, 1, 2)
-WANTED: dict[int, list[tuple[Any, ...]]] = {
+MANY, FEW = 20, 4
+ALIKE = ("compiled", "checkpointed")  # what changes no number
+WANTED: dict[int, list[Wanted]] = {
     2: [
-        *[(name, SLICES) for name in SPECS],
-        *[("gemma", COPIES), ("latent", SHARDS), ("llama", SHARDS, True), ("llama", SLICES, True)],
+        *[("gemma", grid, MANY) for grid in (COPIES, SHARDS, SLICES)],
+        *[(name, SLICES, FEW) for name in SPECS if name != "gemma"],
+        ("latent", SHARDS, FEW),
+        *[("llama", grid, FEW, way) for grid in (SHARDS, SLICES) for way in ("lora", "lora dpo", "dpo", "bf16-mixed")],
+        *[("llama", grid, FEW, "compiled checkpointed") for grid in (SHARDS, SLICES)],
+        *[("llama", COPIES, FEW, way) for way in ("lora dpo checkpointed", "16-mixed")],
+        ("llama", SHARDS, FEW, "16-mixed"),
     ],
     4: [
-        *[(name, Grid(1, 1, 4)) for name in ("gemma", "experts")],
-        *[("llama", Grid(4)), ("gemma", Grid(1, 4)), ("experts", Grid(2, 2)), ("shared expert", Grid(2, 1, 2))],
-        *[("gemma", Grid(1, 2, 2)), ("llama", Grid(1, 2, 2), True)],
+        *[("gemma", grid, MANY) for grid in (Grid(4), Grid(1, 4), Grid(1, 1, 4))],
+        *[("experts", Grid(1, 1, 4), FEW), ("experts", Grid(2, 2), FEW), ("shared expert", Grid(2, 1, 2), FEW)],
+        *[("gemma", Grid(1, 2, 2), FEW), ("llama", Grid(1, 2, 2), FEW, "lora dpo checkpointed")],
     ],
 }
 one = cache(tell)
@@ -39,11 +45,13 @@ def test_processes_together_learn_what_one_does(count: int, tmp_path: Path) -> N
     assert max(found["shards"]) < 1.1 * numbers / count
     assert max(found["slices"]) < 1.2 * numbers / count
     for wanted in WANTED[count]:
-        name, _, *how = wanted
-        mine, theirs = one(name, Grid(), *how), found[repr(wanted)]
-        assert theirs["loss"] == pytest.approx(mine["loss"], rel=2e-5), wanted
-        assert theirs["norm"] == pytest.approx(mine["norm"], rel=2e-4), wanted
+        name, _, steps, *way = wanted
+        mine = one(name, Grid(), steps, " ".join(word for word in " ".join(way).split() if word not in ALIKE))
+        theirs, narrow = found[repr(wanted)], "mixed" in repr(way)
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-3 if narrow else 2e-5), wanted
+        assert theirs["norm"] == pytest.approx(mine["norm"], rel=1e-2 if narrow else 2e-4), wanted
         assert theirs["tensors"].keys() == mine["tensors"].keys()
-        assert mine["loss"][-1] < mine["loss"][0]
-        for key, tensor in mine["tensors"].items():
+        assert steps == FEW or mine["loss"][-1] < mine["loss"][0]
+        # Where a gradient is near 0, its sign in 16 bits, and so a step of AdamW, is chance.
+        for key, tensor in () if narrow else mine["tensors"].items():
             torch.testing.assert_close(theirs["tensors"][key], tensor, rtol=1e-3, atol=1e-3, msg=f"{wanted} {key}")

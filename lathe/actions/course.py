@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lathe.training.spread import Spread
 
 
+UNSAVED = 1 << 16  # beyond every signal: a save has failed
 WHOLE_ONLY = ("adafactor",)  # optimizers that do not work on shards
 FROM_ZERO = ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss")  # what may be 0 but not less
 
@@ -125,8 +126,8 @@ class Course:
     title: of its curve. plan: what is about to happen, for the user. steps: of the optimizer.
     data: what each of them learns from. held: what is held out, from its beginning; None where nothing is.
     spread: how the decoder lies on the processes that train it.
-    model: what its folder shall hold of it, as it is now: all of it, or an adapter's files; asked of all processes, and
-    taken from the first. config: config.json.
+    model: what its folder shall hold of it, as it is now: all of it, of several processes from each what it writes; or
+    an adapter's files, from the first. Asked of all. config: config.json.
     generation: generation_config.json.
     say: what the model writes at the moment, as text for the user; None where nothing is to be shown.
     perplexity: whether the loss is that of tokens.
@@ -249,7 +250,10 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
 
         def after(at: loop.Step) -> bool:
             nonlocal ended
-            ended = spread.most(stopped())
+            told = spread.most(UNSAVED if record.saves.failed else stopped())
+            if told == UNSAVED:
+                record.wait()  # which raises it, and on all at the same step
+            ended = told
             record.step(at)
             display.step(at)
             if at.number % options.eval.interval == 0:

@@ -254,10 +254,11 @@ def work(options: Finetune, device: torch.device) -> int | None:
         where["weigh"] = preference.pairs
 
     def model() -> saves.Model:
-        learned = None if isinstance(options, Full) else [n for n, p in decoder.named_parameters() if p.requires_grad]
-        whole = spread.whole(decoder, learned)
-        if isinstance(options, Full) or whole is None:
-            return whole or {}
+        if isinstance(options, Full):
+            return spread.share(decoder)
+        whole = spread.whole(decoder, [n for n, p in decoder.named_parameters() if p.requires_grad])
+        if whole is None:
+            return ()
         named = str(base.path.resolve()) if Path(options.model).exists() else options.model
         if isinstance(options, Adapter):
             return checkpoint.llama_adapter_files(whole, NAME, named)
@@ -269,7 +270,7 @@ def work(options: Finetune, device: torch.device) -> int | None:
         decoder=decoder,
         spread=spread,
         precision=chosen,
-        objective=objective(options, decoder, base, chosen),
+        objective=objective(options, decoder, base, chosen, spread),
         perplexity=options.objective == "next-token",
         data=examples.training(train.global_batch_size, seed=options.seed, **where),
         held=partial(held.validation, train.global_batch_size, **where) if len(held) else None,
@@ -286,8 +287,9 @@ def work(options: Finetune, device: torch.device) -> int | None:
     return course.follow(made, options, step, out)
 
 
-def objective(options: Finetune, decoder: Decoder, base: Checkpoint, chosen: Precision) -> Objective:
-    """What the decoder learns. The reference of a preference is the model without the adapter, or a second one."""
+def objective(options: Finetune, decoder: Decoder, base: Checkpoint, chosen: Precision, spread: Spread) -> Objective:
+    """What the decoder learns. The reference of a preference is the model without the adapter, or a second one, which
+    lies on the processes as the first does."""
     from lathe.training import loss, preference
 
     if options.objective == "next-token":
@@ -295,8 +297,9 @@ def objective(options: Finetune, decoder: Decoder, base: Checkpoint, chosen: Pre
     wanted = options.preference
     settings = preference.Settings(options.objective, wanted.beta, wanted.label_smoothing, wanted.margin)
     if isinstance(options, Full) and options.objective not in preference.ALONE:
+        other = course.loaded(type(spread)(spread.device, spread.grid), base, chosen)
         # A copy, because weights that are loaded twice from one file may lie in the same memory.
-        reference = preference.fixed(copy.deepcopy(base.load(chosen.device, chosen.weights)))
+        reference = preference.fixed(copy.deepcopy(other) if spread.grid.shards == spread.grid.slices == 1 else other)
     else:
         reference = preference.without_adapters(decoder)
     return preference.objective(decoder, settings, reference, chosen.autocast)

@@ -92,7 +92,7 @@ def work(options: Options, device: torch.device) -> int | None:
         data=corpus.training(train.global_batch_size, train.micro_batch_size, options.seed, **where),
         held=partial(corpus.validation, train.micro_batch_size, **where) if corpus.held else None,
         steps=steps,
-        model=lambda: spread.whole(decoder) or {},
+        model=lambda: spread.share(decoder),
         config=config,
         generation={} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id},
         tokenizer=tokenizer,

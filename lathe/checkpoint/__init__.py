@@ -1,5 +1,6 @@
 """Any folder or file becomes configuration, spec, tokenizer and tensors; fills a decoder; writes every form."""
 
+from lathe.checkpoint import parts
 from lathe.checkpoint.adapters import Adapted, Adapter, Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml, write_json
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
@@ -26,6 +27,7 @@ __all__ = [
     "kept",
     "llama_adapter_files",
     "open",
+    "parts",
     "put_on",
     "read_json",
     "read_yaml",

@@ -74,9 +74,7 @@ def save(
         model = {name: ref.to(DTYPES[dtype]) if name in learned else ref for name, ref in model.items()}
     if "lm_head.weight" in model and families.read(config).tied:  # an adapter parted them
         config = {**config, "tie_word_embeddings": False}
-    family = families.find(config)
-    # Both names of the family, of which a reader may want either.
-    config = {"architectures": [family.architecture], "model_type": family.model_type, **config}
+    config = described(config)
     placing.room(place, sum(ref.nbytes for ref in model.values()) if dtype in (None, *DTYPES) else 0)
     with placing.beside(place, replace) as written:
         if form == "gguf":
@@ -99,8 +97,13 @@ def save(
 
 def _write_hugging_face(folder: Path, model: Refs, config: Mapping[str, Any], shard_bytes: int) -> None:
     named = rules.back(families.rules(config, families.read(config)), model)
-    _write_shards(folder, named, shard_bytes)
-    _write_config(folder, named, config)
+    shards = cut(named, shard_bytes)
+    found = {file_name(number, len(shards)): shard for number, shard in enumerate(shards, 1)}
+    for name, shard in found.items():
+        safetensors.write(folder / name, shard)
+    if len(found) > 1:
+        write_index(folder, found)
+    write_config(folder, named, config)
 
 
 def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], settings: str | None) -> None:
@@ -110,7 +113,7 @@ def _write_litgpt(folder: Path, model: Refs, config: Mapping[str, Any], settings
     named = rules.back(litgpt.rules(spec), model)
     pickled.write(folder / "lit_model.pth", named)
     (folder / "model_config.yaml").write_text(text, encoding="utf-8")
-    _write_config(folder, named, config)
+    write_config(folder, named, config)
 
 
 def _write_gguf(
@@ -131,27 +134,37 @@ def untied(model: Refs, tied: bool) -> Refs:
     return {**model, "lm_head.weight": model["model.embed_tokens.weight"]} if tied else model
 
 
-def _write_config(folder: Path, named: Refs, config: Mapping[str, Any]) -> None:
+def described(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the text model with both names of its family, of which a reader may want either."""
+    config = families.plain(config)
+    family = families.find(config)
+    return {"architectures": [family.architecture], "model_type": family.model_type, **config}
+
+
+def write_config(folder: Path, named: Refs, config: Mapping[str, Any]) -> None:
     # What the configuration's dialect calls the type of the weights (transformers 4 and 5).
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     dtype = str(main_dtype(named.values())).removeprefix("torch.")
     write_json(folder / "config.json", {**config, key: dtype})
 
 
-def _write_shards(folder: Path, refs: Refs, limit: int) -> None:
-    """One file, or several of at most `limit` bytes each (unless one tensor is larger) and their index."""
-    shards: list[dict[str, Ref]] = [{}]
+def cut(refs: Refs, limit: int) -> list[Refs]:
+    """What each of several files holds, at most `limit` bytes, unless one tensor is larger."""
+    shards: list[Refs] = [{}]
     for name, ref in refs.items():
         if shards[-1] and sum(r.nbytes for r in shards[-1].values()) + ref.nbytes > limit:
             shards.append({})
         shards[-1][name] = ref
-    if len(shards) == 1:
-        safetensors.write(folder / "model.safetensors", shards[0])
-        return
-    where: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        safetensors.write(folder / file, shard)
-        where |= dict.fromkeys(shard, file)
-    total = sum(ref.nbytes for ref in refs.values())
+    return shards
+
+
+def file_name(number: int, count: int) -> str:
+    """What is number `number`, from 1, of `count` files of weights."""
+    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def write_index(folder: Path, files: Mapping[str, Refs]) -> None:
+    """Say which tensor is in which file."""
+    where = {name: file for file, refs in files.items() for name in refs}
+    total = sum(ref.nbytes for refs in files.values() for ref in refs.values())
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})

@@ -29,10 +29,10 @@ class Background:
         self._thread = threading.Thread(target=run, name="lathe-background", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise what went wrong, if something has by now."""
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
+    @property
+    def failed(self) -> bool:
+        """Whether something has gone wrong by now, which `wait` raises."""
+        return self._error is not None
 
     def wait(self) -> None:
         """Return when all is done. Raises what went wrong."""

@@ -36,8 +36,7 @@ class Run:
     to there. keep: of the steps saved, the last so many stay, and the one with the lowest validation loss; None keeps
     all.
 
-    Where several processes train, each has a Run of the same folder; the first one writes, and the others their parts
-    of `state/`.
+    Where several processes train, each has a Run of the same folder, and writes its part of each model and state.
 
     training, validation: step and loss, as far as it came. progress: of the training.
 
@@ -105,8 +104,7 @@ class Run:
         return self.progress.seconds
 
     def step(self, step: Step) -> None:
-        """Record a step: a line of metrics.jsonl, on disk as soon as it is written. Raises what a save has met."""
-        self.saves.check()
+        """Record a step: a line of metrics.jsonl, on disk as soon as it is written."""
         self.training.append((step.number, step.loss))
         self.progress = changed(self.progress, reached=step.reached, seconds=self.seconds + step.seconds)
         speed, gauge = step.tokens / step.seconds, self.about.gauge
@@ -160,9 +158,10 @@ class Run:
     ) -> Path:
         """Have a model's folder written, whole or not at all, and return its path. `wait` returns when it is there.
 
-        model: a decoder; its tensors by their names in memory, as the first process has them; or an adapter's files
-        (`checkpoint.adapter_files`). What is in memory may change as soon as this returns. recipe: the options, as
-        YAML. training: with it, the folder has a `state/`, from which `--resume` goes on.
+        model: a decoder; by their names in memory the tensors that this one of several processes writes, of a layer all
+        or none; or an adapter's files (`checkpoint.adapter_files`). What is in memory may change as soon as this
+        returns. recipe: the options, as YAML. training: with it, the folder has a `state/`, from which `--resume` goes
+        on.
 
         Raises:
             UsageError: the disk has no room. What the save before met is raised here, too.

@@ -8,23 +8,25 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from lathe import checkpoint
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer
-from lathe.training import stored
+from lathe.training import agreement, stored
 from lathe.training.background import Background
 from lathe.weights.tensors import Ref
 
-Copied = Mapping[str, Ref] | checkpoint.AdapterFiles
-Model = Decoder | Copied
+Copied = dict[str, Ref] | checkpoint.AdapterFiles
+Model = Decoder | Iterable[tuple[str, Tensor]] | checkpoint.AdapterFiles
+T = TypeVar("T")
 NAME = re.compile(r"step-(\d{6,})")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -56,14 +58,15 @@ class Small:
 
     def write(self, folder: Path) -> None:
         """Write it into a folder that is there."""
-        checkpoint.write_json(folder / "generation_config.json", self.generation)
+        if self.generation:
+            checkpoint.write_json(folder / "generation_config.json", self.generation)
         self.tokenizer.save(folder)
         (folder / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
 
 
 class Saves:
-    """Saves one model after another. Where several processes train, the first writes, and the others their part of the
-    state.
+    """Saves one model after another. Where several processes train, each writes its part, and the first joins them;
+    what one of them meets is raised on all.
 
     replace: what is there may be replaced. keep: how many steps stay, as in `Run`; None is all. begun: the step that
     the run began at. Later ones, and in a new run all, are an earlier run's, and stay until there is one of this run.
@@ -72,12 +75,18 @@ class Saves:
     def __init__(self, folder: Path, replace: bool, keep: int | None, begun: int) -> None:
         self.folder, self.replace, self.keep = folder, replace, keep
         self.own = {number(step) for step in steps(folder) if number(step) <= begun}
-        self.first = not dist.is_initialized() or dist.get_rank() == 0
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.first = self.rank == 0
         # Its own, so that what threads say to each other is not taken for what the training says.
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.group = dist.new_group(backend="gloo") if several else None
         self.background = Background()
-        self.check, self.wait = self.background.check, self.background.wait
+        self.wait = self.background.wait
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save has failed by now; `wait` raises how."""
+        return self.background.failed
 
     def begin(
         self,
@@ -95,53 +104,59 @@ class Saves:
         """
         self.wait()
         place, aside = self.folder / name, self.folder / f".{name}.partial-0"
-        copied = copy(model) if self.first else {}
-        tensors = copied.tensors if isinstance(copied, checkpoint.AdapterFiles) else copied
-        if self.first:
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            checkpoint.room(place, size + (captured.nbytes if captured else 0))
+        if isinstance(model, checkpoint.AdapterFiles) and not self.first:
+            model = ()
+        copied = copy(model)
+        if isinstance(copied, checkpoint.AdapterFiles):
+            adapter, files, size = copied, [], sum(tensor.nbytes for tensor in copied.tensors.values())
+        else:
+            adapter, files = None, checkpoint.parts.files(copied, config)
+            size = sum(ref.nbytes for ref in copied.values())
+        size += captured.nbytes if captured else 0
+        every = self.together(place, lambda: (size, len(files)))
+        self.together(place, lambda: checkpoint.room(place, sum(size for size, _ in every)))
+        before, count = sum(n for _, n in every[: self.rank]), sum(n for _, n in every)
+
+        def part() -> None:
+            (aside / "state" if captured else aside).mkdir(parents=True, exist_ok=True)
+            checkpoint.parts.write(aside, files, before, count)
+
+        def rest() -> None:
+            if captured is not None:
+                captured.write(aside / "state", self.group)
+            if not self.first:
+                return
+            with checkpoint.beside(place, self.replace) as folder:
+                aside.rename(folder)
+                if adapter is None:
+                    checkpoint.parts.join(folder, config, count)
+                else:
+                    adapter.write(folder)
+                small.write(folder)
+            if captured is not None:
+                self.tidy(number(place), best)
 
         def work() -> None:
             try:
-                if captured is not None:
-                    captured.write(aside, self.group)
-                if self.first:
-                    self.write(place, copied, config, small, aside if captured else None)
-            except OSError as error:
-                raise self.unsaved(place, error) from error
+                self.together(place, part)
+                self.together(place, rest)
             finally:
                 if self.first:
                     shutil.rmtree(aside, ignore_errors=True)
-            if self.first and captured is not None:
-                self.tidy(number(place), best)
 
         self.background.start(work)
         return place
 
-    def write(self, place: Path, model: Copied, config: Mapping[str, Any], small: Small, state: Path | None) -> None:
-        """The whole folder. state: that of its state, which it moves in."""
+    def together(self, place: Path, work: Callable[[], T]) -> list[T]:
+        """What it gives on each process. Raises on all what one of them meets, OSError in words about `place`."""
 
-        def more(folder: Path) -> None:
-            if state is not None:
-                state.rename(folder / "state")
+        def said() -> T:
+            try:
+                return work()
+            except OSError as error:
+                raise self.unsaved(place, error) from error
 
-        if not isinstance(model, checkpoint.AdapterFiles):
-            checkpoint.save(
-                place,
-                model,
-                config,
-                generation=small.generation,
-                tokenizer=small.tokenizer,
-                files={"recipe.yaml": small.recipe},
-                more=more,
-                replace=self.replace,
-            )
-            return
-        with checkpoint.beside(place, self.replace) as folder:
-            folder.mkdir()
-            model.write(folder)
-            small.write(folder)
-            more(folder)
+        return agreement.all(said, self.group)
 
     def tidy(self, saved: int, best: int | None) -> None:
         """Remove the steps that need not stay, now that this one is there."""
@@ -163,9 +178,14 @@ class Saves:
 
 
 def copy(model: Model) -> Copied:
-    """A model as it is now, in memory that nobody changes."""
+    """A model as it is now, in memory that nobody changes. One that comes tensor by tensor has one of them in hand."""
     if isinstance(model, checkpoint.AdapterFiles):
         return replace(model, tensors=stored.copies(model.tensors))
-    refs = checkpoint.weights(model) if isinstance(model, Decoder) else model
-    copies = stored.copies({name: ref.read() for name, ref in refs.items()})
-    return {name: Ref.of(tensor, refs[name].source) for name, tensor in copies.items()}
+    if isinstance(model, Decoder):
+        model = ((name, ref.read()) for name, ref in checkpoint.weights(model).items())
+    copies: dict[str, Tensor] = {}
+    for name, tensor in model:
+        copies[name] = stored.copy(tensor)
+        del tensor  # before there is another
+    stored.copied()
+    return {name: Ref.of(tensor, name) for name, tensor in copies.items()}

@@ -13,7 +13,9 @@ divided by the whole step's tokens. Knows no file and no action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,6 +106,7 @@ class Spread:
             sizes = (grid.copies, grid.shards, grid.slices)
             self.mesh: DeviceMesh = init_device_mesh(device.type, sizes, mesh_dim_names=("copy", "shard", "slice"))
         self.slices: Slices | None = None
+        self.owners: dict[str, int] = {}
 
     @property
     def first(self) -> bool:
@@ -162,6 +165,11 @@ class Spread:
 
     def learn(self, decoder: Decoder) -> None:
         """Take note of what learns, once adapters are on and gradients are asked for; before the first step."""
+        if self.grid.size > 1:
+            with torch.device("meta"):
+                whole = Decoder(decoder.spec if self.slices is None else self.slices.share.spec)
+            sizes = {name: slot.nbytes for name, slot in (*whole.named_parameters(), *whole.named_buffers())}
+            self.owners = divide(sizes, self.grid.size)
         if self.slices is not None:
             self.slices.learn(decoder)
         copied = [p for p in decoder.parameters() if p.requires_grad and not isinstance(p, DTensor)]
@@ -178,6 +186,22 @@ class Spread:
             found = f"A {type(settings).__name__.lower()} cannot be learned in slices."
             raise UsageError(found, "Tensor parallel training takes plain LoRA.", "Leave --tensor-parallel out.")
         return self.slices.lora(begin.lora(self.slices.whole, settings, self.device))
+
+    def share(self, decoder: Decoder) -> Decoder | Iterator[tuple[str, Tensor]]:
+        """What this process writes of the whole model: alone the decoder; of several each some of its tensors, one
+        after the other as it is brought together on this device. All ask, and take all that comes."""
+        return decoder if self.grid.size == 1 else self._share(decoder)
+
+    def _share(self, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+        for name, slot in (*decoder.named_parameters(), *decoder.named_buffers()):
+            tensor = self.gathered(name, slot)
+            if self.writes(name):
+                yield name, tensor
+            del tensor  # before there is another
+
+    def writes(self, name: str) -> bool:
+        """Whether it is this process that writes a parameter, a buffer, or what belongs to one."""
+        return self.owners[group(name)] == dist.get_rank()
 
     def whole(self, decoder: Decoder, only: Collection[str] | None = None) -> Decoder | None:
         """The whole decoder as the first process then has it on its CPU, with its adapters; the others get None. All
@@ -274,6 +298,26 @@ class Spread:
         """How many processes have each number of this process's part of a parameter."""
         batches = self.grid.copies if isinstance(parameter, DTensor) else self.count
         return batches * (1 if self.slices is None else self.slices.copies(parameter))
+
+
+def group(name: str) -> str:
+    """What is written by one process as a whole: a layer, whose tensors may be one in files; an embedding; a head."""
+    found = re.match(r"model\.layers\.\d+|model\.\w+|\w+", name)
+    assert found is not None, name
+    return found[0]
+
+
+def divide(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Which of `count` processes has each group of names, by the bytes of each name: the largest first, each to who has
+    least by then."""
+    groups: Counter[str] = Counter()
+    for name, size in sizes.items():
+        groups[group(name)] += size
+    owners, loads = dict[str, int](), [0] * count
+    for which, size in groups.most_common():
+        owners[which] = rank = loads.index(min(loads))
+        loads[rank] += size
+    return owners
 
 
 def part(slot: Tensor) -> tuple[slice, ...]:

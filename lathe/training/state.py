@@ -149,8 +149,8 @@ class Training:
 
     # ---- slices of layers ------------------------------------------------------------------------------------------
     def whole(self, tensor: Tensor, beside: tuple[str, nn.Parameter]) -> Tensor | None:
-        """What this process writes: the tensor, or its shard of it. Of slices the first process alone writes the whole
-        of them, so that any number of processes may go on."""
+        """What this process writes: the tensor, or its shard of it. Slices are written whole, so that any number of
+        processes may go on, each by who writes its parameter."""
         name, parameter = beside
         if self.spread is None or self.spread.slices is None:
             return tensor
@@ -159,7 +159,7 @@ class Training:
             # gloo sends no int16, whose bits are as good as any others of their size
             sent = full.view(torch.bfloat16) if full.dtype == torch.int16 else full
             full = self.spread.slices.gathered(name, sent).view(full.dtype)
-        return full if self.spread.first else None
+        return full if self.spread.writes(name) else None
 
     def mine(self, ref: Ref, tensor: Tensor, beside: tuple[str, nn.Parameter]) -> Ref:
         """This process's slice of what was written."""

@@ -1,0 +1,41 @@
+"""What several processes each do becomes one outcome: all go on, or all end with what one of them met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from lathe.errors import LatheError, UsageError
+
+T = TypeVar("T")
+
+
+def all(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """What `work` gives on each process of the group, in order. None: this process is alone.
+
+    Raises:
+        UsageError: with the words of the first LatheError that is raised on one.
+        RuntimeError: another one failed otherwise. What fails so here is raised here as it is.
+    """
+    if group is None:
+        return [work()]
+    made: T | None = None
+    error: Exception | None = None
+    try:
+        made = work()
+    except Exception as met:
+        error = met
+    words = (error.found, error.expected, error.fix) if isinstance(error, LatheError) else None
+    every: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(every, (made, words, error and repr(error)), group)
+    for _, said, _ in every:
+        if said:
+            raise UsageError(*said) from error
+    if error is not None:
+        raise error
+    for rank, (_, _, failed) in enumerate(every):
+        if failed:
+            raise RuntimeError(f"Process {rank + 1} of {len(every)} failed: {failed}")
+    return [one for one, _, _ in every]
