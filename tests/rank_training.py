@@ -91,11 +91,11 @@ class Uneven(Packed):
         return replace(row, targets=targets)
 
 
-def data(spread: Spread) -> Steps:
+def data(spread: Spread, per_batch: int = 1) -> Steps:
     draw = np.random.default_rng(0)
     documents = [draw.integers(0, VOCAB, draw.integers(2, 40)) for _ in range(12)]
     rows = Uneven(Shuffled(documents, seed=1), 16)
-    return Steps(rows, 5, 1, spread.device, spread.rank, spread.count)
+    return Steps(rows, 5, per_batch, spread.device, spread.rank, spread.count)
 
 
 def opinions(spread: Spread) -> Steps:
@@ -130,12 +130,12 @@ def trained(device: torch.device, name: str, grid: Grid, steps: int, way: str = 
         adapt.put(decoder, "default", spread.adapter(decoder, Lora(4, 8.0, "all-linear")))
         adapt.trainable(decoder)
     if "compiled" in words:
-        blocks.compiled(decoder, "aot_eager")
+        blocks.compiled(decoder, "eager")
     if "checkpointed" in words:
         blocks.checkpointed(decoder)
     spread.learn(decoder)
     seen: list[loop.Step] = []
-    objective, rows = loss.next_token(decoder, chosen.autocast), data(spread)
+    objective, rows = loss.next_token(decoder, chosen.autocast), data(spread, 2 if "wide" in words else 1)
     if "dpo" in words:
         reference = preference.without_adapters(decoder)
         if "lora" not in words:

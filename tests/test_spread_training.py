@@ -15,10 +15,10 @@ from lathe.training.spread import Grid
 
 COPIES, SHARDS, SLICES = Grid(2), Grid(1, 2), Grid(1, 1, 2)
 MANY, FEW = 20, 4
-ALIKE = ("compiled", "checkpointed")  # what changes no number
+ALIKE = ("compiled", "checkpointed", "wide")  # what changes no number
 WANTED: dict[int, list[Wanted]] = {
     2: [
-        *[("gemma", grid, MANY) for grid in (COPIES, SHARDS, SLICES)],
+        *[("gemma", grid, MANY, "wide") for grid in (COPIES, SHARDS, SLICES)],
         *[(name, SLICES, FEW) for name in SPECS if name != "gemma"],
         ("latent", SHARDS, FEW),
         *[("llama", grid, FEW, way) for grid in (SHARDS, SLICES) for way in ("lora", "lora dpo", "dpo", "bf16-mixed")],
@@ -27,7 +27,7 @@ WANTED: dict[int, list[Wanted]] = {
         ("llama", SHARDS, FEW, "16-mixed"),
     ],
     4: [
-        *[("gemma", grid, MANY) for grid in (Grid(4), Grid(1, 4), Grid(1, 1, 4))],
+        *[("gemma", grid, MANY, "wide") for grid in (Grid(4), Grid(1, 4), Grid(1, 1, 4))],
         *[("experts", Grid(1, 1, 4), FEW), ("experts", Grid(2, 2), FEW), ("shared expert", Grid(2, 1, 2), FEW)],
         *[("gemma", Grid(1, 2, 2), FEW), ("llama", Grid(1, 2, 2), FEW, "lora dpo checkpointed")],
     ],
