@@ -17,8 +17,8 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.test
-	$(BIN)/python -m pytest
+unit: $(VENV)/.test  ## as many files at once as there are cores
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # torch goes in first and alone: its version is pinned to one whose build for the CPU is small.
 $(VENV)/.torch: constraints.txt
