@@ -46,7 +46,7 @@ def test_memory_to_train_llama_3_2_1b():
     spec, sizes = sizes_of("Llama-3.2-1B-Instruct")
     found = memory.training(spec, sizes, length=2048, batch=2)
     p, m = 1_235_814_400, 973_078_528
-    a = 16 * ((2 + 2 * 2) * 2048 + 2 * (32 + 8) * 64 + 4 * 8192) + 2 * 2048
+    a = 16 * (2 * 2 * 2048 + 2 * (32 + 8) * 64 + 4 * 8192) + 2 * 2048
     loss = 12 * 2**24  # 4096 x 128,256 scores would be more than a slice
     lora = 8 * 16 * (4096 + 2560 + 2560 + 4096 + 3 * (2048 + 8192))
     assert found["full, 32-true"] == memory.Training(4 * p, 4 * p, 8 * p, 4096 * a * 4 + loss)

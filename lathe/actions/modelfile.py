@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lathe.data.render import Renderer
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ SYSTEM, QUESTION, ANSWER, AGAIN = "\ue000", "\ue001", "\ue002", "\ue003"  # whic
 
 def text(file: Path, tokenizer: Tokenizer) -> str:
     """The Modelfile for a GGUF file in the same folder. Raises UsageError for a template that Ollama cannot have."""
+    from lathe.data.render import Renderer
+
     lines = [f"FROM ./{file.name}"]
     if tokenizer.has_template:
         lines.append(f'TEMPLATE """{template(tokenizer)}"""')
