@@ -18,7 +18,7 @@ from lathe.data.stages import InOrder, Shuffled
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.training import initial, loop, loss, optim
-from lathe.training.bfloat16 import SplitAdamW, chunked, join, plain, split
+from lathe.training.bfloat16 import Kept, Numbers, SplitAdamW, chunked, join, plain, split
 from lathe.training.limits import Limits
 from lathe.training.optim import Settings
 from lathe.transforms import adapt, begin
@@ -238,8 +238,8 @@ def test_the_formulas_for_a_compiler_are_the_same_step() -> None:
         split(weights, upper, lower)
         mean, square = torch.zeros_like(upper), torch.zeros_like(weights)
         for number, gradient in enumerate(gradients, 1):
-            kept = (upper, gradient, lower, mean, square, torch.tensor(float(number)), torch.tensor(1e-2))
-            move(*kept, 0.9, 0.95, 1e-8, 0.1)
+            at = (torch.tensor(float(number)), torch.tensor(1e-2))
+            move(Kept(upper, lower, mean, square), gradient, *at, Numbers(0.9, 0.95, 1e-8, 0.1))
         results.append((join(upper, lower), mean.float(), square))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-5)

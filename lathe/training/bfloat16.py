@@ -8,7 +8,7 @@ model computes with the nearest bfloat16, and updates act on the float32 number,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class SplitAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
+            numbers = Numbers(beta1, beta2, eps, decay)
             rates = {}  # as tensors: a compiler would make new code for every number
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -62,10 +64,9 @@ class SplitAdamW(torch.optim.Optimizer):
                     weight = local(parameter)
                     if weight.device not in rates:
                         rates[weight.device] = torch.as_tensor(group["lr"], dtype=torch.float32, device=weight.device)
-                    kept = (local(state[name]).view(-1) for name in ("lower", "exp_avg", "exp_avg_sq"))
-                    numbers = (*group["betas"], group["eps"], group["weight_decay"])
-                    at = (state["step"].to(weight.device), rates[weight.device])
-                    self.move(weight.view(-1), local(parameter.grad).reshape(-1), *kept, *at, *numbers)
+                    beside = (local(state[name]).view(-1) for name in ("lower", "exp_avg", "exp_avg_sq"))
+                    kept, slope = Kept(weight.view(-1), *beside), local(parameter.grad).reshape(-1)
+                    self.move(kept, slope, state["step"].to(weight.device), rates[weight.device], numbers)
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -86,53 +87,47 @@ class SplitAdamW(torch.optim.Optimizer):
                 self.state[parameter][name] = value.detach().to(device, copy=True)
 
 
-def chunked(
-    upper: Tensor,
-    slope: Tensor,
-    lower: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-) -> None:
-    """A step of `step` on (n,) weights and what is kept beside them, with torch's own AdamW; no more than a chunk of
-    them is ever float32."""
-    numbers: Any = {"beta1": beta1, "beta2": beta2, "lr": lr, "weight_decay": decay, "eps": eps}
-    pieces = (x.split(CHUNK.get(upper.device.type, CHUNK["cuda"])) for x in (upper, slope, lower, mean, square))
-    for high, gradient, low, average, squares in zip(*pieces, strict=True):
-        wide, moved = join(high, low), average.float()
+class Kept(NamedTuple):
+    """Of (n,) weights: their upper and lower halves, the means of their gradients and of the squares of those."""
+
+    upper: Tensor
+    lower: Tensor
+    mean: Tensor
+    square: Tensor
+
+
+class Numbers(NamedTuple):
+    """AdamW's, but its learning rate."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    decay: float
+
+
+def chunked(kept: Kept, slope: Tensor, step: Tensor, lr: Tensor, by: Numbers) -> None:
+    """Step number `step` by the gradient `slope`, with torch's own AdamW; no more than a chunk of the weights is ever
+    float32."""
+    numbers: Any = {"beta1": by.beta1, "beta2": by.beta2, "lr": lr, "weight_decay": by.decay, "eps": by.eps}
+    chunk = CHUNK.get(slope.device.type, CHUNK["cuda"])
+    for gradient, high, low, mean, square in zip(*(x.split(chunk) for x in (slope, *kept)), strict=True):
+        wide, moved = join(high, low), mean.float()
         counted = [step - 1]  # which it counts up
         fixed: Any = {"fused": True, "amsgrad": False, "maximize": False}
-        adamw([wide], [gradient.float()], [moved], [squares], [], counted, **fixed, **numbers)
-        average.copy_(moved)
+        adamw([wide], [gradient.float()], [moved], [square], [], counted, **fixed, **numbers)
+        mean.copy_(moved)
         split(wide, high, low)
 
 
-def plain(
-    upper: Tensor,
-    slope: Tensor,
-    lower: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-) -> None:
+def plain(kept: Kept, slope: Tensor, step: Tensor, lr: Tensor, by: Numbers) -> None:
     """The same as formulas, of which a compiler makes one kernel."""
-    wide, gradient = join(upper, lower) * (1 - lr * decay), slope.float()
-    moved = torch.lerp(mean.float(), gradient, 1 - beta1)
-    squares = torch.lerp(square, gradient * gradient, 1 - beta2)
-    size = (squares / (1 - beta2**step)).sqrt() + eps
-    mean.copy_(moved)
-    square.copy_(squares)
-    split(wide - lr / (1 - beta1**step) * moved / size, upper, lower)
+    wide, gradient = join(kept.upper, kept.lower) * (1 - lr * by.decay), slope.float()
+    moved = torch.lerp(kept.mean.float(), gradient, 1 - by.beta1)
+    squares = torch.lerp(kept.square, gradient * gradient, 1 - by.beta2)
+    size = (squares / (1 - by.beta2**step)).sqrt() + by.eps
+    kept.mean.copy_(moved)
+    kept.square.copy_(squares)
+    split(wide - lr / (1 - by.beta1**step) * moved / size, kept.upper, kept.lower)
 
 
 def local(tensor: Tensor) -> Tensor:
