@@ -112,6 +112,20 @@ def test_what_is_not_there_is_said(hub: HubServer, name: str, error: type[Except
         list(sources.texts(name))
 
 
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\x01words")
+    with pytest.raises(UsageError, match="access token") as told:
+        list(sources.texts("me/plain"))
+    assert "secret" not in str(told.value) and not hub.asked
+
+
+def test_an_address_that_fails_leaves_nothing(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubdata, "cache", lambda: tmp_path / "kept")
+    with pytest.raises(MissingError, match=r"Cannot fetch .*no\.jsonl"):
+        list(sources.texts(f"{hub.address}/me/plain/resolve/0/no.jsonl"))
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+
+
 def test_an_address_is_fetched_once(hub: HubServer) -> None:
     url = f"{hub.address}/me/plain/resolve/{REPOS['me/plain'].commits['main']}/train.jsonl"
     assert list(sources.texts(url)) == ["a", "b"]

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from lathe.data.files import File, Piece, Table, is_read
 from lathe.data.unpacking import cache, suffix
 from lathe.errors import DataError, MissingError, did_you_mean
+from lathe.hub.refusals import check_token, reason
 
 REPO = re.compile(r"[\w.-]+/[\w.-]+(/[^:]+|(:[\w.-]+){1,2})?")
 MADE = "refs/convert/parquet"  # the Hub's own parquet files of a repo: CONFIGURATION/SPLIT/0000.parquet
@@ -89,16 +90,17 @@ class Address:
         from http.client import HTTPException
         from urllib.request import urlopen
 
-        with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as target:
+        with tempfile.TemporaryDirectory(dir=place.parent) as beside:
+            part = Path(beside) / place.name
             try:
-                with urlopen(self.url, timeout=30) as answer:
+                with urlopen(self.url, timeout=30) as answer, part.open("wb") as target:
                     shutil.copyfileobj(answer, target, 1 << 20)
                     told = answer.headers.get("Content-Length")
             except (OSError, HTTPException, ValueError) as error:
                 raise MissingError(f"Cannot fetch {self.url}: {error}.") from None
-            if told is not None and target.tell() != int(told):
+            if told is not None and part.stat().st_size != int(told):
                 raise MissingError(f"{self.url} was cut off while it was fetched.", fix="Run the same again.")
-        Path(target.name).replace(place)
+            part.replace(place)
 
     def pieces(self) -> Iterator[Piece]:
         return self.file.pieces()
@@ -219,7 +221,8 @@ def listed(repo: str, revision: str | None) -> Listing:
 
 @contextmanager
 def in_words(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub or its HTTP library raises in the body into a MissingError."""
+    """Turn what huggingface_hub or its HTTP library raises in the body into a MissingError. Raises UsageError, before
+    it, for a token that cannot be one."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -230,6 +233,7 @@ def in_words(repo: str) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
+    token = check_token(None)
     try:
         yield
     except GatedRepoError:
@@ -240,8 +244,8 @@ def in_words(repo: str) -> Iterator[None]:
     except (OfflineModeIsEnabled, HTTPError, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 404):
             raise nowhere(repo) from None
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        raise MissingError(f"Reading {repo} from the Hub failed: {reason}.", fix="Run the same again.") from None
+        found = f"Reading {repo} from the Hub failed: {reason(error, token)}."
+        raise MissingError(found, fix="Run the same again.") from None
 
 
 def nowhere(repo: str) -> MissingError:

@@ -64,15 +64,15 @@ def in_words(repo: str, revision: str | None, checkpoints: Path, token: str | No
         unknown = "Invalid credentials" in error.response.headers.get("X-Error-Message", "")
         if status == 404 or (status == 401 and not unknown):
             raise _no_repo(repo, checkpoints) from None
-        raise _answered(status, repo, _reason(error, token)) from None
+        raise _answered(status, repo, reason(error, token)) from None
     except HTTPError as error:
-        found = f"Downloading {repo} from {constants.ENDPOINT} failed: {_reason(error, token)}."
+        found = f"Downloading {repo} from {constants.ENDPOINT} failed: {reason(error, token)}."
         raise MissingError(found, fix="Run the same again: what has arrived is kept.") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             found = f"The disk that holds {checkpoints} is full."
             raise MissingError(found, fix="Free some, and run the same again: what has arrived is kept.") from None
-        found = f"{repo} cannot be written below {checkpoints}: {_reason(error, token)}."
+        found = f"{repo} cannot be written below {checkpoints}: {reason(error, token)}."
         raise MissingError(found, fix="Give another folder with --checkpoints.") from error
 
 
@@ -99,7 +99,7 @@ def _answered(status: int, repo: str, reason: str) -> MissingError:
     )
 
 
-def _reason(error: BaseException, token: str | None) -> str:
+def reason(error: BaseException, token: str | None) -> str:
     """An error's first line, without the token and without what only the Hub's people can use."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     line = line.partition(" (Request ID")[0].strip().rstrip(".")
