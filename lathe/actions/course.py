@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe.actions import launch, litgpt_words
 from lathe.actions.training import Eval, Optimizer, Train
-from lathe.errors import UsageError
+from lathe.errors import CheckpointError, UsageError
 from lathe.options import to_yaml
 
 if TYPE_CHECKING:
@@ -173,6 +173,22 @@ def begun(options: Options) -> Path | None:
     if step is not None:
         resume.check(step, yaml.safe_load(to_yaml(options)), options.bound())
     return step
+
+
+def row(options: Options, context: int, usual: int) -> int:
+    """Tokens in a row: as many as asked for, else `usual`. Raises UsageError where the model has fewer positions."""
+    length = options.train.max_seq_length or usual
+    if length > context:
+        found = f"--train.max-seq-length is {length}, and the model has {context} positions."
+        raise UsageError(found, fix=f"Take at most {context}.")
+    return length
+
+
+def fits(tokenizer: Tokenizer, spec: Spec, fix: str) -> None:
+    """Raise CheckpointError where the model has no row for a token."""
+    if tokenizer.vocab_size > spec.vocab:
+        found = f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model rows for {spec.vocab:,}."
+        raise CheckpointError(found, fix=fix)
 
 
 def spread(options: Options, device: torch.device, spec: Spec, weight_bytes: int, all_learn: bool) -> Spread:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lathe.actions import course, launch, litgpt_words
 from lathe.actions.place import weights_at
 from lathe.actions.training import Eval, Optimizer, Preference, Train
-from lathe.errors import CheckpointError, DataError, UsageError
+from lathe.errors import DataError, UsageError
 from lathe.options import fields, read_recipe
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lathe.data.examples import Examples
     from lathe.data.render import Group, Renderer
     from lathe.model.decoder import Decoder
-    from lathe.tokenizer import Tokenizer
     from lathe.training import saves
     from lathe.training.loop import Objective
     from lathe.training.precision import Precision
@@ -266,7 +265,7 @@ def work(options: Finetune, device: torch.device) -> int | None:
 
     made = course.Course(
         title=f"{options.model} on {' '.join(options.data)}",
-        plan=plan(options, base, renderer, examples, held, decoder, steps),
+        plan=plan(options, renderer, examples, held, decoder, steps),
         decoder=decoder,
         spread=spread,
         precision=chosen,
@@ -342,13 +341,9 @@ def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Ex
     from lathe.data.presets import sides
     from lathe.data.render import Renderer
 
-    context = base.spec.context
-    length = options.train.max_seq_length or min(context, ROW)
-    if length > context:
-        found = f"--train.max-seq-length is {length}, and the model has {context} positions."
-        raise UsageError(found, fix=f"Take at most {context}.")
+    length = course.row(options, base.spec.context, min(base.spec.context, ROW))
     renderer = Renderer(base.tokenizer(), options.loss_on, options.prompt_style)
-    fits(renderer.tokenizer, base)
+    course.fits(renderer.tokenizer, base.spec, "The tokenizer's files in the model's folder should be its own.")
 
     def examined(data: Sequence[str]) -> Examples:
         samples = Samples(sources.rows(data), parse_columns(options.columns))
@@ -372,13 +367,6 @@ def agree(options: Finetune, groups: Sequence[Group]) -> None:
     if not paired and any(len(group) > 1 for group in groups):
         found = f"{name} holds pairs of answers, chosen and rejected, to learn a preference from."
         raise DataError(found, "", "Add --objective dpo.")
-
-
-def fits(tokenizer: Tokenizer, base: Checkpoint) -> None:
-    """Raise CheckpointError where the model has no row for a token."""
-    if tokenizer.vocab_size > base.spec.vocab:
-        found = f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model rows for {base.spec.vocab:,}."
-        raise CheckpointError(found, fix="The tokenizer's files in the model's folder should be its own.")
 
 
 def adapted(options: Finetune, spread: Spread, decoder: Decoder, base: Checkpoint, ends: Sequence[int]) -> Decoder:
@@ -434,7 +422,6 @@ def answers(
 
 def plan(
     options: Finetune,
-    base: Checkpoint,
     renderer: Renderer,
     examples: Examples,
     held: Examples,
@@ -444,8 +431,7 @@ def plan(
     """What is about to happen, in three lines."""
     learned = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
     size = sum(p.numel() for p in decoder.parameters())
-    own = options.prompt_style is None and base.tokenizer().has_template
-    written = "by the model's chat template" if own else f"in the prompt style {renderer.tokenizer.style}"
+    written = "by the model's chat template" if renderer.own else f"in the prompt style {renderer.tokenizer.style}"
     told = f"{examples.tokens:,} tokens, {examples.supervised:,} of them learned, {written}"
     less = f"; {examples.cut:,} cut to {examples.length} tokens" if examples.cut else ""
     less += f"; {examples.left_out:,} rows left out" if examples.left_out else ""

@@ -132,10 +132,7 @@ def tokens(options: Options, config: dict[str, Any], tokenizer: Tokenizer, conso
     from lathe.data.presets import sides
 
     context = families.read(config).context
-    length = options.train.max_seq_length or context
-    if length > context:
-        found = f"--train.max-seq-length is {length}, and the model has {context} positions."
-        raise UsageError(found, fix=f"Take at most {context}.")
+    length = course.row(options, context, context)
 
     def waiting(chunks: int) -> None:
         if console.is_terminal:
@@ -169,9 +166,7 @@ def weights(
     from lathe.weights.tensors import Ref
 
     spec = families.read(config)
-    if tokenizer.vocab_size > spec.vocab:
-        found = f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model rows for {spec.vocab:,}."
-        raise CheckpointError(found, fix="Take the model's own tokenizer, or name it with --tokenizer.")
+    course.fits(tokenizer, spec, "Take the model's own tokenizer, or name it with --tokenizer.")
     if options.initial_checkpoint is None and step is None:
         drawn = ((name, Ref.of(values)) for name, values in initial.drawn(spec, options.seed))
         return spread.load(spec, drawn, chosen.weights, chosen.autocast)

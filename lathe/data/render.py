@@ -55,6 +55,7 @@ class Renderer:
 
     Attributes:
         tokenizer: the one to keep beside the model: its chat template is the one used here.
+        own: whether that is the model's own.
 
     Raises:
         UsageError: there is no style of that name.
@@ -72,6 +73,7 @@ class Renderer:
         # Without a template of its own, a model goes on with texts as they are.
         self.plain = style in PLAIN or (style is None and not tokenizer.has_template)
         chosen = STYLE if style is None and not tokenizer.has_template else style
+        self.own = chosen is None
         self.tokenizer = tokenizer if chosen is None else tokenizer.styled(chosen)
         self.writer = Writer(self.tokenizer, now, variables or {})
         self._headers: dict[str, list[int]] = {}
