@@ -227,6 +227,23 @@ def test_a_long_prompt_does_not_stall_the_others(plain: Decoder) -> None:
     assert len(quick.made) == 1 + -(-60 // 7)  # 7 of 8 tokens a step are left for the prompt
 
 
+def test_who_has_priority_takes_seats_and_pages_from_who_has_not(plain: Decoder) -> None:
+    wish = Sampling(temperature=0, max_new_tokens=30)
+    prompts = [prompt_of(20, seed) for seed in range(4)]
+    expected = answers(Engine(plain), prompts, [wish] * 4)
+    for options in ({"seats": 2}, {"tokens": 112}, {"seats": 2, "chunk": 3}):
+        engine = Engine(plain, **options)
+        ended: list[int] = []
+        sequences = [engine.submit(prompts[i], wish, priority=5) for i in (0, 1)]
+        engine.step()
+        sequences += [engine.submit(prompts[i], wish, priority=p) for i, p in ((2, 0), (3, -1))]
+        while engine.busy:
+            engine.step()
+            ended += [i for i, sequence in enumerate(sequences) if sequence.finish and i not in ended]
+        assert set(ended[:2]) == {2, 3}
+        assert [[token.id for token in sequence.made] for sequence in sequences] == expected
+
+
 def test_bad_prompts(plain: Decoder) -> None:
     engine = Engine(plain, tokens=32)
     with pytest.raises(PromptError, match="empty"):

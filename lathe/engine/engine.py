@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import count
 
 import torch
 from torch import Tensor
 
+from lathe.engine.constrain import Constraint
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Runner
 from lathe.engine.sampling import Chooser, Sampling, Token, choose
 from lathe.engine.scheduler import Part, Scheduler, Sequence
 from lathe.engine.speculate import Drafter, accept
-from lathe.errors import PromptError
+from lathe.errors import PromptError, UsageError
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 
@@ -48,13 +50,29 @@ class Engine:
         self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype, places=places)
         self.scheduler = Scheduler(self.pages, chunk, seats, ahead=drafter.count if drafter else 0)
         self.runner, self.drafter = Runner(decoder, self.pages), drafter
+        self.arrivals = count()
         if drafter:
             drafter.attach(self.pages, len(shapes), spec.vocab)
 
-    def submit(self, prompt: Iterable[int], sampling: Sampling | None = None, stops: Iterable[int] = ()) -> Sequence:
-        """A new request; it runs when `step` is called. stops: tokens that end the answer.
+    def submit(
+        self,
+        prompt: Iterable[int],
+        sampling: Sampling | None = None,
+        stops: Iterable[int] = (),
+        *,
+        adapter: str | None = None,
+        constraint: Constraint | None = None,
+        salt: str = "",
+        priority: int = 0,
+    ) -> Sequence:
+        """A new request; it runs when `step` is called.
 
-        An answer for which the context has no room ends there. Raises PromptError where there is room for none.
+        stops: tokens that end the answer. adapter: the name of one that counts for this request alone.
+        constraint: what the answer must be. salt: what was read for others is taken over from those of the same salt.
+        priority: lower goes first; who has a higher one gives way where seats or pages run out.
+
+        An answer for which the context has no room ends there. Raises PromptError where there is room for none, and
+        UsageError for an adapter that is not there.
         """
         tokens, sampling = list(prompt), sampling or Sampling()
         self._check(tokens)
@@ -62,11 +80,14 @@ class Engine:
             found = f"The prompt is {len(tokens)} tokens long."
             fix = "Shorten the prompt."
             raise PromptError(found, f"The context holds {self.context} tokens, the answer included.", fix)
+        if adapter is not None:
+            raise UsageError(f'There is no adapter called "{adapter}".')
         room = self.context - len(tokens)
         extent = len(tokens) + min(sampling.max_new_tokens or room, room)
-        chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device)
-        sequence = Sequence(tokens, extent, frozenset(stops), chooser)
-        self.scheduler.waiting.append(sequence)
+        chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device, constraint)
+        rank = (priority, next(self.arrivals))
+        sequence = Sequence(tokens, extent, frozenset(stops), chooser, adapter, salt, rank)
+        self.scheduler.add(sequence)
         return sequence
 
     @property

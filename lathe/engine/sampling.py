@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lathe.engine.constrain import Constraint
 from lathe.errors import UsageError
 
 GREEDY_BELOW = 1e-5  # a temperature that float32 could not tell from 0
@@ -107,9 +108,14 @@ class Chooser:
     """One request's side of the choice: its wishes, its dice, and which tokens were said before."""
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], vocab: int, device: torch.device | str = "cpu"
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        vocab: int,
+        device: torch.device | str = "cpu",
+        constraint: Constraint | None = None,
     ) -> None:
-        self.sampling = sampling
+        self.sampling, self.constraint = sampling, constraint
         # The standard library promises the same numbers from a seed on every machine and in every version.
         self.root = random.getrandbits(64) if sampling.seed is None else sampling.seed
         self.dice = random.Random(self.root)

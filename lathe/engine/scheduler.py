@@ -1,13 +1,13 @@
 """Requests become the parts of the next pass: who runs, with how many tokens, in whose room; knows no model.
 
-Those who run stand in the order of their arrival. When the pool is out of pages, the last of them gives its own up and
-waits to be computed again from its tokens: nothing is lost but time.
+Those who run, and those who wait, stand in the order of their ranks: by priority, then by arrival. When the pool is out
+of pages, the last who runs gives its own up and waits to be computed again from its tokens: nothing is lost but time.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -26,8 +26,11 @@ class Sequence:
 
     tokens: the prompt's and what was generated since. prompt: how many are the prompt's.
     extent: how long it may become. stops: tokens that end it.
+    adapter: whose name it asked for. salt: only requests of the same salt share what was read.
+    rank: its priority, lower goes first, and its number in the order of arrival.
     made: what was generated, with its log-probabilities; a token that stopped it is the last.
     cached: how many of the tokens have their keys and values in the pool, in the slots of `lease`.
+    reused: how many of the prompt's had them there already, from another request.
     drafted: for how many of them a draft model has its own there too.
     proposed, accepted: tokens that were guessed ahead so far, and those of them that proved right.
     finish: why it ended; None while it has not.
@@ -38,9 +41,13 @@ class Sequence:
     extent: int
     stops: frozenset[int]
     chooser: Chooser
+    adapter: str | None = None
+    salt: str = ""
+    rank: tuple[int, int] = (0, 0)
     prompt: int = field(init=False)
     made: list[Token] = field(default_factory=list)
     cached: int = 0
+    reused: int = 0
     drafted: int = 0
     proposed: int = 0
     accepted: int = 0
@@ -123,24 +130,27 @@ class Scheduler:
 
     def __init__(self, pages: Pages, chunk: int, seats: int, ahead: int = 0) -> None:
         self.pages, self.chunk, self.seats, self.ahead = pages, chunk, seats, ahead
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn."""
+        insort(self.waiting, sequence, key=_rank)
+
     def pick(self) -> list[Part]:
-        """The parts of the next pass, in the order of arrival: who already generates goes before who still reads."""
+        """The parts of the next pass: who already generates goes before who still reads, then by rank."""
         for sequence in [sequence for sequence in (*self.running, *self.waiting) if sequence.finish]:  # cancelled
             self.remove(sequence)
         for sequence in list(self.running):
             while sequence in self.running and not self._room(sequence):
                 self._preempt(self.running[-1])
-        while self.waiting and len(self.running) < self.seats and self._room(self.waiting[0]):
-            self.running.append(self.waiting.popleft())
-        parts, left = [], self.chunk
-        for sequence in self.running:
-            if length := min(sequence.pending, left):
-                parts.append(Part(sequence, length))
-                left -= length
-        return parts
+        while self.waiting and self._admit(self.waiting[0]):
+            pass
+        lengths, left = {}, self.chunk
+        for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
+            lengths[sequence] = min(sequence.pending, left)
+            left -= lengths[sequence]
+        return [Part(sequence, lengths[sequence]) for sequence in self.running if lengths[sequence]]
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands, and its pages back."""
@@ -151,10 +161,24 @@ class Scheduler:
         self.pages.give_back(sequence.lease)
         sequence.cached = sequence.drafted = 0
 
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let the first who waits run: where there is room for it, or others who run have a lower priority."""
+        while len(self.running) >= self.seats or not self._room(sequence):
+            if not self.running or self.running[-1].rank[0] <= sequence.rank[0]:
+                return False
+            self._preempt(self.running[-1])
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_rank)
+        return True
+
     def _room(self, sequence: Sequence) -> bool:
         need = min(len(sequence.tokens) + self.ahead, sequence.extent)
         return self.pages.reserve(sequence.lease, need, sequence.extent)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.remove(sequence)
-        self.waiting.appendleft(sequence)
+        self.add(sequence)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
