@@ -1,0 +1,90 @@
+// The models that the server names become the two pickers, the key field where it asks for one, and the context's meter.
+
+import { element, toast } from "./dom.js";
+import { apiKey, keepApiKey } from "./store.js";
+import { models } from "./wire.js";
+
+const at = (id) => document.getElementById(id);
+
+/** settings.models: the names that were chosen. changed(): others were. */
+export function pickers(settings, changed) {
+  let known = [];
+  const fields = [at("model-0"), at("model-1")];
+
+  const load = async () => {
+    for (let pause = 500; ; pause = Math.min(pause * 1.5, 4000)) {
+      try {
+        known = await models();
+        break;
+      } catch (error) {
+        if (error.status === 401) await unlock(apiKey() !== "");
+        else {
+          // It is starting, or away for a moment.
+          at("empty").replaceChildren(element("h1", {}, "One moment"), element("p", { class: "soft" }, error.message));
+          await new Promise((resolve) => setTimeout(resolve, pause));
+        }
+      }
+    }
+    if (!known.some((one) => one.id === settings.models[0])) settings.models[0] = known[0]?.id || "";
+    if (!known.some((one) => one.id === settings.models[1])) settings.models[1] = other(settings.models[0]);
+    greet();
+    draw();
+  };
+
+  /** What stands well beside a model: its finetune, or what it was finetuned from, or any other. */
+  const other = (id) => {
+    const own = known.find((one) => one.id === id);
+    const near = known.find((one) => one.parent === id) || known.find((one) => one.id === own?.parent) || known.find((one) => one.id !== id);
+    return (near || own)?.id || "";
+  };
+
+  const options = (chosen) => known.map((one) => element("option", { value: one.id, selected: one.id === chosen }, one.parent ? `${one.id} — on ${one.parent}` : one.id));
+
+  const draw = () => {
+    fields.forEach((field, lane) => { field.replaceChildren(...options(settings.models[lane])); });
+    fields[1].hidden = !settings.beside;
+    fields[0].setAttribute("aria-label", settings.beside ? "Model on the left" : "Model");
+    at("beside").setAttribute("aria-pressed", settings.beside);
+    document.body.classList.toggle("beside", settings.beside);
+  };
+
+  const greet = () => {
+    const names = settings.beside ? settings.models.join(" and ") : settings.models[0];
+    const key = (name) => element("kbd", {}, name);
+    at("empty").replaceChildren(element("h1", {}, "Talk with ", element("span", {}, names)),
+      element("p", { class: "soft keys" }, key("Enter"), " sends ", key("Shift Enter"), " new line ", key("Esc"), " stops ", key("Ctrl K"), " finds"));
+  };
+
+  /** Asks for the key; `again`: one was given, and was wrong. */
+  const unlock = (again = false) => new Promise((resolve) => {
+    const dialog = at("locked");
+    at("wrong").hidden = !again;
+    at("key").value = "";
+    at("unlock").onsubmit = () => { keepApiKey(at("key").value.trim()); resolve(); };
+    if (!dialog.open) dialog.showModal();
+    dialog.oncancel = (event) => event.preventDefault();
+  });
+
+  const meter = (used) => {
+    const contexts = known.filter((one) => settings.models.slice(0, settings.beside ? 2 : 1).includes(one.id)).map((one) => one.context).filter(Boolean);
+    const room = contexts.length ? Math.min(...contexts) : 0;
+    if (!used) { at("meter").replaceChildren(room ? `${room.toLocaleString("en")} tokens of context` : ""); return; }
+    const bar = element("progress", { max: room || used, value: used, "aria-label": "Context used" });
+    at("meter").replaceChildren(room ? bar : "", ` ${used.toLocaleString("en")}${room ? ` of ${room.toLocaleString("en")}` : ""} tokens`);
+  };
+
+  fields.forEach((field, lane) => field.addEventListener("change", () => { settings.models[lane] = field.value; greet(); changed(); }));
+  at("beside").addEventListener("click", () => {
+    settings.beside = !settings.beside;
+    if (settings.beside && settings.models[1] === settings.models[0]) settings.models[1] = other(settings.models[0]);
+    greet();
+    draw();
+    changed();
+  });
+
+  const ready = () => {
+    if (!known.length) toast("The server names no model.");
+    return known.length > 0;
+  };
+  return { load, unlock, meter, ready, first: () => known[0].id };
+}
