@@ -1,0 +1,253 @@
+"""A chat template -> how its model writes turns, by rendering conversations that differ in one thing.
+
+A model was trained on what its template writes, so an answer with calls looks as the template writes one into the
+history. Nothing is decided by a model's name. What a template does not write at all is looked for in its instructions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from lathe.errors import TokenizerError
+from lathe.tokenizer.turns import Calls, History, Reasoning, Turns
+from lathe.tokenizer.turns_pieces import (
+    ASKED,
+    FIRST,
+    MARK,
+    NAMES,
+    ONE,
+    OTHERS,
+    SECOND,
+    TWO,
+    common,
+    common_end,
+    outside,
+    read,
+)
+
+Render = Callable[..., str]
+
+_KEYS = ("reasoning_content", "reasoning", "thinking")
+_SWITCHES = ("enable_thinking", "thinking", "open_thinking")
+_QUESTION, _SAID, _THOUGHT = "lathe asks", "lathe says", "lathe thinks"
+_IDS = ("aB3dE5gH7", "kL8mN2pQ4")
+_USER = {"role": "user", "content": _QUESTION}
+
+
+def learn(render: Render, source: str, *, ends: Collection[str] = (), marks: Collection[str] = ()) -> Turns:
+    """How the model of a chat template writes.
+
+    Args:
+        render: `Tokenizer.render`.
+        source: the template itself.
+        ends: the tokens that end a turn.
+        marks: all tokens that are found in a text as they are spelt.
+    """
+    probe = _Probe(render, tuple(end for end in ends if end))
+    found = Turns(history=History(thoughts=probe.key()))
+    switch, prompts = probe.prompts()
+    reasoning = _reasoning(probe, prompts, source, marks)
+    if "<|channel|>" in source and "<|message|>" in source:
+        objects = replace(found.history, thoughts=found.history.thoughts or "thinking")
+        return Turns(None, Calls("harmony", several=False), None, objects)
+    calls, history = _calls(probe, reasoning)
+    if calls is None:
+        calls = _hinted(probe, source)
+    return Turns(reasoning, calls, switch, replace(history, thoughts=found.history.thoughts))
+
+
+# ---------------------------------------------------------------- rendering
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a template writes after the last question."""
+
+    render: Render
+    ends: tuple[str, ...]
+
+    def tail(self, *answers: Mapping[str, Any], opens: bool = False, **more: Any) -> str | None:
+        text = self.whole(*answers, add_generation_prompt=opens, **more)
+        if text is None and "tools" not in more:  # a template for tools alone
+            text = self.whole(*answers, add_generation_prompt=opens, tools=_TOOLS, **more)
+        if text is None:
+            return None
+        return text.rpartition(_QUESTION)[2] if _QUESTION in text else None
+
+    def answer(self, **fields: Any) -> str | None:
+        return self.tail({"role": "assistant", **fields})
+
+    def key(self) -> str | None:
+        """The key of a message in which the template reads its reasoning."""
+        for key in _KEYS:
+            if _THOUGHT in (self.answer(content=_SAID, **{key: _THOUGHT}) or ""):
+                return key
+        return None
+
+    def prompts(self) -> tuple[str | None, list[str]]:
+        """The variable that turns reasoning on and off, and how an answer may be opened."""
+        plain, switch = self.tail(opens=True), None
+        found = [plain] if plain is not None else []
+        for name in _SWITCHES:
+            both = [self.tail(opens=True, **{name: on}) for on in (True, False)]
+            if switch is None and both[0] != both[1]:
+                switch = name
+            found += [text for text in both if text is not None and text not in found]
+        if switch is None:  # it may be said to the model in words
+            for name in _SWITCHES:
+                if len({self.whole(**{name: on}) for on in (True, False)}) > 1:
+                    return name, found
+        return switch, found
+
+    def whole(self, *answers: Mapping[str, Any], **more: Any) -> str | None:
+        try:
+            return self.render([_USER, *answers], **more)
+        except TokenizerError:
+            return None
+
+
+# ---------------------------------------------------------------- reasoning
+
+
+def _reasoning(probe: _Probe, prompts: Sequence[str], source: str, marks: Collection[str]) -> Reasoning | None:
+    history = _history_opening(probe)
+    key = probe.key()
+    if key is not None:
+        text = probe.answer(content=_SAID, **{key: _THOUGHT}) or ""
+        before, _, rest = text.partition(_THOUGHT)
+        between = rest.partition(_SAID)[0].strip()
+        end = re.match(MARK, between)
+        if end:
+            begins = re.findall(MARK, before)
+            begin = begins[-1] if begins else ""
+            if begin in history and end[0] not in history:
+                begin = ""
+            return Reasoning(begin, end[0], between[end.end() :].strip())
+    for prompt in prompts:  # an answer opened within a thought, or after an empty one
+        added = prompt[outside(prompt, common(prompt, history), forward=False) :].strip()
+        if pair := re.fullmatch(rf"(?P<begin>({MARK})\w*)\s*(?P<end>{MARK})", added):
+            return Reasoning(pair["begin"], pair["end"])
+    for begin in [*re.findall(rf"(?:{MARK})$", "\n".join(prompt.strip() for prompt in prompts), re.M), "<think>"]:
+        end_mark = begin[0] + "/" + begin[1:]
+        if (begin in source and end_mark in source) or {begin, end_mark} <= set(marks):
+            return Reasoning(begin, end_mark)
+    return None
+
+
+def _history_opening(probe: _Probe) -> str:
+    """What stands between a question and an earlier answer."""
+    text = probe.tail({"role": "assistant", "content": _SAID}, {"role": "user", "content": "lathe goes on"})
+    return (text or "").partition(_SAID)[0]
+
+
+# ---------------------------------------------------------------- calls
+
+
+def _tool(name: str) -> dict[str, Any]:
+    properties = {FIRST: {"type": "string"}, SECOND: {"type": "string"}}
+    properties |= {f"key_{kind}": {"type": kind} for kind in OTHERS}
+    parameters = {"type": "object", "properties": properties, "required": [FIRST]}
+    return {"type": "function", "function": {"name": name, "description": "A probe.", "parameters": parameters}}
+
+
+_TOOLS = [_tool(name) for name in NAMES]
+
+
+def _variants() -> Iterator[tuple[History, int]]:
+    ids: tuple[Literal["any", "short", "place"], ...] = ("any", "short", "place")
+    for count in (2, 1):
+        for kind in ids:
+            for objects in (True, False):
+                for blank in (False, True):
+                    yield History(None, objects, blank, kind), count
+
+
+def _message(history: History, count: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    ids = _ids(history)
+    given: Any = arguments if history.objects else json.dumps(arguments)
+    calls = [
+        {"id": ids[at], "type": "function", "function": {"name": NAMES[at], "arguments": given}} for at in range(count)
+    ]
+    return {"role": "assistant", "content": "" if history.blank else None, "tool_calls": calls}
+
+
+def _ids(history: History) -> Sequence[str]:
+    match history.ids:
+        case "any":
+            return [f"call_{id}" for id in _IDS]
+        case "short":
+            return _IDS
+        case "place":
+            return [f"functions.{name}:{at}" for at, name in enumerate(NAMES)]
+
+
+def _calls(probe: _Probe, reasoning: Reasoning | None) -> tuple[Calls | None, History]:
+    for history, count in _variants():
+        text = probe.tail(_message(history, count, ASKED), tools=_TOOLS)
+        if text is None or any(text.count(name) < 1 for name in (*NAMES[:count], ONE, TWO)):
+            continue
+        if any(wrong in text for wrong in (json.dumps(json.dumps(ASKED))[1:-1], "&#34;")):  # quoted twice
+            continue
+        body = _body(text, probe, reasoning)
+        ids = _ids(history) if history.ids != "place" else ()
+        found = read(body, count, ids, partial(_value, probe, history))
+        if found is not None:
+            return replace(found, told=_told(probe)), history
+    return None, History()
+
+
+def _told(probe: _Probe) -> bool:
+    return NAMES[0] in (probe.whole(tools=_TOOLS) or "")
+
+
+def _body(text: str, probe: _Probe, reasoning: Reasoning | None) -> str:
+    """The calls alone: without what opens any answer, an empty thought, and what ends the turn."""
+    plain = probe.answer(content=_SAID) or ""
+    cut = common(text, plain)
+    cut = outside(text, cut, forward=False)
+    start = text[:cut].rstrip()
+    body = text[len(start) :]
+    if reasoning is not None:
+        head = body[: body.find(NAMES[0])]
+        if reasoning.end in head:
+            body = body[head.rindex(reasoning.end) + len(reasoning.end) :]
+        if reasoning.then and body.lstrip().startswith(reasoning.then):
+            body = body.lstrip()[len(reasoning.then) :]
+    last = body.rfind(TWO) + len(TWO)
+    stops = [at for end in probe.ends if (at := body.find(end, last)) >= 0]
+    if stops:
+        body = body[: min(stops)]
+    else:
+        same = common_end(body, plain)
+        body = body[: outside(body, max(last, len(body) - same), forward=True)]
+    return body.strip()
+
+
+def _value(probe: _Probe, history: History, kind: str) -> str | None:
+    """What stands between a key and a value of another type."""
+    text = probe.tail(_message(history, 1, {f"key_{kind}": OTHERS[kind]}), tools=_TOOLS) or ""
+    after = text.partition(f"key_{kind}")[2]
+    found = re.search(r"1717|[Tt]rue", after)
+    if not found:
+        return None
+    lead = after[: found.start()]
+    return lead[: len(lead.rstrip("[{'\"k: "))] if kind in ("array", "object") else lead
+
+
+# ---------------------------------------------------------------- from instructions
+
+
+def _hinted(probe: _Probe, source: str) -> Calls:
+    """A call as the instructions show one: JSON after a mark. Without any, as most models write one."""
+    told = _told(probe)
+    hint = re.search(r"<\|?tool_calls?\|?>|\[TOOL_CALLS\]", source)
+    if not hint or hint[0][0] + "/" + hint[0][1:] in source:
+        mark = hint[0] if hint else "<tool_call>"
+        before, after = mark + '\n{"name": "', "}\n" + mark[0] + "/" + mark[1:]
+        return Calls("json", "", before, '", "arguments": ', after, "\n", told=told)
+    return Calls("json", hint[0] + "[", '{"name": "', '", "arguments": ', "}", ", ", "]", told=told)
