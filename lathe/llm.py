@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from lathe import checkpoint, engine, hub
 from lathe.errors import PromptError, UsageError, did_you_mean
 from lathe.model.decoder import Decoder
-from lathe.tokenizer import StopStrings, TextStream, Tokenizer
+from lathe.tokenizer import StopStrings, TextStream, Tokenizer, forms
 from lathe.transforms.shard import Group, Share, echo
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Wishes(TypedDict, total=False):
     """How to answer. What is left out or None is as the checkpoint's generation_config.json says, see `defaults`.
 
     stop: strings that end the answer and are not part of it. raw: take a string as it is, not as a user's message.
+    schema, regex, grammar: what the answer must be, one of them: JSON by a JSON schema (as text or a mapping); text
+        that a regular expression matches; or what a grammar in Lark's notation says.
     All others are fields of `engine.Sampling`.
     """
 
@@ -46,7 +49,12 @@ class Wishes(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     seed: int | None
+    min_tokens: int | None
+    logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
+    schema: str | Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
     raw: bool
 
 
@@ -97,6 +105,8 @@ class Reply(Iterator[str]):
         while not self._ended:
             if token := next(self._coming, None):
                 piece = self._read(token)
+            elif self._sequence.error:
+                raise self._sequence.error
             else:
                 piece, self._ended = self._stops.push(self._text.flush()) + self._stops.flush(), True
             if piece:
@@ -122,13 +132,18 @@ class Reply(Iterator[str]):
             text="".join(self._shown),
             tokens=[token.id for token in self._tokens],
             logprobs=[token.logprob for token in self._tokens if token.logprob is not None],
-            finish_reason="stop" if self._stops.stopped else sequence.finish if self._ended else None,
+            finish_reason="stop" if self._stops.stopped else self._reason,
             usage=Usage(sequence.prompt, n),
             prefill_seconds=first - sequence.started,
             decode_seconds=ended - first,
             proposed=sequence.proposed,
             accepted=sequence.accepted,
         )
+
+    @property
+    def _reason(self) -> Literal["stop", "length", "cancelled"] | None:
+        reason = self._sequence.finish
+        return None if not self._ended or reason == "failed" else reason
 
     def close(self) -> None:
         """End the answer here."""
@@ -234,14 +249,17 @@ class LLM:
         Raises:
             PromptError: the prompt is empty or too long for the context.
             TokenizerError: the chat template refuses the messages.
-            UsageError: a wish is out of range.
+            UsageError: a wish is out of range; a schema, regular expression or grammar that is not understood.
         """
         raw, stop = wishes.pop("raw", False), wishes.pop("stop", None) or ()
+        grammar = _grammar(wishes.pop("schema", None), wishes.pop("regex", None), wishes.pop("grammar", None))
         sampling = engine.Sampling(**self.defaults | {name: wish for name, wish in wishes.items() if wish is not None})
         tokens, continued = self._read(prompt, raw)
         turns = () if continued else self.tokenizer.stops
         stops = StopStrings([*([stop] if isinstance(stop, str) else stop), *turns])
-        sequence = self.engine.submit(tokens, sampling, self.stops)
+        sequence = self.engine.submit(
+            tokens, sampling, self.stops, constraint=self.grammars.constraint(grammar) if grammar else None
+        )
         return Reply(self.engine, sequence, self.tokenizer.stream(after=tokens if continued else ()), stops)
 
     def complete(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> Completion:
@@ -255,6 +273,12 @@ class LLM:
         while going:  # in turn, so that each sees its stop strings in time
             going = [reply for reply in going if next(reply, None) is not None]
         return [reply.completion for reply in replies]
+
+    @cached_property
+    def grammars(self) -> engine.Grammars:
+        """Makes constraints for the model's vocabulary."""
+        words = self.tokenizer
+        return engine.Grammars(words.spellings, words.special_ids, self.stops, self.decoder.spec.vocab)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Scores of every next token, without a cache. Returns T V, float32."""
@@ -305,6 +329,15 @@ def defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in (("repetition_penalty", 1.0), ("max_new_tokens", MAX_NEW_TOKENS)):
         told[name] = generation.get(name) or default
     return {**told, "logprobs": 0}
+
+
+def _grammar(schema: str | Mapping[str, Any] | None, regex: str | None, grammar: str | None) -> str | None:
+    told = [name for name, value in (("schema", schema), ("regex", regex), ("grammar", grammar)) if value is not None]
+    if len(told) > 1:
+        raise UsageError(f"An answer is to follow a {told[0]} and a {told[1]}.", fix="Leave one out.")
+    if schema is not None:
+        return forms.of_schema(schema)
+    return grammar if regex is None else forms.of_regex(regex)
 
 
 def _ids(told: int | Sequence[int] | None) -> Sequence[int]:

@@ -205,8 +205,42 @@ def test_logprobs_are_the_models_own() -> None:
         ("presence_penalty", math.inf),
         ("max_new_tokens", 0),
         ("logprobs", -1),
+        ("min_tokens", -1),
     ],
 )
 def test_a_number_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=name):
         Sampling(**{name: value})  # type: ignore[arg-type]
+
+
+# ---- bias and length -------------------------------------------------------------------------------------------------
+def test_a_bias_is_added_bans_and_forces() -> None:
+    logits = scores()
+    expected = logits.clone()
+    expected[:, 5] += 2.5
+    expected[:, 8] -= 1.5
+    expected[:, 9] = -math.inf
+    assert torch.allclose(
+        folded(Sampling(logit_bias={8: -1.5, 5: 2.5, 9: -100}), logits), expected.softmax(-1), atol=1e-7
+    )
+    forced = folded(Sampling(logit_bias={3: 100.0, 4: 120, 7: 99.0}), 1000 * logits)
+    assert torch.all((forced > 0).sum(-1) <= 2) and torch.allclose(forced[:, [3, 4]].sum(-1), torch.ones(3))
+    assert torch.isfinite(folded(Sampling(logit_bias=dict.fromkeys(range(VOCAB), -100.0)), logits)).all()
+
+
+def test_a_bias_is_a_value() -> None:
+    one, other = Sampling(logit_bias={7: 1, 3: -2.0}), Sampling(logit_bias=[[3, -2], [7, 1.0]])  # type: ignore[arg-type]
+    assert one == other and hash(one) == hash(other) and one.bias == ((3, -2.0), (7, 1.0))
+    with pytest.raises(UsageError, match=r"token 200.*0 to 199"):
+        Chooser(Sampling(logit_bias={VOCAB: 1.0}), [], VOCAB)
+    with pytest.raises(UsageError, match="token 3 is nan"):
+        Sampling(logit_bias={3: math.nan})
+
+
+def test_stops_wait_for_the_shortest_answer() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [150, 20, 99]] = torch.tensor([9.0, 8.0, 7.0])
+    chooser = Chooser(Sampling(temperature=0, min_tokens=2), PAST, VOCAB, stops=[150, 20, 7000])
+    assert [choose(logits, [chooser])[0].id for _ in range(3)] == [99, 99, 150]
+    alone = Chooser(Sampling(temperature=0, min_tokens=2, logit_bias={20: 100}), PAST, VOCAB, stops=[20])
+    assert choose(logits, [alone])[0].id != 20

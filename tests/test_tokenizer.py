@@ -279,7 +279,7 @@ def test_gguf_metadata_of_ours_gives_our_ids_again(shared: Path, long: list[str]
     assert again.to_gguf() == metadata
     assert again.eos_ids == ours.eos_ids and again.template == ours.template
     assert (again.bos, again.vocab_size) == (ours.bos, ours.vocab_size)
-    specials = [ours.token(number) for number in range(ours.vocab_size) if number in ours._special][:40]
+    specials = [ours.token(number) for number in range(ours.vocab_size) if number in ours.special_ids][:40]
     for text in [*PLAIN, *long, *with_specials(specials)]:
         # Phi-3's special tokens take the spaces after them, for which GGUF has no word.
         text = re.sub(r"(?<=>)\s+", "", text) if name.endswith("phi-3-mini") else text

@@ -72,7 +72,7 @@ class Engine:
         priority: lower goes first; who has a higher one gives way where seats or pages run out.
 
         An answer for which the context has no room ends there. Raises PromptError where there is room for none, and
-        UsageError for an adapter that is not there.
+        UsageError for an adapter that is not there or a bias of a token that is not.
         """
         tokens, sampling = list(prompt), sampling or Sampling()
         self._check(tokens)
@@ -84,9 +84,10 @@ class Engine:
             raise UsageError(f'There is no adapter called "{adapter}".')
         room = self.context - len(tokens)
         extent = len(tokens) + min(sampling.max_new_tokens or room, room)
-        chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device, constraint)
+        stops = frozenset(stops)
+        chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device, constraint, stops)
         rank = (priority, next(self.arrivals))
-        sequence = Sequence(tokens, extent, frozenset(stops), chooser, adapter, salt, rank)
+        sequence = Sequence(tokens, extent, stops, chooser, adapter, salt, rank)
         self.scheduler.add(sequence)
         return sequence
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from lathe.engine.constrain import Constraint
 from lathe.errors import UsageError
 
 GREEDY_BELOW = 1e-5  # a temperature that float32 could not tell from 0
+BANNED, FORCED = -100.0, 100.0  # a bias so low rules a token out, one so high all others (as in OpenAI's API)
 HEAD = 1024  # candidates among which top-p is looked for before the whole vocabulary is sorted
 
 
@@ -42,13 +43,16 @@ class Sampling:
     min_p: only tokens at least this fraction as probable as the best. arXiv:2407.01082
     repetition_penalty: scores of tokens that the prompt or the answer holds are divided by it, negative ones
         multiplied. arXiv:1909.05858
+    logit_bias: added to the scores of tokens, by id; -100 rules a token out, 100 all that have less.
     presence_penalty, frequency_penalty: taken off the scores of tokens that the answer holds, once, and once for each
         time (as in OpenAI's API).
     seed: the same seed, prompt and wishes give the same tokens; None for another answer each time.
     max_new_tokens: the longest answer; None for as long as the context allows.
+    min_tokens: the tokens that end the answer are ruled out until it has so many.
     logprobs: report each token's log-probability, and those of so many of the likeliest; None for neither.
 
-    Raises UsageError for a number out of range. Rules apply in this order: penalties, temperature, top_k, top_p, min_p.
+    Raises UsageError for a number out of range. Rules apply in this order: what a grammar allows, min_tokens,
+    logit_bias, penalties, temperature, top_k, top_p, min_p. A token is ruled out only where another is left.
     """
 
     temperature: float = 1.0
@@ -60,6 +64,8 @@ class Sampling:
     frequency_penalty: float = 0.0
     seed: int | None = None
     max_new_tokens: int | None = None
+    min_tokens: int = 0
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +77,17 @@ class Sampling:
         _require(self, "presence_penalty", True, "a number")
         _require(self, "frequency_penalty", True, "a number")
         _require(self, "max_new_tokens", self.max_new_tokens is None or self.max_new_tokens > 0, "1 or more")
+        _require(self, "min_tokens", self.min_tokens >= 0, "0 or more")
         _require(self, "logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more")
+        object.__setattr__(self, "logit_bias", tuple(sorted(dict(self.logit_bias).items())))  # so that it has a hash
+        for id, by in self.bias:
+            if math.isnan(by):
+                raise UsageError(f"logit_bias of token {id} is {by}.", "It must be a number.")
+
+    @property
+    def bias(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs, in the order of the ids."""
+        return cast("tuple[tuple[int, float], ...]", self.logit_bias)
 
     @property
     def greedy(self) -> bool:
@@ -81,6 +97,8 @@ class Sampling:
     def rules(self) -> tuple[Rule, ...]:
         """What was asked for, in order, and nothing else."""
         rules: list[Rule] = []
+        if self.bias:
+            rules.append(Bias(self.bias))
         if self.repetition_penalty != 1.0:
             rules.append(Repetition(self.repetition_penalty))
         if self.presence_penalty or self.frequency_penalty:
@@ -105,7 +123,13 @@ def _require(sampling: Sampling, name: str, holds: bool, what: str) -> None:
 
 
 class Chooser:
-    """One request's side of the choice: its wishes, its dice, and which tokens were said before."""
+    """One request's side of the choice: its wishes, its dice, what it must be, and which tokens were said before.
+
+    Args:
+        constraint: what the answer must be. stops: the tokens that end it.
+
+    Raises UsageError for a wish about a token that is not among the `vocab`.
+    """
 
     def __init__(
         self,
@@ -114,8 +138,15 @@ class Chooser:
         vocab: int,
         device: torch.device | str = "cpu",
         constraint: Constraint | None = None,
+        stops: Collection[int] = (),
     ) -> None:
         self.sampling, self.constraint = sampling, constraint
+        for id, _ in sampling.bias:
+            if not 0 <= id < vocab:
+                raise UsageError(f"logit_bias names token {id}.", f"Ids run from 0 to {vocab - 1}.")
+        self.stops = frozenset(id for id in stops if 0 <= id < vocab)
+        self.length = 0  # tokens said
+        self.guessed: tuple[int, ...] = ()  # said in thought only: the constraint has not accepted them
         # The standard library promises the same numbers from a seed on every machine and in every version.
         self.root = random.getrandbits(64) if sampling.seed is None else sampling.seed
         self.dice = random.Random(self.root)
@@ -126,20 +157,41 @@ class Chooser:
             self.seen = torch.zeros(vocab, device=device, dtype=torch.bool)
             self.seen[list(prompt)] = True
 
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """What applies to the next token, in order."""
+        rules = self.sampling.rules
+        if self.stops and self.length < self.sampling.min_tokens:
+            rules = (Unended(self.stops), *rules)
+        return rules if self.constraint is None else (Allowed(), *rules)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the constraint lets nothing follow."""
+        return self.constraint is not None and self.constraint.complete
+
     def say(self, token: int) -> None:
         """Remember what was chosen."""
+        self._count(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+
+    def _count(self, token: int) -> None:
+        self.length += 1
         if self.said is not None and self.seen is not None:
             self.said[token] += 1
             self.seen[token] = True
 
     def after(self, tokens: Sequence[int]) -> Chooser:
-        """The chooser that this one would be if it had said `tokens` too; the dice are shared."""
-        if self.said is None or self.seen is None or not tokens:
+        """The chooser that this one would be if it had said `tokens` too; dice and constraint are shared."""
+        if not tokens:
             return self
         other = copy(self)
-        other.said, other.seen = self.said.clone(), self.seen.clone()
+        other.guessed = (*self.guessed, *tokens)
+        if self.said is not None and self.seen is not None:
+            other.said, other.seen = self.said.clone(), self.seen.clone()
         for token in tokens:
-            other.say(token)
+            other._count(token)
         return other
 
 
@@ -156,11 +208,53 @@ class Candidates:
     def keep(self, kept: Tensor) -> Candidates:
         return Candidates(self.logits.masked_fill(~kept, float("-inf")), self.ids)
 
+    def keep_any(self, kept: Tensor) -> Candidates:
+        """The kept ones, where there are any. kept: N K or K."""
+        logits = self.logits.masked_fill(~kept, float("-inf"))
+        left = logits.amax(-1, keepdim=True) > float("-inf")
+        return Candidates(torch.where(left, logits, self.logits), self.ids)
+
 
 class Rule(Protocol):
     """Equal rules apply to many requests at once: a rule is a value, and hashable."""
 
     def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates: ...
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What each request's constraint lets come next."""
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        masks = [chooser.constraint.mask(chooser.guessed) for chooser in choosers if chooser.constraint]
+        return candidates.keep_any(torch.stack(masks).to(candidates.logits.device))  # N V
+
+
+@dataclass(frozen=True)
+class Unended:
+    """None of the tokens that end the answer."""
+
+    stops: frozenset[int]
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        kept = torch.ones_like(candidates.logits[0], dtype=torch.bool)  # V
+        kept[list(self.stops)] = False
+        return candidates.keep_any(kept)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Pairs of a token and what is added to its score."""
+
+    pairs: tuple[tuple[int, float], ...]
+
+    def __call__(self, candidates: Candidates, choosers: Sequence[Chooser]) -> Candidates:
+        x = candidates.logits
+        ids, by = (torch.tensor(column, device=x.device) for column in zip(*self.pairs, strict=True))
+        x = x.index_add(-1, ids, by.clamp(BANNED, FORCED).to(x.dtype).expand(len(x), -1))
+        kept = torch.full_like(x[0], not bool((by >= FORCED).any()), dtype=torch.bool)  # V
+        kept[ids] = (by >= FORCED) | (kept[ids] & (by > BANNED))
+        return Candidates(x).keep_any(kept)
 
 
 @dataclass(frozen=True)
@@ -276,7 +370,7 @@ def _judged(logits: Tensor, choosers: Sequence[Chooser]) -> Iterator[tuple[bool,
     """The rows that follow the same rules, and what these leave of them; greedy ones want the best."""
     groups: dict[tuple[bool, tuple[Rule, ...]], list[int]] = {}
     for row, chooser in enumerate(choosers):
-        groups.setdefault((chooser.sampling.greedy, chooser.sampling.rules), []).append(row)
+        groups.setdefault((chooser.sampling.greedy, chooser.rules), []).append(row)
     for (greedy, rules), rows in groups.items():
         candidates = Candidates(logits if len(groups) == 1 else logits[rows])
         for rule in rules:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lathe.engine.pages import Lease, Pages
 from lathe.engine.sampling import Chooser, Token
+from lathe.errors import LatheError
 
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["stop", "length", "cancelled", "failed"]  # failed: its constraint says why
 
 
 @dataclass(eq=False)
@@ -61,6 +62,11 @@ class Sequence:
         self.prompt = len(self.tokens)
 
     @property
+    def error(self) -> LatheError | None:
+        """Why what it must be could be followed no further."""
+        return self.chooser.constraint.error if self.chooser.constraint else None
+
+    @property
     def pending(self) -> int:
         """Tokens that must pass through the model before it says the next."""
         return len(self.tokens) - self.cached
@@ -77,6 +83,8 @@ class Sequence:
                 self.finish = "length"
             if self.finish:
                 break
+        if self.chooser.ended:
+            self.finish = "failed" if self.error else "stop"
         self.ended = time.perf_counter()
         self.first = self.first or self.ended
         return self.made[before:]

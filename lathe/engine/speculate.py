@@ -116,16 +116,26 @@ def accept(logits: Tensor, parts: Sequence[Part]) -> list[list[Token]]:
     standing = _standing(p, firsts, parts)
     last = [_left(p[first + kept], part.draft, kept) for part, first, kept in zip(parts, firsts, standing, strict=True)]
     drawn = draw(torch.stack(last), [part.sequence.chooser.dice for part in parts]).tolist()
-    made = [[*part.draft.tokens[:kept], id] for part, kept, id in zip(parts, standing, drawn, strict=True)]
-    for part, kept, ids in zip(parts, standing, made, strict=True):
+    made = []
+    for part, kept, id in zip(parts, standing, drawn, strict=True):
         part.sequence.proposed += len(part.draft.tokens)
         part.sequence.accepted += kept
-        for id in ids:
-            part.sequence.chooser.say(id)
+        made.append(_said(part.sequence.chooser, [*part.draft.tokens[:kept], id]))
     rows = [first + n for first, ids in zip(firsts, made, strict=True) for n in range(len(ids))]
     wanted = [part.sequence.chooser.sampling.logprobs for part, ids in zip(parts, made, strict=True) for _ in ids]
     tokens = iter(reported(logits[rows], [id for ids in made for id in ids], wanted))
     return [[next(tokens) for _ in ids] for ids in made]
+
+
+def _said(chooser: Chooser, tokens: Sequence[int]) -> list[int]:
+    """The tokens, said one after the other, up to one that completes what the answer must be."""
+    said = []
+    for token in tokens:
+        chooser.say(token)
+        said.append(token)
+        if chooser.ended:
+            break
+    return said
 
 
 def _standing(p: Tensor, firsts: Sequence[int], parts: Sequence[Part]) -> list[int]:

@@ -41,6 +41,7 @@ class Tokenizer:
         eos, eos_id: the token that ends a document, by name and id, if the files name one.
         eos_ids: every id that ends a turn.
         stops: texts that end a turn and are no tokens.
+        special_ids: the tokens that write nothing.
         marks: the tokens that are found in a text as they are spelt, and whether each is left out of decoded text.
         vocab_size: how many tokens there are, added ones included; a model often has a few more rows.
     """
@@ -62,7 +63,7 @@ class Tokenizer:
         self._source = source
         self._spell = Spelling(self._pipeline)
         added = self._pipeline.get_added_tokens_decoder()
-        self._special = frozenset(number for number, token in added.items() if token.special)
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self._added = tuple(token.content for token in added.values())
         self.marks = {token.content: token.special for token in added.values()}
 
@@ -226,7 +227,7 @@ class Tokenizer:
                 pieces make `decode` of all, where the pieces alone would lose the space before a first word.
             skip_special: special tokens show nothing.
         """
-        return TextStream(self._spell, self._special if skip_special else (), after)
+        return TextStream(self._spell, self.special_ids if skip_special else (), after)
 
     def token(self, number: int) -> str:
         """The token of an id, as the vocabulary writes it (with Ġ or ▁ for a space).
@@ -238,6 +239,10 @@ class Tokenizer:
         if token is None:
             raise TokenizerError(f"No token has the id {number}.", f"The tokenizer has {self.vocab_size:,} tokens.")
         return token
+
+    def spellings(self) -> list[bytes]:
+        """The bytes that each token writes, by id: nothing for ids that no token has."""
+        return [self._spell(number) for number in range(max(self._pipeline.get_vocab().values(), default=-1) + 1)]
 
     def get(self, number: int) -> str | None:
         """The token of an id as the vocabulary writes it, or None."""
