@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -36,7 +37,7 @@ def files() -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
-        pass
+        time.sleep(0.01)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
@@ -81,6 +82,10 @@ MARKDOWN = {
         '<p><a href="https://b.c/d_(e)" target="_blank" rel="noopener noreferrer">a</a> '
         '<a href="https://f.g/" target="_blank" rel="noopener noreferrer">https://f.g</a></p>'
     ),
+    "\\(x_1^2\\), $a=b$, $5 and $6, $$\\nothing$$": (
+        "<p><math><msubsup><mi>x</mi><mn>1</mn><mn>2</mn></msubsup></math>, <math><mrow><mi>a</mi><mo>=</mo><mi>b</mi>"
+        '</mrow></math>, $5 and $6, <span class="formula">$$\\nothing$$</span></p>'
+    ),
     "see https://a.b/c_d, ok": (
         '<p>see <a href="https://a.b/c_d" target="_blank" rel="noopener noreferrer">https://a.b/c_d</a>, ok</p>'
     ),
@@ -102,6 +107,7 @@ HOSTILE = [
     "- <iframe src=javascript:alert(1)>",
     "&lt;script&gt;alert(1)&lt;/script&gt;",
     "<!-- --><style>*{display:none}</style>",
+    "$$\\text{<img src=x onerror=alert(1)>} \\frac{<script>alert(1)</script>}{2}$$",
 ]
 
 
@@ -131,7 +137,18 @@ def test_no_text_becomes_an_element_that_acts(shown, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["*" * 20000, "[" * 20000, "`a" * 10000, "> " * 5000 + "a", "- " * 3000, "_a*" * 5000, "|a" * 5000]
+    "text",
+    [
+        "*" * 20000,
+        "[" * 20000,
+        "`a" * 10000,
+        "> " * 5000 + "a",
+        "- " * 3000,
+        "_a*" * 5000,
+        "|a" * 5000,
+        "$a^" * 5000,
+        "$$" + "{" * 1900 + "$$",
+    ],
 )
 def test_no_text_makes_it_slow(shown, text):
     """It may take some tenths of a second, not minutes."""

@@ -70,7 +70,9 @@ export function view(answer, at, count, acts, { named }) {
     trouble.hidden = answer.state !== FAILED;
     trouble.textContent = answer.error || "";
     const why = { length: "cut off at the limit", [STOPPED]: "stopped" }[answer.state === STOPPED ? STOPPED : answer.reason];
-    stats.textContent = [speed(answer), !writing && why].filter(Boolean).join(" · ");
+    const reading = writing && !answer.pieces && answer.reading?.processed < answer.reading?.total;
+    const progress = reading && `reading ${answer.reading.processed.toLocaleString("en")} of ${answer.reading.total.toLocaleString("en")} tokens`;
+    stats.textContent = [progress || speed(answer), !writing && why].filter(Boolean).join(" · ");
     if (finished === writing) return;
     finished = writing;
     if (writing) tools.replaceChildren();

@@ -3,6 +3,7 @@
 
 import { codeBlock } from "./code.js";
 import { element } from "./dom.js";
+import { formula } from "./formula.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:\s+(.*?))?(?:\s+#+)?\s*$/;
@@ -147,6 +148,9 @@ function table([head, marks, ...rows]) {
 // ------------------------------------------------------------ inside a line
 
 const MARKS = [
+  [/^(?:\\\((.+?)\\\)|\\\[([\s\S]+?)\\\]|\$\$([\s\S]+?)\$\$)/, ([whole, line, block, dollars]) => set(whole, line ?? block ?? dollars, line === undefined)],
+  // A single dollar is a price, unless what follows it looks like a formula.
+  [/^\$(?=[^\s$])((?:[^$\n\\]|\\.)*[^\s$\\])\$(?![\w$])/, ([whole, text]) => (/[\\^_={}]|^[A-Za-z]$/.test(text) ? set(whole, text, false) : whole)],
   [/^\\([!-/:-@[-`{-~])/, (match) => match[1]],
   [/^(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)/, (match) => element("code", {}, match[2].replaceAll("\n", " ").replace(/^ (.*\S.*) $/, "$1"))],
   [/^!?\[((?:[^[\]\\]|\\.|\[[^[\]]*\])*)\]\(\s*<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*)*)>?(?:\s+["'(][^"')]*["')])?\s*\)/, (match) => link(match[2], inline(match[1] || match[2]), match[0])],
@@ -178,7 +182,7 @@ export function inline(text) {
       at++;
       continue;
     }
-    const marks = here === "_" ? (/\w/.test(text[at - 1] || "") ? [] : LOW) : "\\`[!<*~h".includes(here) && !(here === "h" && /\w/.test(text[at - 1] || "")) ? MARKS : [];
+    const marks = here === "_" ? (/\w/.test(text[at - 1] || "") ? [] : LOW) : "\\`[!<*~h$".includes(here) && !(here === "h" && /\w/.test(text[at - 1] || "")) ? MARKS : [];
     const rest = marks.length ? text.slice(at, at + LONGEST) : "";
     let found = null;
     for (const [pattern, make] of marks) {
@@ -193,6 +197,10 @@ export function inline(text) {
   }
   flush();
   return made;
+}
+
+function set(source, text, display) {
+  return formula(text.trim(), display) || element("span", { class: "formula" }, source);
 }
 
 /** A link, if it leads where a click may lead; an image is one, too, for nothing is fetched from elsewhere. */

@@ -7,7 +7,7 @@ import { side } from "./side.js";
 import * as store from "./store.js";
 import { DONE, FAILED, STOPPED, WRITING, ask, begin, freshTalk, messages, path, said, show, take } from "./talk.js";
 import { draw } from "./thread.js";
-import { Refusal, complete } from "./wire.js";
+import { complete } from "./wire.js";
 
 const at = (id) => document.getElementById(id);
 const say = at("say"), scroll = at("scroll");
@@ -28,29 +28,32 @@ function answer(turn, lane, from = null) {
 /** Streams one answer into its place; whatever happens, it ends in a state that can be kept. */
 async function write(owner, turn, lane, made, further) {
   const controller = new AbortController(), began = performance.now();
-  const before = further ? made.usage?.completion_tokens || 0 : 0;
+  const before = { tokens: (further && made.usage?.completion_tokens) || 0, seconds: (further && made.seconds) || null };
   let first = 0;
   running.set(made, { controller, talk: owner });
-  Object.assign(made, { state: WRITING, error: null, reason: null, pieces: before });
+  Object.assign(made, { state: WRITING, error: null, reason: null, pieces: before.tokens, reading: null });
   const refresh = paced(() => { views.get(made)?.update(); follow(); });
   try {
     const prompt = messages(owner, turn, lane);
     const body = { model: made.model, messages: further ? [...prompt, said(made)] : prompt, ...wishes(settings) };
     if (further) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
     for await (const chunk of complete(body, controller.signal)) {
-      if (!take(made, chunk)) continue;
-      first ||= performance.now();
-      made.pieces++;
-      made.seconds = [(first - began) / 1000, (performance.now() - first) / 1000];
+      if (chunk.prompt_progress) made.reading = chunk.prompt_progress;
+      if (take(made, chunk)) {
+        first ||= performance.now();
+        made.pieces++;
+        made.seconds = [before.seconds?.[0] ?? (first - began) / 1000, (before.seconds?.[1] || 0) + (performance.now() - first) / 1000];
+      }
       refresh();
     }
-    if (further && made.usage) made.usage.completion_tokens += before;
+    if (further && made.usage) made.usage = { prompt_tokens: made.usage.prompt_tokens - before.tokens, completion_tokens: made.usage.completion_tokens + before.tokens };
     made.state = DONE;
   } catch (error) {
     if (error.name === "AbortError") made.state = STOPPED;
     else await failed(made, error);
   }
   delete made.pieces;
+  delete made.reading;
   running.delete(made);
   keep(owner);
   refresh();
@@ -59,7 +62,6 @@ async function write(owner, turn, lane, made, further) {
 }
 
 async function failed(made, error) {
-  if (!(error instanceof Refusal || error instanceof Error)) throw error;
   made.state = FAILED;
   made.error = error.wait ? `${error.message} Try again in ${error.wait} s.` : error.message;
   if (error.status === 401) await picker.unlock();

@@ -36,13 +36,19 @@ export async function models() {
 
 /** The chunks of a chat completion as they come. Aborting `signal` ends it, on the server too. */
 export async function* complete(body, signal) {
-  const response = await call("v1/chat/completions", { body: { ...body, stream: true, stream_options: { include_usage: true } }, signal });
-  for await (const data of frames(response.body)) {
-    if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new Refusal(chunk.error.code || 500, chunk.error.message);
-    yield chunk;
+  const more = { stream: true, stream_options: { include_usage: true }, return_progress: true };
+  const response = await call("v1/chat/completions", { body: { ...body, ...more }, signal });
+  try {
+    for await (const data of frames(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Refusal(500, chunk.error.message);
+      yield chunk;
+    }
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // what a browser calls a broken connection
   }
+  throw new Refusal(0, "The connection to the server broke before the answer was whole.");
 }
 
 /** Server-sent events become their data. Comments, which keep the connection alive, are passed over. */
