@@ -22,6 +22,7 @@ ACTIONS = {
     "models": "List the families and the well-known repos.",
     "generate": "Print the text that follows a prompt.",
     "chat": "Talk with a model in the terminal.",
+    "serve": "Answer over HTTP, as OpenAI's and other APIs do.",
     "data": "Show what training would see in a data set, and check it.",
     "pretrain": "Train a model on text, from random weights or from given ones.",
     "finetune": "Teach a model by examples, with an adapter beside it or whole.",

@@ -81,8 +81,16 @@ def _parameter(option: Option, text: str, group: Group) -> inspect.Parameter:
         settings |= {"name": option.spelling, "group": group}
     if option.hint is not bool:
         settings["converter"] = _words
-    default, annotation = None if required else option.default, Annotated[option.hint, Parameter(**settings)]
+    default = None if required else option.default
+    annotation: Any = Annotated[option.hint, Parameter(**settings), _Unchecked()]
     return inspect.Parameter(_identifier(option), kind, default=default, annotation=annotation)
+
+
+class _Unchecked:
+    """Where pydantic happens to be imported, cyclopts has it check values too: here they are still words."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, str]:
+        return {"type": "any"}
 
 
 def _identifier(option: Option) -> str:
@@ -102,8 +110,8 @@ def _general() -> list[inspect.Parameter]:
     show = Parameter(name="--print-config", group=GENERAL, help=about_print, negative=(), show_default=False)
     kind = inspect.Parameter.KEYWORD_ONLY
     return [
-        inspect.Parameter("__config", kind, default=None, annotation=Annotated[Path, config]),
-        inspect.Parameter("__print_config", kind, default=False, annotation=Annotated[bool, show]),
+        inspect.Parameter("__config", kind, default=None, annotation=Annotated[Path, config, _Unchecked()]),
+        inspect.Parameter("__print_config", kind, default=False, annotation=Annotated[bool, show, _Unchecked()]),
     ]
 
 

@@ -35,3 +35,20 @@ def shared() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of random weights, a tokenizer and a chat template, to be served."""
+    from serving import tiny
+
+    return tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Path):
+    """`lathe serve` of the tiny model, for as long as the tests run. See `serving.Served`."""
+    from serving import serving
+
+    with serving(tiny_model) as running:
+        yield running

@@ -133,6 +133,9 @@ class StopStrings:
 
     Args:
         stops: the strings; none may be empty.
+
+    Attributes:
+        found: the one that ended the text, once one has.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -140,7 +143,11 @@ class StopStrings:
             raise UsageError("A stop string is empty.", "A stop string has at least one character.")
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """The text that can be shown now; nothing once `stopped`."""
@@ -149,8 +156,10 @@ class StopStrings:
         held = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return held[: min(found)[1]]
+            self._held = ""
+            end, start = min(found)
+            self.found = held[start:end]
+            return held[:start]
         keep = max((self._begun(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

@@ -249,12 +249,21 @@ class Tokenizer:
         token: str | None = self._pipeline.id_to_token(number) if number >= 0 else None
         return token
 
+    def spelling(self, number: int) -> bytes:
+        """What a token writes, in bytes, which may be part of a character; none for an id that no token has."""
+        return self._spell(number)
+
     def id(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it, or None."""
         number: int | None = self._pipeline.token_to_id(token)
         return number
 
     # ------------------------------------------------------------ messages
+
+    @property
+    def source(self) -> Path | None:
+        """The folder it was read from, if it was."""
+        return self._source
 
     @property
     def has_template(self) -> bool:

@@ -1,0 +1,122 @@
+"""Turns a model and an address into a running server, and the server into an exit status; knows no tensor.
+
+The model is loaded in the engine process, by `load`; this one imports no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lathe.actions.place import weights_at
+from lathe.actions.terminal import dimmed
+from lathe.errors import UsageError
+
+if TYPE_CHECKING:
+    from lathe.server.desk import Served
+    from lathe.server.room import Loaded
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    """Folder, file or repo id."""
+    _: KW_ONLY
+    host: str = "127.0.0.1"
+    """The address to listen on; 127.0.0.1 is this machine alone."""
+    port: int = 8000
+    """The port to listen on; 0 for any that is free."""
+    served_model_name: str | None = None
+    """What clients call the model. By default its repo id, or the name of its folder or file."""
+    max_queue: int = 256
+    """How many answers may wait their turn; further requests get 429, and are told when to come again."""
+    max_seqs: int = 64
+    """How many answers are made at once."""
+    drain: float = 30.0
+    """Seconds that answers have to come to their end when the server is told to end."""
+    prompt_style: str = "auto"
+    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
+    that LitGPT left beside the weights, else by the model's chat template."""
+    device: str = "auto"
+    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    precision: str = "auto"
+    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
+    quantize: str | None = None
+    """Keep the matrices of layers in fewer bits, to make room: nf4, nf4-dq (a little less) or int8."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for and downloaded to."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("port", 0), ("max_queue", 0), ("max_seqs", 1), ("drain", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
+        if self.port > 65535:
+            raise UsageError(f"--port is {self.port}.", "It must be at most 65535.")
+
+
+def run(options: Options) -> int:
+    """Answer over HTTP, as OpenAI's and other APIs do.
+
+    The model is loaded in a process of its own, while this one listens already: /health tells when it is ready. Ctrl-C
+    or SIGTERM lets the answers that are being made come to their end, and a second one does not.
+    """
+    from lathe.server.line import Line
+    from lathe.server.refusals import Broken
+
+    place = weights_at(options.model, options.checkpoints)
+    line = Line.begin(partial(load, options, place))  # first of all: it takes longest
+    try:
+        from lathe.server.app import listen, serve
+        from lathe.server.desk import Desk
+
+        bound = listen(options.host, options.port)
+        desk = Desk({options.served_model_name or named(options.model): line}, options.max_queue)
+        port = bound.getsockname()[1]
+        return serve(desk, bound, drain=options.drain, ready=lambda: greet(desk.find(), options.host, port))
+    except Broken as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        line.close(patience=0)
+
+
+def named(model: str) -> str:
+    """What a model is called by clients: its repo id, or the name of its folder or file, whose path is not theirs."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def load(options: Options, place: Path) -> Loaded:
+    """In the engine process: the model, ready to answer."""
+    from lathe.engine import Engine
+    from lathe.llm import LLM
+    from lathe.server.room import Loaded
+
+    llm = LLM.load(
+        place,
+        device=options.device,
+        dtype=options.precision,
+        quantize=options.quantize,
+        prompt_style=options.prompt_style,
+        checkpoints=options.checkpoints,
+    )
+    engine = Engine(llm.decoder, seats=options.max_seqs)
+    defaults = {**llm.defaults, "logprobs": None, "max_new_tokens": llm.generation.get("max_new_tokens")}
+    weight = next(llm.decoder.parameters())
+    about = {"dtype": str(weight.dtype).removeprefix("torch."), "device": str(weight.device)}
+    return Loaded(engine, llm.tokenizer, defaults, llm.stops, about)
+
+
+def greet(served: Served, host: str, port: int) -> None:
+    """Say where the server is and what it serves."""
+    told = {name: value for name, value in served.defaults.items() if value is not None}
+    where = f"[{host}]" if ":" in host else host
+    lines = [
+        f"Serving {served.name} at http://{where}:{port}",
+        f"  {served.about['dtype']} on {served.about['device']}, {served.context} tokens of context, "
+        f"{served.seats} answers at once",
+        f"  by default {', '.join(f'{name} {value}' for name, value in told.items())}",
+    ]
+    print("\n".join([lines[0], *map(dimmed, lines[1:])]), file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""The web application over a desk: every wire's routes, plugged in at one place, behind the gate; and its running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lathe.errors import LatheError, UsageError
+from lathe.server.desk import Desk
+from lathe.server.refusals import Refusal
+
+# Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
+WIRES: tuple[Callable[[Desk], APIRouter], ...] = ()
+
+
+def application(desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIRES) -> FastAPI:
+    """All routes. The desk listens to its lines from the application's start to its end."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        desk.open()
+        yield
+        await desk.close()
+
+    app = FastAPI(title="Lathe", lifespan=lifespan, docs_url=None, redoc_url=None)
+    for wire in wires:
+        app.include_router(wire(desk))
+
+    @app.get("/health")
+    def health() -> JSONResponse:
+        """200 when every model is ready, 503 while one is loading or the server ends, 500 when an engine is gone."""
+        try:
+            for name in desk.served:
+                desk.find(name)
+        except LatheError as error:
+            refusal = Refusal.of(error)
+            return JSONResponse({"status": "unavailable", **refusal.body("/")}, refusal.status, dict(refusal.headers))
+        return JSONResponse({"status": "ok"})
+
+    @app.exception_handler(LatheError)
+    async def refused(request: Request, error: LatheError) -> JSONResponse:
+        return _answer(request, Refusal.of(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        message = f"{place}: {first['msg']}." if place else f"{first['msg']}."
+        return _answer(request, Refusal(400, "invalid_request_error", message, place or None))
+
+    @app.exception_handler(HTTPException)
+    async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
+        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        return _answer(request, Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {}))
+
+    return app
+
+
+def _answer(request: Request, refusal: Refusal) -> JSONResponse:
+    return JSONResponse(refusal.body(request.scope["path"]), refusal.status, dict(refusal.headers))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound and listens. Raises UsageError where the address is taken or not to be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        if sys.platform != "win32":  # there it would let two servers share a port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(2048)
+    except OSError as error:
+        fix = "Choose another --port, or 0 for any that is free."
+        raise UsageError(f"Cannot listen on {host}, port {port}: {error.strerror}.", "", fix) from None
+    return bound
+
+
+class Server(uvicorn.Server):
+    """Ends on the first SIGTERM or Ctrl-C, when all answers are made or `drain` seconds later; on a second at once."""
+
+    def __init__(self, config: uvicorn.Config, desk: Desk, drain: float) -> None:
+        super().__init__(config)
+        self.desk, self.drain = desk, drain
+        self._ending: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        taken = (signal.SIGINT, signal.SIGTERM)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.end)
+
+        before = {number: signal.signal(number, handle) for number in taken}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def end(self) -> None:
+        if self.desk.draining:
+            self.force_exit = self.should_exit = True
+        self.desk.draining = True
+        self._ending = self._ending or asyncio.ensure_future(self._drained())
+
+    async def _drained(self) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.desk.idle(), self.drain)
+        self.should_exit = True
+
+
+def serve(desk: Desk, bound: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
+    """Answer on a socket until told to end. ready: called when the models are loaded. Returns the exit status.
+
+    Raises what a model failed of when it was loaded, and Broken where an engine ends before it should.
+    """
+    config = uvicorn.Config(application(desk), log_level="warning", ws="none", timeout_graceful_shutdown=1)
+    server = Server(config, desk, drain)
+
+    async def run() -> int:
+        serving = asyncio.ensure_future(server.serve([bound]))
+        try:
+            if await _first(serving, desk.loaded()):
+                ready()
+                await _first(serving, desk.lost())
+        finally:
+            server.should_exit = True
+            await serving
+            await desk.close(patience=0 if server.force_exit else 5)
+        return 1 if server.force_exit else 0
+
+    return asyncio.run(run())
+
+
+async def _first(serving: asyncio.Future[None], other: Coroutine[Any, Any, None]) -> bool:
+    """Whether the other ends before the serving does; raises what it raises."""
+    task = asyncio.ensure_future(other)
+    done, _ = await asyncio.wait([serving, task], return_when=asyncio.FIRST_COMPLETED)
+    if task in done:
+        await task
+        return True
+    task.cancel()
+    return False

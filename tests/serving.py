@@ -1,0 +1,134 @@
+"""A tiny model with a chat template, and two ways to serve it: as `lathe serve` does, and within this process."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+from starlette.testclient import TestClient
+
+from lathe import checkpoint, families
+from lathe.actions.serve import Options, load
+from lathe.model.decoder import Decoder
+from lathe.server.app import application
+from lathe.server.desk import Desk
+from lathe.server.line import Line
+from lathe.server.room import occupy
+from lathe.tokenizer import Tokenizer, train_bpe
+
+ROOT = Path(__file__).parents[1]
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+
+
+def tiny(folder: Path, template: str = CHATML, **changes: Any) -> Path:
+    """A model of random weights, always the same, in float32: its greedy answers are long and vary with the prompt.
+
+    changes: keys of its config.json.
+    """
+    trained = train_bpe([(ROOT / "README.md").read_text()], 512, SPECIALS)
+    trained.save(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    config = {**CONFIG, **changes}
+    torch.manual_seed(0)
+    decoder = Decoder(families.read(config))
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.3)
+    generation = {"eos_token_id": [trained.id("<|im_end|>"), trained.id("<|endoftext|>")]}
+    checkpoint.save(folder / "model", decoder, config, generation=generation, tokenizer=Tokenizer.open(folder))
+    return folder / "model"
+
+
+class Served:
+    """A server that runs. `url`: http://127.0.0.1:PORT. `said`: what it has printed so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process, self.said, self._lines = process, "", queue.Queue[str]()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.url = self._until(r"(http://\S+)")
+        self.client = httpx2.Client(base_url=self.url, timeout=60)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._lines.put(line)
+
+    def _until(self, pattern: str) -> str:
+        until = time.monotonic() + 60
+        while not (found := re.search(pattern, self.said)):
+            try:
+                self.said += self._lines.get(timeout=0.1)
+            except queue.Empty:
+                assert self.process.poll() is None and time.monotonic() < until, self.said
+        return found[1]
+
+    def ended(self, timeout: float = 30) -> int:
+        """The exit status, when it has ended; all it has said is in `said` then."""
+        status = self.process.wait(timeout)
+        while True:
+            try:
+                self.said += self._lines.get(timeout=0.2)
+            except queue.Empty:
+                return status
+
+
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[Served]:
+    """`lathe serve MODEL OPTIONS` on a free port, from when it is ready."""
+    command = [sys.executable, "-m", "lathe", "serve", str(model), "--port", "0", "--device", "cpu", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        yield Served(process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def in_process(model: Path, *wires: Any, **options: Any) -> Iterator[TestClient]:
+    """A client of the application with these wires (by default all), its engine in a thread of this process.
+
+    `client.desk` is its desk. options: those of `lathe serve`, by their names.
+    """
+    mine, theirs = Pipe()
+    told = Options(str(model), device="cpu", **options)
+    thread = threading.Thread(target=occupy, args=(theirs, lambda: load(told, model)), daemon=True)
+    thread.start()
+    desk = Desk({"tiny": Line(mine, thread)})
+    with TestClient(application(desk, *([wires] if wires else [])), raise_server_exceptions=False) as client:
+        client.desk = desk  # type: ignore[attr-defined]
+        while client.get("/health").status_code == 503:
+            time.sleep(0.01)
+        yield client
