@@ -25,12 +25,20 @@ class Unknown(LatheError):
     """No model, route or thing has this name."""
 
 
-class Unsupported(LatheError):
-    """A field, by `param`, that this server does not have or not here."""
+class Gone(LatheError):
+    """The client has gone away, and nobody waits for the answer."""
+
+
+class Misused(LatheError):
+    """A field of the body, by `param`, that says what cannot be."""
 
     def __init__(self, param: str, found: str, expected: str = "", fix: str = "") -> None:
         super().__init__(found, expected, fix)
         self.param = param
+
+
+class Unsupported(Misused):
+    """A field, by `param`, or what it asks for, that this server does not have or not here."""
 
 
 class Overflow(PromptError):
@@ -73,6 +81,10 @@ class Refusal:
                 return cls(404, "not_found_error", said, code="not_found")
             case Unsupported():
                 return cls(400, "invalid_request_error", said, error.param, "unsupported_parameter")
+            case Misused():
+                return cls(400, "invalid_request_error", said, error.param, "invalid_value")
+            case Gone():
+                return cls(499, "cancelled", said)
             case Overflow():
                 more = {"n_prompt_tokens": error.prompt, "n_ctx": error.context}
                 return cls(400, "exceed_context_size_error", said, code="context_length_exceeded", more=more)

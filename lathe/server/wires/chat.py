@@ -1,0 +1,214 @@
+"""OpenAI's chat completions: a body becomes an Ask, and its events one completion or chunks of it.
+
+What is on the wire beyond OpenAI's own: `reasoning` and `reasoning_content`, `stop_reason` and `token_ids` (vLLM's
+names); `timings` and `prompt_progress` (llama.cpp's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Said, Word
+from lathe.server.desk import Desk
+from lathe.server.refusals import Misused, Refusal
+from lathe.server.wires.fields import MOST_TOP, StreamOptions, Wished
+from lathe.server.wires.frames import DONE, Stream, frame, gathered
+from lathe.server.wires.head import head, warning
+from lathe.server.wires.messages import MOST_MESSAGES, Conversation, Format, Message, NamedTool, chosen, formed
+from lathe.server.wires.tally import Tally
+
+PATH = "/v1/chat/completions"
+LEAST = -9999.0  # what OpenAI writes for a token that cannot be
+
+
+class ChatBody(Wished, Conversation):
+    """The body of a chat completion."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=-1, lt=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
+    tool_choice: str | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: Format | None = None
+
+    def ask(self) -> Ask:
+        """Raises Misused, Unsupported."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Misused("top_logprobs", "top_logprobs is given, and logprobs is not true.", fix="Set logprobs.")
+        wishes = self.wishes()
+        most = self.longest("max_completion_tokens", "max_tokens", "n_predict")
+        wishes["max_new_tokens"] = None if most in (None, -1) else most
+        if self.logprobs:
+            wishes["logprobs"] = self.top_logprobs or 0
+        rendering = self.rendering(self.messages)
+        return Ask(
+            wishes=wishes,
+            form=self.form(formed(self.response_format)),
+            choice=chosen(self.tool_choice, self.parallel_tool_calls, rendering["tools"]),
+            **rendering,
+            **self.others(),
+        )
+
+
+class Answer:
+    """Writes one chat completion, whole or in chunks."""
+
+    def __init__(self, body: ChatBody, model: str) -> None:
+        self.body, self.options, self.tally = body, body.stream_options or StreamOptions(), Tally()
+        self.head = head("chatcmpl", model)
+        self.begun = False
+
+    # ------------------------------------------------------------ in chunks
+
+    def frames(self, which: int, event: Event) -> Iterator[str]:
+        self.tally.count(which, event)
+        if not self.begun:
+            self.begun = True
+            for index in range(self.body.n or 1):
+                yield self._chunk(index, {"role": "assistant", "content": None})
+        match event:
+            case Reading() | Begun() if self.body.return_progress:
+                yield self._frame([], prompt_progress=self.tally.progress(event))
+            case Said():
+                yield self._chunk(event.index, _said(event), **self._told(event.words, event.kind))
+            case Called():
+                yield self._chunk(event.index, {"tool_calls": [_piece(event)]})
+            case Ended():
+                more = {"stop_reason": event.stop} if event.stop is not None else {}
+                yield self._chunk(event.index, {}, event.reason, **more)
+
+    def last(self) -> Iterator[str]:
+        if self.options.include_usage:
+            yield self._frame([], usage=self.tally.usage(), timings=self.tally.timings())
+        yield DONE
+
+    def failed(self, refusal: Refusal) -> Iterator[str]:
+        yield frame(refusal.body(PATH))
+        yield DONE
+
+    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
+        logprobs = more.pop("logprobs", None)
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason, **more}
+        return self._frame([choice])
+
+    def _frame(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        if self.options.continuous_usage_stats:
+            more.setdefault("usage", self.tally.usage())
+        elif self.options.include_usage:
+            more.setdefault("usage", None)
+        return frame({**self.head, "object": "chat.completion.chunk", "choices": choices, **more})
+
+    def _told(self, tokens: Iterable[Word], kind: str) -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if self.body.logprobs:
+            more["logprobs"] = {"content": [logprob(word) for word in tokens], "refusal": None}
+        if self.body.return_token_ids:
+            more["token_ids"] = [word.id for word in tokens]
+        return more
+
+    # ------------------------------------------------------------ whole
+
+    def whole(self, events: Iterable[tuple[int, Event]]) -> dict[str, Any]:
+        choices = [Choice(index) for index in range(self.body.n or 1)]
+        for which, event in events:
+            self.tally.count(which, event)
+            if isinstance(event, (Said, Called, Ended)):
+                choices[event.index].take(event)
+        usage, timings = self.tally.usage(), self.tally.timings()
+        told = [choice.told(self.body) for choice in choices]
+        return {**self.head, "object": "chat.completion", "choices": told, "usage": usage, "timings": timings}
+
+
+class Choice:
+    """One of the answers, as it comes together."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.texts: dict[str, list[str]] = {"content": [], "reasoning": []}
+        self.words: list[Word] = []  # of the content
+        self.ids: list[int] = []
+        self.calls: dict[int, dict[str, Any]] = {}
+        self.ended: Ended | None = None
+
+    def take(self, event: Said | Called | Ended) -> None:
+        match event:
+            case Said():
+                self.texts[event.kind].append(event.text)
+                self.words += event.words if event.kind == "content" else ()
+                self.ids += [word.id for word in event.words]
+            case Called():
+                call = self.calls.setdefault(event.call, {"id": event.id, "type": "function", "function": {}})
+                function = call["function"]
+                function.setdefault("name", event.name)
+                function["arguments"] = function.get("arguments", "") + event.arguments
+            case Ended():
+                self.ended = event
+
+    def told(self, body: ChatBody) -> dict[str, Any]:
+        assert self.ended is not None
+        content, thought = ("".join(self.texts[kind]) for kind in ("content", "reasoning"))
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": content or (None if self.calls else ""),
+            "refusal": None,
+        }
+        if thought:
+            message |= {"reasoning": thought, "reasoning_content": thought}
+        if self.calls:
+            message["tool_calls"] = [self.calls[at] for at in sorted(self.calls)]
+        told: dict[str, Any] = {"index": self.index, "message": message, "logprobs": None}
+        if body.logprobs:
+            told["logprobs"] = {"content": [logprob(word) for word in self.words], "refusal": None}
+        if body.return_token_ids:
+            told["token_ids"] = self.ids
+        if self.ended.stop is not None:
+            told["stop_reason"] = self.ended.stop
+        return {**told, "finish_reason": self.ended.reason}
+
+
+def _said(event: Said) -> dict[str, str]:
+    if event.kind == "content":
+        return {"content": event.text}
+    return {"reasoning": event.text, "reasoning_content": event.text}  # clients know it by either name
+
+
+def _piece(event: Called) -> dict[str, Any]:
+    piece: dict[str, Any] = {"index": event.call, "function": {"arguments": event.arguments}}
+    if event.id is not None:
+        piece |= {"id": event.id, "type": "function", "function": {"name": event.name, "arguments": event.arguments}}
+    return piece
+
+
+def logprob(word: Word) -> dict[str, Any]:
+    """A token with its log-probability and the likeliest, as OpenAI writes them."""
+    top = [_token(text, value) for _, text, value in word.top]
+    return {**_token(word.text, word.logprob), "top_logprobs": top}
+
+
+def _token(text: bytes, logprob: float | None) -> dict[str, Any]:
+    value = LEAST if logprob is None else max(logprob, LEAST)
+    return {"token": text.decode(errors="replace"), "bytes": list(text), "logprob": value}
+
+
+def router(desk: Desk, strict: bool = False) -> APIRouter:
+    """strict: fields that nobody knows are refused, and not only named in a header."""
+    routes = APIRouter(tags=["OpenAI"])
+
+    @routes.post(PATH)
+    @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)  # as llama.cpp has it, too
+    async def chat_completions(request: Request, body: ChatBody) -> Response:
+        """One or several answers to a conversation, whole or as a stream of chunks."""
+        headers = warning(body.unknown(strict))
+        ask = body.ask()
+        answer = Answer(body, body.model or desk.find().name)
+        if body.stream:
+            return await Stream.begin([desk.answer(ask)], answer, headers)
+        return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
+
+    return routes

@@ -1,0 +1,178 @@
+"""OpenAI's completions: a body becomes an Ask for each prompt, and their events one completion or chunks of it."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
+from lathe.server.desk import Desk
+from lathe.server.refusals import Refusal, Unsupported
+from lathe.server.wires.fields import MOST_TOP, StreamOptions, TokenId, Wished
+from lathe.server.wires.frames import DONE, Stream, frame, gathered
+from lathe.server.wires.head import head, warning
+from lathe.server.wires.messages import Format, formed
+from lathe.server.wires.tally import Tally
+
+PATH = "/v1/completions"
+MOST_PROMPTS = 64
+LENGTH = 16  # tokens of an answer where the body does not say, as OpenAI has it
+
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = str | Ids
+
+
+class CompletionBody(Wished):
+    """The body of a completion. prompt: a text or token ids, or several of either; each is continued n times."""
+
+    prompt: str | Ids | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
+    best_of: int | None = Field(None, ge=1)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
+    response_format: Format | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if several else [self.prompt]  # type: ignore[arg-type,list-item]
+
+    def asks(self) -> list[Ask]:
+        """Raises Misused, Unsupported."""
+        if self.best_of not in (None, self.n or 1):
+            raise Unsupported("best_of", "best_of other than n is not supported.", "All answers are given.")
+        wishes = self.wishes()
+        most = self.longest("max_tokens", "n_predict")
+        wishes["max_new_tokens"] = LENGTH if most is None else None if most == -1 else most
+        if self.logprobs is not None:
+            wishes["logprobs"] = self.logprobs
+            if self.echo:
+                raise Unsupported("logprobs", "logprobs of a prompt that is echoed are not supported.")
+        form, others = self.form(formed(self.response_format)), self.others()
+        return [Ask(prompt, wishes=wishes, form=form, **others) for prompt in self.prompts]
+
+
+class Answer:
+    """Writes one completion, whole or in chunks. echoes: the texts of the prompts, where they come first."""
+
+    def __init__(self, body: CompletionBody, model: str, echoes: Sequence[str]) -> None:
+        self.body, self.options, self.tally = body, body.stream_options or StreamOptions(), Tally()
+        self.head = {**head("cmpl", model), "object": "text_completion"}
+        self.echoes, self.n = echoes, body.n or 1
+        self.offsets: dict[int, Offsets] = {}
+
+    # ------------------------------------------------------------ in chunks
+
+    def frames(self, which: int, event: Event) -> Iterator[str]:
+        self.tally.count(which, event)
+        match event:
+            case Reading() | Begun() if self.body.return_progress:
+                yield self._frame([], prompt_progress=self.tally.progress(event))
+        match event:
+            case Begun() if self.echoes:
+                for index in range(self.n):
+                    yield self._chunk(which * self.n + index, self.echoes[which])
+            case Said():
+                index = which * self.n + event.index
+                yield self._chunk(index, event.text, **self._told(index, event.words))
+            case Ended():
+                more = {"stop_reason": event.stop} if event.stop is not None else {}
+                yield self._chunk(which * self.n + event.index, "", event.reason, **more)
+
+    def last(self) -> Iterator[str]:
+        if self.options.include_usage:
+            yield self._frame([], usage=self.tally.usage(), timings=self.tally.timings())
+        yield DONE
+
+    def failed(self, refusal: Refusal) -> Iterator[str]:
+        yield frame(refusal.body(PATH))
+        yield DONE
+
+    def _chunk(self, index: int, text: str, reason: str | None = None, **more: Any) -> str:
+        logprobs = more.pop("logprobs", None)
+        return self._frame([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}])
+
+    def _frame(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        if self.options.continuous_usage_stats:
+            more.setdefault("usage", self.tally.usage())
+        elif self.options.include_usage:
+            more.setdefault("usage", None)
+        return frame({**self.head, "choices": choices, **more})
+
+    def _told(self, index: int, words: Sequence[Word]) -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if self.body.logprobs is not None:
+            echo = self.echoes[index // self.n] if self.echoes else ""
+            more["logprobs"] = self.offsets.setdefault(index, Offsets(len(echo))).logprobs(words)
+        if self.body.return_token_ids:
+            more["token_ids"] = [word.id for word in words]
+        return more
+
+    # ------------------------------------------------------------ whole
+
+    def whole(self, events: Iterable[tuple[int, Event]]) -> dict[str, Any]:
+        said: dict[int, list[Said]] = {}
+        ended: dict[int, Ended] = {}
+        for which, event in events:
+            self.tally.count(which, event)
+            if isinstance(event, Said):
+                said.setdefault(which * self.n + event.index, []).append(event)
+            elif isinstance(event, Ended):
+                ended[which * self.n + event.index] = event
+        choices = [self._choice(index, said.get(index, []), ended[index]) for index in sorted(ended)]
+        return {**self.head, "choices": choices, "usage": self.tally.usage(), "timings": self.tally.timings()}
+
+    def _choice(self, index: int, said: Sequence[Said], ended: Ended) -> dict[str, Any]:
+        echo = self.echoes[index // self.n] if self.echoes else ""
+        text = echo + "".join(event.text for event in said)
+        more = {"stop_reason": ended.stop} if ended.stop is not None else {}
+        told = self._told(index, [word for event in said for word in event.words])
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": ended.reason, **told, **more}
+
+
+class Offsets:
+    """Where each token of one answer begins in its text, in characters; `begin` for the first."""
+
+    def __init__(self, begin: int) -> None:
+        self.at, self.characters = begin, codecs.getincrementaldecoder("utf-8")("replace")
+
+    def logprobs(self, words: Sequence[Word]) -> dict[str, Any]:
+        """Tokens with their log-probabilities, as OpenAI writes them in completions."""
+        offsets = []
+        for word in words:
+            offsets.append(self.at)
+            self.at += len(self.characters.decode(word.text))
+        return {
+            "tokens": [_text(word.text) for word in words],
+            "token_logprobs": [word.logprob for word in words],
+            "top_logprobs": [{_text(text): value for _, text, value in word.top} for word in words],
+            "text_offset": offsets,
+        }
+
+
+def _text(token: bytes) -> str:
+    return token.decode(errors="replace")
+
+
+def router(desk: Desk, strict: bool = False) -> APIRouter:
+    """strict: fields that nobody knows are refused, and not only named in a header."""
+    routes = APIRouter(tags=["OpenAI"])
+
+    @routes.post(PATH)
+    async def completions(request: Request, body: CompletionBody) -> Response:
+        """Texts that continue prompts, whole or as a stream of chunks."""
+        headers, asks = warning(body.unknown(strict)), body.asks()
+        served = desk.find(body.model)
+        decode = served.tokenizer.decode
+        echoes = [text if isinstance(text, str) else decode(text) for text in body.prompts] if body.echo else ()
+        answer = Answer(body, body.model or served.name, echoes)
+        answers = [desk.answer(ask) for ask in asks]
+        if body.stream:
+            return await Stream.begin(answers, answer, headers)
+        return JSONResponse(answer.whole(await gathered(request, answers)), headers=headers)
+
+    return routes

@@ -1,0 +1,34 @@
+"""OpenAI's list of models: what is served, and the adapters on it, each with the model that it stands on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from lathe.server.desk import Desk, Served
+
+
+def router(desk: Desk) -> APIRouter:
+    routes = APIRouter(tags=["OpenAI"])
+    created = int(time.time())
+
+    @routes.get("/v1/models")
+    @routes.get("/models", include_in_schema=False)  # as llama.cpp has it, too
+    async def models() -> dict[str, Any]:
+        """All models and adapters that a request can name."""
+        return {"object": "list", "data": [_model(served, created) for served in desk.served.values()]}
+
+    @routes.get("/v1/models/{name:path}")
+    @routes.get("/models/{name:path}", include_in_schema=False)
+    async def model(name: str) -> dict[str, Any]:
+        """One of them."""
+        return _model(desk.find(name), created)
+
+    return routes
+
+
+def _model(served: Served, created: int) -> dict[str, Any]:
+    told = {"id": served.name, "object": "model", "created": created, "owned_by": "lathe"}
+    return {**told, "root": served.name, "parent": None, "max_model_len": served.context}

@@ -1,0 +1,283 @@
+"""OpenAI's own client against a running server: every field does what it says, streamed or not, or is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from lathe.llm import LLM
+from lathe.tokenizer import Tokenizer
+
+HELLO = [{"role": "user", "content": "Hello there"}]
+GREEDY = {"messages": HELLO, "temperature": 0, "max_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def client(server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model: Path) -> Tokenizer:
+    return Tokenizer.open(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path) -> LLM:
+    return LLM.load(tiny_model, device="cpu")
+
+
+@pytest.fixture
+def chat(client: openai.OpenAI, model: str):
+    """One completion, asked for twice: whole, and in chunks that must come to the same."""
+
+    def both(**fields) -> ChatCompletion:
+        fields = {"model": model, **GREEDY, **fields}
+        extra = {name: fields.pop(name) for name in list(fields) if name in EXTRAS}
+        whole = client.chat.completions.create(**fields, extra_body=extra)
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        chunks = list(client.chat.completions.create(**fields, **options, extra_body=extra))
+        agree(whole, chunks)
+        return whole
+
+    return both
+
+
+EXTRAS = frozenset(
+    "top_k min_p repetition_penalty repeat_penalty n_predict stop_token_ids ignore_eos min_tokens return_token_ids"
+    " include_stop_str_in_output skip_special_tokens cache_salt priority chat_template_kwargs continue_final_message"
+    " add_generation_prompt structured_outputs guided_regex guided_choice guided_json grammar json_schema".split()
+)
+
+
+def agree(whole: ChatCompletion, chunks: list[ChatCompletionChunk]) -> None:
+    """The chunks are in OpenAI's order, and say what the whole says."""
+    assert len({(chunk.id, chunk.created, chunk.model, chunk.object) for chunk in chunks}) == 1
+    *chunks, last = chunks
+    assert last.choices == [] and last.usage is not None and whole.usage is not None
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    assert last.usage.prompt_tokens == whole.usage.prompt_tokens
+    for choice in whole.choices:
+        own = [made for chunk in chunks for made in chunk.choices if made.index == choice.index]
+        assert own[0].delta.role == "assistant" and not own[0].delta.content
+        assert all(made.delta.role is None for made in own[1:])
+        assert [made.finish_reason for made in own] == [None] * (len(own) - 1) + [choice.finish_reason]
+        assert own[-1].delta.model_dump(exclude_none=True) == {}
+        texts = [made.delta.content for made in own if made.delta.content is not None]
+        assert all(texts) and "".join(texts) == (choice.message.content or "")
+        if choice.logprobs:
+            told = [word for made in own if made.logprobs for word in made.logprobs.content or ()]
+            assert told == choice.logprobs.content
+
+
+def test_the_answer_is_what_the_model_says_alone(chat, alone: LLM) -> None:
+    whole, told = chat(), alone.complete(HELLO, temperature=0, max_new_tokens=12)
+    assert whole.choices[0].message.content == told.text
+    assert whole.choices[0].finish_reason == told.finish_reason
+    assert whole.usage.prompt_tokens == told.usage.prompt_tokens
+    assert whole.usage.completion_tokens == told.usage.completion_tokens
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert whole.object == "chat.completion" and whole.id.startswith("chatcmpl-")
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_an_answer_is_as_long_as_it_may_be(chat, name: str) -> None:
+    whole = chat(**{"max_tokens": openai.omit, name: 5})
+    assert whole.usage.completion_tokens == 5 and whole.choices[0].finish_reason == "length"
+
+
+def test_an_answer_without_a_limit_ends_with_the_context(client: openai.OpenAI, model: str) -> None:
+    whole = client.chat.completions.create(model=model, messages=HELLO, temperature=0, extra_body={"ignore_eos": True})
+    assert whole.usage.total_tokens == 512 and whole.choices[0].finish_reason == "length"
+
+
+def test_seeds_repeat_and_n_answers_are_others(chat) -> None:
+    told = [[c.message.content for c in chat(temperature=1.0, seed=seed, n=3).choices] for seed in (7, 7, 8)]
+    assert told[0] == told[1] and len({*told[0], *told[2]}) > 3
+    assert told[0][1:] != told[0][:2]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(chat, listed: bool) -> None:
+    free = chat().choices[0].message.content
+    stop = free[6:9]
+    held = chat(stop=[stop, "never said"] if listed else stop)
+    assert held.choices[0].message.content == free[: free.index(stop)]
+    assert held.choices[0].finish_reason == "stop" and held.choices[0].model_extra["stop_reason"] == stop
+    kept = chat(stop=stop, include_stop_str_in_output=True)
+    assert kept.choices[0].message.content == free[: free.index(stop) + len(stop)]
+
+
+def test_a_stop_token_ends_the_answer(chat, words: Tokenizer) -> None:
+    free = chat(return_token_ids=True)
+    ids = free.choices[0].model_extra["token_ids"]
+    held = chat(stop_token_ids=[ids[4]])
+    assert held.choices[0].finish_reason == "stop" and held.choices[0].model_extra["stop_reason"] == ids[4]
+    assert held.usage.completion_tokens == ids.index(ids[4]) + 1
+    assert held.choices[0].message.content == words.decode(ids[: ids.index(ids[4])])
+
+
+@pytest.mark.parametrize("top", [None, 0, 3, 20])
+def test_logprobs_are_the_models_own(chat, alone: LLM, top: int | None) -> None:
+    asked = {"logprobs": True} if top is None else {"logprobs": True, "top_logprobs": top}
+    told = chat(**asked).choices[0].logprobs.content
+    own = alone.complete(HELLO, temperature=0, max_new_tokens=12)
+    assert [word.logprob for word in told] == pytest.approx(own.logprobs, abs=1e-4)
+    assert b"".join(bytes(word.bytes) for word in told).decode(errors="replace") == own.text
+    assert all(len(word.top_logprobs) == (top or 0) for word in told)
+    if top:
+        assert all(word.top_logprobs[0].logprob == max(t.logprob for t in word.top_logprobs) for word in told)
+        assert all(word.top_logprobs[0].token == word.token for word in told)  # greedy
+
+
+def test_the_client_has_its_own_ways(client: openai.OpenAI, model: str, server) -> None:
+    raw = client.chat.completions.with_raw_response.create(model=model, **GREEDY)
+    assert raw.status_code == 200 and raw.parse().choices[0].message.content
+
+    async def apart() -> tuple[str, str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as other:
+            whole = await other.chat.completions.create(model=model, **GREEDY)
+            chunks = await other.chat.completions.create(model=model, **GREEDY, stream=True)
+            texts = [chunk.choices[0].delta.content or "" async for chunk in chunks]
+            return whole.choices[0].message.content, "".join(texts)
+
+    whole, streamed = asyncio.run(apart())
+    assert whole == streamed == raw.parse().choices[0].message.content
+    with client.chat.completions.stream(model=model, **GREEDY, stop=whole[-3:]) as stream:
+        assert stream.get_final_completion().choices[0].message.content == whole[: whole.index(whole[-3:])]
+
+
+REFUSALS = {
+    "n": [0, 17, "2", 1.5],
+    "temperature": [-1, "hot", [0]],
+    "top_p": [-0.1, 1.1],
+    "top_k": [-2],
+    "min_p": [2],
+    "seed": ["x", 2**70],
+    "frequency_penalty": [3],
+    "presence_penalty": [-3],
+    "repetition_penalty": [0],
+    "max_tokens": [0, -2, 2**40],
+    "stop": [[""], [""] * 17, 5, [5]],
+    "stop_token_ids": [[-1], ["a"]],
+    "logit_bias": [{"a": 1}, {"5": 101}, [5], {"-1": 1}],
+    "top_logprobs": [21, -1, 5],
+    "stream_options": [{"include_usage": True}],
+    "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}],
+    "response_format": [{"type": "sound"}, {"type": "json_schema"}, 5],
+    "reasoning_effort": ["enormous"],
+    "chat_template_kwargs": [{"messages": []}, {"tokenize": True}, {"bos_token": "x"}, {"chat_template": "x"}],
+    "messages": [[], None, "text", [5], [{}], [{"role": "king", "content": "x"}], [{"role": "user", "content": 5}]],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSALS.items() for value in values])
+def test_what_cannot_be_is_refused_by_name(server, name: str, value) -> None:
+    answer = server.client.post("/v1/chat/completions", json={**GREEDY, name: value})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error" and error["param"].split(".")[0] == name and error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("best_of", 3),
+        ("functions", [{"name": "f"}]),
+        ("audio", {"voice": "alloy"}),
+        ("modalities", ["text", "audio"]),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("web_search_options", {}),
+        ("mirostat", 2),
+        ("suffix", "x"),
+        ("echo", True),
+        ("use_beam_search", True),
+        ("prompt_logprobs", 1),
+        ("chat_template", "{{ 1 }}"),
+        ("tools", [{"type": "web_search"}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]),
+        (
+            "messages",
+            [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}],
+        ),
+    ],
+)
+def test_what_is_not_there_is_refused_as_unsupported(server, name: str, value) -> None:
+    answer = server.client.post("/v1/chat/completions", json={**GREEDY, name: value})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == "unsupported_parameter" and error["param"].split(".")[0] == name
+
+
+def test_what_changes_nothing_is_taken(server) -> None:
+    cosmetic = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "safety_identifier": "x"}
+    neutral = {"best_of": 1, "modalities": ["text"], "functions": None, "suffix": None, "verbosity": "medium"}
+    answer = server.client.post("/v1/chat/completions", json={**GREEDY, **cosmetic, **neutral})
+    assert answer.status_code == 200 and "x-lathe-unknown-fields" not in answer.headers
+
+
+def test_what_nobody_knows_is_told(server) -> None:
+    answer = server.client.post("/v1/chat/completions", json={**GREEDY, "temprature": 0, "größe\n": 1})
+    assert answer.status_code == 200
+    assert json.loads(answer.headers["x-lathe-unknown-fields"]) == ["temprature", "größe\n"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        b"{",
+        b'{"messages": "\xff"}',
+        b"[" * 100_000,
+        b'{"messages":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"messages":[{"role":"user","content":"\\ud800"}]}',
+        b'{"model":"\\ud800","messages":[{"role":"user","content":"a"}]}',
+        b'{"messages":[{"role":"user","content":"a"}],"temperature":NaN}',
+        b'{"messages":[{"role":"user","content":"a"}],"max_tokens":1' + b"0" * 5000 + b"}",
+        b'{"\\ud800":1,"messages":[{"role":"user","content":"a"}]}',
+    ],
+)
+def test_a_body_that_is_none_is_refused(server, body: bytes) -> None:
+    answer = server.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_prompt_too_long_is_told_in_tokens(server) -> None:
+    body = {"messages": [{"role": "user", "content": "word " * 1000}]}
+    for stream in (False, True):
+        answer = server.client.post("/v1/chat/completions", json={**body, "stream": stream})
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["type"] == "exceed_context_size_error"
+        assert error["n_ctx"] == 512 and error["n_prompt_tokens"] > 1000
+
+
+def test_frames_are_as_clients_expect(server) -> None:
+    body = {**GREEDY, "stream": True, "stream_options": {"include_usage": True}}
+    with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.headers["cache-control"] == "no-cache" and answer.headers["x-accel-buffering"] == "no"
+        frames = b"".join(answer.iter_raw()).decode().split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    told = [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+    assert [chunk["usage"] for chunk in told[:-1]] == [None] * (len(told) - 1) and told[-1]["usage"]
+    assert told[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
+
+
+def test_usage_can_be_in_every_chunk(server) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    answer = server.client.post("/v1/chat/completions", json={**GREEDY, "stream": True, "stream_options": options})
+    told = [json.loads(frame[6:])["usage"]["completion_tokens"] for frame in answer.text.split("\n\n")[:-2]]
+    assert told == sorted(told) and told[0] == 0 and told[-1] == 12
