@@ -6,8 +6,10 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 
 from lathe.llm import LLM
+from lathe.model.layout import Layout
 from lathe.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -80,6 +82,20 @@ def test_an_echo_comes_first(complete, words: Tokenizer) -> None:
         assert echoed.text == "Once upon" + plain.text
 
 
+@pytest.mark.parametrize("length", [0, 4])
+def test_an_echo_has_the_logprobs_of_the_prompt(complete, alone: LLM, words: Tokenizer, length: int) -> None:
+    text = "Once upon a time"
+    [choice] = complete(text, echo=True, logprobs=2, max_tokens=length).choices
+    ids = (
+        words.encode(text)
+        + alone.complete(text, raw=True, temperature=0, max_new_tokens=max(length, 1)).tokens[:length]
+    )
+    assert len(choice.logprobs.tokens) == len(ids)
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(alone.score(ids), abs=1e-4)
+    assert all(len(top) == 2 for top in choice.logprobs.top_logprobs[1:])
+
+
 def test_an_answer_has_sixteen_tokens_where_it_is_not_said(complete) -> None:
     assert complete("Once", max_tokens=openai.omit).usage.completion_tokens == 16
 
@@ -94,7 +110,7 @@ def test_logprobs_say_where_in_the_text_each_token_is(complete, alone: LLM, top:
     assert all(len(best) <= top for best in told.top_logprobs)
     assert told.text_offset == sorted(told.text_offset)
     for before, token, at in zip(["", *told.tokens], told.tokens, told.text_offset, strict=False):
-        if "\ufffd" not in before + token:  # what is not yet known to be no character counts with the next token
+        if "bytes:" not in before + token:  # what is not yet known to be no character counts with the next token
             assert choice.text[at:].startswith(token)
 
 
@@ -134,6 +150,35 @@ def test_models_are_told_by_name(client: openai.OpenAI, model: str) -> None:
         client.models.retrieve("nobody/nothing")
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="nobody/nothing", prompt="Once")
+
+
+def test_an_embedding_is_the_mean_of_what_the_decoder_sees(client, model, alone: LLM, words: Tokenizer) -> None:
+    texts = ["Once upon", "A", "The quick brown fox"]
+    told = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=[words.encode(text) for text in texts], encoding_format="float")
+    ids = [words.encode(text) for text in texts]
+    assert told.usage.prompt_tokens == told.usage.total_tokens == sum(map(len, ids))
+    for index, tokens in enumerate(ids):
+        with torch.no_grad():
+            hidden = alone.decoder(torch.tensor(tokens), Layout.of([len(tokens)], torch.device("cpu"))).mean(0)
+        mean = (hidden / hidden.norm()).tolist()
+        assert told.data[index].index == index
+        assert told.data[index].embedding == pytest.approx(mean, abs=1e-5)
+        assert plain.data[index].embedding == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("input", []), ("input", ""), ("input", "word " * 1000), ("dimensions", 3), ("encoding_format", "hex")],
+)
+def test_an_embedding_that_cannot_be_is_refused(server, name: str, value) -> None:
+    answer = server.client.post("/v1/embeddings", json={"input": "A", name: value})
+    assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+def test_many_texts_are_embedded_at_once(client, model) -> None:
+    told = client.embeddings.create(model=model, input=[f"Number {n}" for n in range(400)])
+    assert [item.index for item in told.data] == list(range(400))
 
 
 def post(server, path: str, **body):

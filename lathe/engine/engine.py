@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.engine.constrain import Constraint
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Runner
-from lathe.engine.sampling import Chooser, Sampling, Token, choose
+from lathe.engine.sampling import Chooser, Sampling, Token, choose, reported
 from lathe.engine.scheduler import Part, Scheduler, Sequence
 from lathe.engine.speculate import Drafter, accept
 from lathe.errors import PromptError, UsageError
@@ -152,17 +153,25 @@ class Engine:
         """Scores of every next token of one sequence, without a cache. Returns T V, float32. Raises PromptError."""
         return self.decoder.logits(self._hidden(tokens)).float()
 
-    @torch.inference_mode()
     def score(self, tokens: Iterable[int]) -> list[float]:
         """Natural log-probability of each token after the first, given those before it. Raises PromptError."""
+        return [token.logprob for token in self.judge(tokens) if token.logprob is not None]
+
+    @torch.inference_mode()
+    def judge(self, tokens: Iterable[int], top: int = 0) -> list[Token]:
+        """As `score`, together with the `top` likeliest tokens in the place of each."""
         tokens = list(tokens)
         hidden = self._hidden(tokens)[:-1]
-        targets = torch.tensor(tokens[1:], device=self.device, dtype=torch.int64)
-        scores: list[float] = []
-        for rows, target in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):  # never T V at once
-            logprobs = self.decoder.logits(rows).float().log_softmax(-1)
-            scores += logprobs.gather(-1, target[:, None])[:, 0].tolist()
-        return scores
+        judged: list[Token] = []
+        for rows in hidden.split(self.chunk):  # never T V at once
+            begin = len(judged) + 1
+            judged += reported(self.decoder.logits(rows).float(), tokens[begin : begin + len(rows)], [top] * len(rows))
+        return judged
+
+    @torch.inference_mode()
+    def embed(self, tokens: Iterable[int]) -> list[float]:
+        """The mean of a text's last hidden states, scaled to length 1. Returns D numbers. Raises PromptError."""
+        return F.normalize(self._hidden(tokens).float().mean(0), dim=0).tolist()
 
     def _hidden(self, tokens: Iterable[int]) -> Tensor:
         tokens = list(tokens)

@@ -20,10 +20,16 @@ from starlette.exceptions import HTTPException
 from lathe.errors import LatheError, UsageError
 from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
-from lathe.server.wires import chat, completions, models, tokens
+from lathe.server.wires import chat, completions, embeddings, models, tokens
 
 # Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
-WIRES: tuple[Callable[[Desk], APIRouter], ...] = (chat.router, completions.router, models.router, tokens.router)
+WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    models.router,
+    tokens.router,
+)
 
 
 def application(desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIRES) -> FastAPI:

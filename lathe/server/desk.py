@@ -13,17 +13,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from lathe.errors import LatheError, PromptError
-from lathe.server.ask import Ask, Begun, Event, Reading
+from lathe.server.ask import Ask, Begun, Event, Reading, Word
 from lathe.server.line import Line, Message, heard, told
 from lathe.server.refusals import Broken, Full, Overflow, Unknown, Unready
 from lathe.server.telling import Telling
 from lathe.tokenizer import Tokenizer
 
 T = TypeVar("T")
-Inbox = asyncio.Queue[tuple[Any, ...]]  # (id, "begun" | "read" | "tokens" | "ended" | "refused", what of it)
+Inbox = asyncio.Queue[tuple[Any, ...]]  # (id, "begun" | "read" | "tokens" | "ended" | "refused" | "done", what of it)
 READERS = 4  # prompts that are rendered and tokenized at once
 
 
@@ -56,8 +56,8 @@ class Served:
                 for kind in ("read", "begun", "tokens", "ended"):
                     for id, *rest in made.get(kind, ()):
                         self._post(id, kind, *rest)
-            case ["refused", id, error]:
-                self._post(id, "refused", error)
+            case ["refused" | "done" as kind, id, value]:
+                self._post(id, kind, value)
             case ["ready", facts]:
                 self._introduction = asyncio.ensure_future(self._introduce(facts))
             case ["failed", error]:
@@ -72,7 +72,8 @@ class Served:
     async def _introduce(self, facts: Mapping[str, Any]) -> None:
         place, style, ours = facts["words"]
         self.tokenizer = await asyncio.to_thread(_words, Path(place), style, ours)
-        self.context, self.vocab, self.seats = facts["context"], facts["vocab"], facts["seats"]
+        self.context, self.vocab, self.width = facts["context"], facts["vocab"], facts["width"]
+        self.seats = facts["seats"]
         self.defaults, self.stops, self.about = facts["defaults"], facts["stops"], facts["about"]
         self.ready.set()
 
@@ -89,6 +90,21 @@ class Served:
         self.inboxes[id] = inbox
         self.line.send("ask", id, request)
         return id
+
+    async def reading(self, word: Literal["embed", "judge"], tokens: Sequence[int], *more: Any) -> Any:
+        """What the engine's method of that name says of tokens. Raises what it raises."""
+        id, told = next(self._ids), False
+        inbox: Inbox = asyncio.Queue()
+        self.inboxes[id] = inbox
+        self.line.send(word, id, list(tokens), *more)
+        try:
+            _, kind, value = await inbox.get()
+            told = True
+        finally:
+            self.drop(id, cancel=not told)
+        if kind == "refused":
+            raise heard(value)
+        return value
 
     def drop(self, id: int, cancel: bool) -> None:
         del self.inboxes[id]
@@ -189,6 +205,34 @@ class Desk:
             served.held -= ask.n
             for id, telling in tellings.items():
                 served.drop(id, cancel=not telling.ended)
+
+    async def embed(self, prompt: str | Sequence[int], model: str | None = None) -> tuple[int, list[float]]:
+        """How many tokens a text has, and its embedding. Raises what `answer` raises."""
+        _, tokens, embedding = await self._reading("embed", prompt, model)
+        return len(tokens), embedding
+
+    async def judge(self, prompt: str | Sequence[int], model: str | None = None, top: int = 0) -> list[Word]:
+        """The tokens of a text with their log-probabilities, the first one's excepted. Raises what `answer` raises."""
+        served, tokens, judged = await self._reading("judge", prompt, model, top)
+        spelt = served.tokenizer.spelling
+        words = [Word(tokens[0], spelt(tokens[0]))]
+        for token, logprob, likely in judged:
+            words.append(Word(token, spelt(token), logprob, tuple((id, spelt(id), value) for id, value in likely)))
+        return words
+
+    async def _reading(
+        self, word: Literal["embed", "judge"], prompt: str | Sequence[int], model: str | None, *more: int
+    ) -> tuple[Served, list[int], Any]:
+        served = self.find(model)
+        self._admit(served, 1)
+        served.held += 1
+        try:
+            tokens, _ = await self._in_thread(self.read, served, Ask(prompt))
+            if len(tokens) > served.context:
+                raise Overflow(len(tokens), served.context)
+            return served, tokens, await served.reading(word, tokens, *more)
+        finally:
+            served.held -= 1
 
     def _admit(self, served: Served, count: int) -> None:
         """Raises Full where there is no room for so many answers more. Comes before any work for them."""

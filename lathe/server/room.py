@@ -20,6 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def _introduced(loaded: Loaded) -> dict[str, Any]:
         "stops": sorted(loaded.stops),
         "context": loaded.engine.context,
         "vocab": loaded.engine.decoder.spec.vocab,
+        "width": loaded.engine.decoder.spec.width,
         "seats": loaded.engine.scheduler.seats,
         "about": dict(loaded.about),
     }
@@ -84,11 +86,12 @@ class Room:
         self.loaded, self.engine, self.pipe = loaded, loaded.engine, pipe
         self.open: dict[int, Sequence] = {}
         self.told: dict[int, int] = {}  # of the open ones: how many tokens of the prompt, or of the answer, were told
+        self.readings: dict[int, Callable[[], Any]] = {}  # texts to be read for themselves, in the order they came
 
     def run(self) -> None:
         """Until the line ends, or asks to stop."""
         while True:
-            patience = 0 if self.engine.busy else None
+            patience = 0 if self.engine.busy or self.readings else None
             while self.pipe.poll(patience):
                 word, *rest = json.loads(self.pipe.recv_bytes())
                 if word == "stop":
@@ -96,20 +99,32 @@ class Room:
                 self._take(word, *rest)
                 patience = 0  # whatever it was, a step follows: it takes back what a cancelled one held
             _send(self.pipe, "made", self._step())
+            for id in list(self.readings)[:1]:  # one between two steps, so that nobody waits for more
+                self._safely(id, self._read, id)
 
     def _take(self, word: str, id: int, *rest: Any) -> None:
-        """One message. An error is the answer to it."""
+        """One message."""
+        match word:
+            case "ask":
+                self._safely(id, self._ask, id, **rest[0])
+            case "embed" | "judge":
+                self.readings[id] = partial(getattr(self.engine, word), *rest)
+            case "cancel":
+                self.readings.pop(id, None)
+                if sequence := self.open.pop(id, None):
+                    self.engine.cancel(sequence)
+
+    def _safely(self, id: int, do: Callable[..., None], *arguments: Any, **named: Any) -> None:
+        """Do something for one request. An error is the answer to it."""
         try:
-            match word:
-                case "ask":
-                    self._ask(id, **rest[0])
-                case "cancel":
-                    if sequence := self.open.pop(id, None):
-                        self.engine.cancel(sequence)
+            do(*arguments, **named)
         except LatheError as error:
             _send(self.pipe, "refused", id, told(error))
         except Exception:
             self._broken(id)
+
+    def _read(self, id: int) -> None:
+        _send(self.pipe, "done", id, self.readings.pop(id)())
 
     def _ask(self, id: int, prompt: list[int], wishes: dict[str, Any], stops: list[int]) -> None:
         sampling = Sampling(**{**self.loaded.defaults, **wishes})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -13,7 +14,7 @@ from pydantic import Field
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
 from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal, Unsupported
-from lathe.server.wires.fields import MOST_TOP, StreamOptions, TokenId, Wished
+from lathe.server.wires.fields import MOST_TOP, StreamOptions, Text, Wished, several
 from lathe.server.wires.frames import DONE, Stream, frame, gathered
 from lathe.server.wires.head import head, warning
 from lathe.server.wires.messages import Format, formed
@@ -23,59 +24,72 @@ PATH = "/v1/completions"
 MOST_PROMPTS = 64
 LENGTH = 16  # tokens of an answer where the body does not say, as OpenAI has it
 
-Ids = Annotated[list[TokenId], Field(min_length=1)]
-Prompt = str | Ids
-
 
 class CompletionBody(Wished):
     """The body of a completion. prompt: a text or token ids, or several of either; each is continued n times."""
 
-    prompt: str | Ids | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
     best_of: int | None = Field(None, ge=1)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
     response_format: Format | None = None
-
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
-        return list(self.prompt) if several else [self.prompt]  # type: ignore[arg-type,list-item]
 
     def asks(self) -> list[Ask]:
         """Raises Misused, Unsupported."""
         if self.best_of not in (None, self.n or 1):
             raise Unsupported("best_of", "best_of other than n is not supported.", "All answers are given.")
         wishes = self.wishes()
-        most = self.longest("max_tokens", "n_predict")
+        most = self.longest("max_tokens", "n_predict", least=0 if self.echo else 1)
         wishes["max_new_tokens"] = LENGTH if most is None else None if most == -1 else most
         if self.logprobs is not None:
             wishes["logprobs"] = self.logprobs
-            if self.echo:
-                raise Unsupported("logprobs", "logprobs of a prompt that is echoed are not supported.")
         form, others = self.form(formed(self.response_format)), self.others()
-        return [Ask(prompt, wishes=wishes, form=form, **others) for prompt in self.prompts]
+        return [Ask(prompt, wishes=wishes, form=form, **others) for prompt in several(self.prompt)]
+
+
+class Echo(Said):
+    """The prompt, said before what continues it."""
+
+
+async def echoed(desk: Desk, ask: Ask) -> AsyncIterator[Event]:
+    """What the desk answers, with the prompt said first; and nothing else where the answer is to have no tokens."""
+    prompt = cast("Text", ask.prompt)
+    decode = desk.find(ask.model).tokenizer.decode
+    text = prompt if isinstance(prompt, str) else decode(prompt)
+    top = ask.wishes.get("logprobs")
+    if ask.wishes["max_new_tokens"] == 0:
+        words = await desk.judge(prompt, ask.model, top or 0)
+        yield Begun(len(words))
+        for index in range(ask.n):
+            yield Echo(index, text, words=tuple(words))
+            yield Ended(index, "length", 0)
+        return
+    words = [] if top is None else await desk.judge(prompt, ask.model, top)
+    async with aclosing(desk.answer(ask)) as answer:
+        async for event in answer:
+            yield event
+            if isinstance(event, Begun):
+                for index in range(ask.n):
+                    yield Echo(index, text, words=tuple(words))
 
 
 class Answer:
-    """Writes one completion, whole or in chunks. echoes: the texts of the prompts, where they come first."""
+    """Writes one completion, whole or in chunks."""
 
-    def __init__(self, body: CompletionBody, model: str, echoes: Sequence[str]) -> None:
+    def __init__(self, body: CompletionBody, model: str) -> None:
         self.body, self.options, self.tally = body, body.stream_options or StreamOptions(), Tally()
         self.head = {**head("cmpl", model), "object": "text_completion"}
-        self.echoes, self.n = echoes, body.n or 1
+        self.n = body.n or 1
         self.offsets: dict[int, Offsets] = {}
 
     # ------------------------------------------------------------ in chunks
 
     def frames(self, which: int, event: Event) -> Iterator[str]:
-        self.tally.count(which, event)
+        self._count(which, event)
         match event:
             case Reading() | Begun() if self.body.return_progress:
                 yield self._frame([], prompt_progress=self.tally.progress(event))
         match event:
-            case Begun() if self.echoes:
-                for index in range(self.n):
-                    yield self._chunk(which * self.n + index, self.echoes[which])
             case Said():
                 index = which * self.n + event.index
                 yield self._chunk(index, event.text, **self._told(index, event.words))
@@ -92,6 +106,10 @@ class Answer:
         yield frame(refusal.body(PATH))
         yield DONE
 
+    def _count(self, which: int, event: Event) -> None:
+        if not isinstance(event, Echo):
+            self.tally.count(which, event)
+
     def _chunk(self, index: int, text: str, reason: str | None = None, **more: Any) -> str:
         logprobs = more.pop("logprobs", None)
         return self._frame([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}])
@@ -106,8 +124,7 @@ class Answer:
     def _told(self, index: int, words: Sequence[Word]) -> dict[str, Any]:
         more: dict[str, Any] = {}
         if self.body.logprobs is not None:
-            echo = self.echoes[index // self.n] if self.echoes else ""
-            more["logprobs"] = self.offsets.setdefault(index, Offsets(len(echo))).logprobs(words)
+            more["logprobs"] = self.offsets.setdefault(index, Offsets()).logprobs(words)
         if self.body.return_token_ids:
             more["token_ids"] = [word.id for word in words]
         return more
@@ -118,7 +135,7 @@ class Answer:
         said: dict[int, list[Said]] = {}
         ended: dict[int, Ended] = {}
         for which, event in events:
-            self.tally.count(which, event)
+            self._count(which, event)
             if isinstance(event, Said):
                 said.setdefault(which * self.n + event.index, []).append(event)
             elif isinstance(event, Ended):
@@ -127,18 +144,17 @@ class Answer:
         return {**self.head, "choices": choices, "usage": self.tally.usage(), "timings": self.tally.timings()}
 
     def _choice(self, index: int, said: Sequence[Said], ended: Ended) -> dict[str, Any]:
-        echo = self.echoes[index // self.n] if self.echoes else ""
-        text = echo + "".join(event.text for event in said)
+        text = "".join(event.text for event in said)
         more = {"stop_reason": ended.stop} if ended.stop is not None else {}
         told = self._told(index, [word for event in said for word in event.words])
         return {"index": index, "text": text, "logprobs": None, "finish_reason": ended.reason, **told, **more}
 
 
 class Offsets:
-    """Where each token of one answer begins in its text, in characters; `begin` for the first."""
+    """Where each token of one answer begins in its text, in characters."""
 
-    def __init__(self, begin: int) -> None:
-        self.at, self.characters = begin, codecs.getincrementaldecoder("utf-8")("replace")
+    def __init__(self) -> None:
+        self.at, self.characters = 0, codecs.getincrementaldecoder("utf-8")("replace")
 
     def logprobs(self, words: Sequence[Word]) -> dict[str, Any]:
         """Tokens with their log-probabilities, as OpenAI writes them in completions."""
@@ -155,7 +171,11 @@ class Offsets:
 
 
 def _text(token: bytes) -> str:
-    return token.decode(errors="replace")
+    """A token as OpenAI writes it here: where it is no whole characters, as bytes:\\xe2\\x80."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
 def router(desk: Desk, strict: bool = False) -> APIRouter:
@@ -167,10 +187,8 @@ def router(desk: Desk, strict: bool = False) -> APIRouter:
         """Texts that continue prompts, whole or as a stream of chunks."""
         headers, asks = warning(body.unknown(strict)), body.asks()
         served = desk.find(body.model)
-        decode = served.tokenizer.decode
-        echoes = [text if isinstance(text, str) else decode(text) for text in body.prompts] if body.echo else ()
-        answer = Answer(body, body.model or served.name, echoes)
-        answers = [desk.answer(ask) for ask in asks]
+        answer = Answer(body, body.model or served.name)
+        answers = [echoed(desk, ask) if body.echo else desk.answer(ask) for ask in asks]
         if body.stream:
             return await Stream.begin(answers, answer, headers)
         return JSONResponse(answer.whole(await gathered(request, answers)), headers=headers)

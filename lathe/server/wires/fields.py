@@ -87,17 +87,44 @@ class StructuredOutputs(BaseModel):
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+Text = str | Ids
 
 
-class Wished(BaseModel):
+def several(texts: Text | list[Text]) -> list[Text]:
+    """One or several texts or lists of ids as a list of them."""
+    if isinstance(texts, list) and not isinstance(texts[0], int):
+        return texts
+    return [texts]
+
+
+class Body(BaseModel):
+    """What every body has in common: a model's name, and fields that nobody knows."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = Field(None, max_length=1024)
+
+    def unknown(self, strict: bool) -> list[str]:
+        """The names of fields that nobody knows. Raises Misused for one that cannot be done, or, if strict, any."""
+        extra = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        for name, value in extra.items():
+            if name in REFUSED and value not in REFUSED[name]:
+                raise Unsupported(name, f"{name} is not supported.", fix="Leave it out.")
+        unknown = [name for name in extra if name not in REFUSED and name not in COSMETIC]
+        if unknown and strict:
+            near = did_you_mean(unknown[0], type(self).model_fields)
+            found = f'"{unknown[0]}" is not a field of this request.'
+            raise Misused(unknown[0], found, fix=near or "Leave it out.")
+        return unknown
+
+
+class Wished(Body):
     """What chat completions and completions have in common.
 
     Beside OpenAI's names stand vLLM's for what OpenAI does not have, and llama.cpp's for what it calls otherwise.
     """
 
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    model: str | None = Field(None, max_length=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
@@ -133,19 +160,6 @@ class Wished(BaseModel):
     json_schema: dict[str, Any] | None = None
     grammar: str | None = None
 
-    def unknown(self, strict: bool) -> list[str]:
-        """The names of fields that nobody knows. Raises Misused for one that cannot be done, or, if strict, any."""
-        extra = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
-        for name, value in extra.items():
-            if name in REFUSED and value not in REFUSED[name]:
-                raise Unsupported(name, f"{name} is not supported.", fix="Leave it out.")
-        unknown = [name for name in extra if name not in REFUSED and name not in COSMETIC]
-        if unknown and strict:
-            near = did_you_mean(unknown[0], type(self).model_fields)
-            found = f'"{unknown[0]}" is not a field of this request.'
-            raise Misused(unknown[0], found, fix=near or "Leave it out.")
-        return unknown
-
     def wishes(self) -> dict[str, Any]:
         """Fields of `engine.Sampling`, those that are named. Raises Misused."""
         if self.stream_options is not None and not self.stream:
@@ -157,10 +171,10 @@ class Wished(BaseModel):
         wishes["logit_bias"] = self._biases()
         return {name: wish for name, wish in wishes.items() if wish is not None}
 
-    def longest(self, *names: str) -> int | None:
+    def longest(self, *names: str, least: int = 1) -> int | None:
         """The most tokens of an answer: the field that is there; -1 for as many as there is room for, None unsaid."""
         most = self.one_of(*names)
-        if most == 0:
+        if most == 0 < least:
             raise Misused(self._told(names)[0], "An answer of 0 tokens is asked for.", "It must be 1 or more.")
         return most
 

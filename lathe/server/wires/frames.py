@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -18,6 +18,8 @@ from starlette.types import Receive, Scope, Send
 from lathe.errors import LatheError
 from lathe.server.ask import Event
 from lathe.server.refusals import Gone, Refusal
+
+T = TypeVar("T")
 
 PING = 15.0  # seconds without a word after which a client is told that it has not been forgotten
 AHEAD = 64  # events that wait for a slow client before its request does
@@ -43,15 +45,15 @@ def frame(body: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-class Together:
+class Together(Generic[T]):
     """The events of several requests, in the order in which they come. `close` it: that ends what still goes on."""
 
-    def __init__(self, answers: Sequence[AsyncIterator[Event]]) -> None:
-        self._coming: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue(AHEAD)
+    def __init__(self, answers: Sequence[AsyncIterator[T]]) -> None:
+        self._coming: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(AHEAD)
         self._tasks = [asyncio.create_task(self._read(which, answer)) for which, answer in enumerate(answers)]
         self._going = len(self._tasks)
 
-    async def _read(self, which: int, answer: AsyncIterator[Event]) -> None:
+    async def _read(self, which: int, answer: AsyncIterator[T]) -> None:
         try:
             async for event in answer:
                 await self._coming.put((which, event))
@@ -68,7 +70,7 @@ class Together:
             pass
         await self._coming.put(Gone("The client has gone."))
 
-    async def next(self, seconds: float | None = None) -> tuple[int, Event] | None:
+    async def next(self, seconds: float | None = None) -> tuple[int, T] | None:
         """The next event and the number of its request; None if none came in `seconds`.
 
         Raises what a request raises, and StopAsyncIteration when all have ended.
@@ -94,10 +96,9 @@ class Together:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def gathered(request: Request, answers: Sequence[AsyncIterator[Event]]) -> list[tuple[int, Event]]:
+async def gathered(request: Request, answers: Sequence[AsyncIterator[T]]) -> list[tuple[int, T]]:
     """All events of several requests. Raises what is wrong with one of them, and Gone where the client is."""
-    events: list[tuple[int, Event]] = []
-    coming = Together(answers)
+    coming, events = Together(answers), list[tuple[int, T]]()
     coming.watch(request)
     try:
         while True:
@@ -113,7 +114,12 @@ class Stream(StreamingResponse):
     """The events of several requests as frames. Make one by `begin`."""
 
     def __init__(
-        self, coming: Together, first: tuple[int, Event] | None, writer: Writer, headers: Mapping[str, str], ping: float
+        self,
+        coming: Together[Event],
+        first: tuple[int, Event] | None,
+        writer: Writer,
+        headers: Mapping[str, str],
+        ping: float,
     ) -> None:
         self._coming = coming
         written = _written(coming, first, writer, ping)
@@ -145,7 +151,9 @@ class Stream(StreamingResponse):
             await self._coming.close()
 
 
-async def _written(coming: Together, news: tuple[int, Event] | None, writer: Writer, ping: float) -> AsyncIterator[str]:
+async def _written(
+    coming: Together[Event], news: tuple[int, Event] | None, writer: Writer, ping: float
+) -> AsyncIterator[str]:
     try:
         while True:
             for text in [": ping\n\n"] if news is None else writer.frames(*news):

@@ -1,0 +1,66 @@
+"""OpenAI's embeddings: each text becomes the mean of the model's last hidden states, scaled to length 1."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from lathe.server.desk import Desk
+from lathe.server.refusals import Unsupported
+from lathe.server.wires.fields import Body, Text, several
+from lathe.server.wires.frames import gathered
+from lathe.server.wires.head import warning
+
+PATH = "/v1/embeddings"
+MOST_TEXTS = 2048
+AT_ONCE = 8  # texts of one request that wait for the engine at a time
+
+
+class EmbeddingBody(Body):
+    """The body of an embedding. input: a text or token ids, or several of either."""
+
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+
+
+def router(desk: Desk, strict: bool = False) -> APIRouter:
+    """strict: fields that nobody knows are refused, and not only named in a header."""
+    routes = APIRouter(tags=["OpenAI"])
+
+    @routes.post(PATH)
+    @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)
+    async def embeddings(request: Request, body: EmbeddingBody) -> Response:
+        """An embedding for each text."""
+        headers, served = warning(body.unknown(strict)), desk.find(body.model)
+
+        if body.dimensions not in (None, served.width):
+            found = f"The model's embeddings have {served.width} dimensions, and no fewer are made."
+            raise Unsupported("dimensions", found, fix="Leave it out.")
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def one(text: Text) -> AsyncIterator[tuple[int, list[float]]]:
+            async with turns:
+                yield await desk.embed(text, body.model)
+
+        embedded = sorted(await gathered(request, [one(text) for text in several(body.input)]))
+        written = _base64 if body.encoding_format == "base64" else list
+        data = [{"object": "embedding", "index": at, "embedding": written(numbers)} for at, (_, numbers) in embedded]
+        tokens = sum(count for _, (count, _) in embedded)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        model = body.model or served.name
+        return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage}, headers=headers)
+
+    return routes
+
+
+def _base64(numbers: list[float]) -> str:
+    """The numbers as little-endian float32."""
+    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
