@@ -157,6 +157,54 @@ def test_the_client_has_its_own_ways(client: openai.OpenAI, model: str, server) 
         assert stream.get_final_completion().choices[0].message.content == whole[: whole.index(whole[-3:])]
 
 
+def test_biases_rule_tokens_out_and_in(chat, words: Tokenizer) -> None:
+    first = chat(return_token_ids=True).choices[0].model_extra["token_ids"][0]
+    for bias, same in ((-100, False), (0, True), (100, True)):
+        told = chat(logit_bias={str(first): bias}, return_token_ids=True, max_tokens=4).choices[0]
+        assert (told.model_extra["token_ids"][0] == first) is same
+    other = words.encode("the", special=False)[0]
+    assert chat(logit_bias={str(other): 100}, return_token_ids=True).choices[0].model_extra["token_ids"] == [other] * 12
+
+
+def test_penalties_keep_tokens_from_coming_again(chat) -> None:
+    for name, value in (("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 1e6)):
+        told = chat(**{name: value}, max_tokens=40, return_token_ids=True).choices[0].model_extra["token_ids"]
+        free = chat(max_tokens=40, return_token_ids=True).choices[0].model_extra["token_ids"]
+        assert len(set(told)) >= len(set(free)) and told != free
+
+
+def test_the_least_of_an_answer_comes_before_its_end(chat, words: Tokenizer) -> None:
+    end = words.id("<|im_end|>")
+    biased = {"logit_bias": {str(end): 100}}
+    assert chat(**biased).usage.completion_tokens == 1
+    told = chat(**biased, min_tokens=5)
+    assert told.usage.completion_tokens == 6 and told.choices[0].finish_reason == "stop"
+    assert chat(**biased, ignore_eos=True).choices[0].finish_reason == "length"
+    shown = chat(**biased, ignore_eos=True, skip_special_tokens=False, max_tokens=2)
+    assert shown.choices[0].message.content == "<|im_end|>" * 2
+
+
+def test_few_candidates_leave_the_best(chat) -> None:
+    best = chat().choices[0].message.content
+    for name, value in (("top_k", 1), ("top_p", 0), ("min_p", 1)):
+        assert chat(temperature=1.5, **{name: value}).choices[0].message.content == best
+
+
+def test_a_last_message_goes_on(chat, alone: LLM) -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "I am"}]
+    told = chat(messages=begun, continue_final_message=True, add_generation_prompt=False)
+    text = "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\nI am"
+    ids = alone.tokenizer.encode(text, special=False)
+    own = alone.complete(ids, temperature=0, max_new_tokens=12)
+    assert (told.choices[0].message.content, told.usage.prompt_tokens) == (own.text, len(ids))
+
+
+def test_parts_of_a_content_are_lines(chat) -> None:
+    parts = [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}]
+    told, plain = (chat(messages=[{"role": "user", "content": text}]) for text in (parts, "Hello\nthere"))
+    assert told.choices == plain.choices and told.usage == plain.usage
+
+
 REFUSALS = {
     "n": [0, 17, "2", 1.5],
     "temperature": [-1, "hot", [0]],

@@ -188,12 +188,12 @@ class Wished(Body):
     def _told(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if getattr(self, name) is not None]
 
-    def _biases(self) -> dict[int, float] | None:
-        biases: dict[int, float] = {}
+    def _biases(self) -> list[tuple[int, float]] | None:
+        biases: list[tuple[int, float]] = []
         for token, bias in (self.logit_bias or {}).items():
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise Misused("logit_bias", "A key of logit_bias is no token id.", "Ids are whole numbers.")
-            biases[int(token)] = bias
+            biases.append((int(token), bias))
         return biases or None
 
     def stops(self) -> tuple[str, ...]:
