@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Said, Word
-from lathe.server.desk import Desk
+from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Misused, Refusal
 from lathe.server.wires.fields import MOST_TOP, StreamOptions, Wished
 from lathe.server.wires.frames import DONE, Stream, frame, gathered
@@ -59,9 +59,9 @@ class ChatBody(Wished, Conversation):
 class Answer:
     """Writes one chat completion, whole or in chunks."""
 
-    def __init__(self, body: ChatBody, model: str) -> None:
+    def __init__(self, body: ChatBody, served: Served) -> None:
         self.body, self.options, self.tally = body, body.stream_options or StreamOptions(), Tally()
-        self.head = head("chatcmpl", model)
+        self.head = head("chatcmpl", body.model, served)
         self.begun = False
 
     # ------------------------------------------------------------ in chunks
@@ -206,7 +206,7 @@ def router(desk: Desk, strict: bool = False) -> APIRouter:
         """One or several answers to a conversation, whole or as a stream of chunks."""
         headers = warning(body.unknown(strict))
         ask = body.ask()
-        answer = Answer(body, body.model or desk.find().name)
+        answer = Answer(body, desk.find(body.model))
         if body.stream:
             return await Stream.begin([desk.answer(ask)], answer, headers)
         return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)

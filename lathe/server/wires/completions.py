@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
-from lathe.server.desk import Desk
+from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Refusal, Unsupported
 from lathe.server.wires.fields import MOST_TOP, StreamOptions, Text, Wished, several
 from lathe.server.wires.frames import DONE, Stream, frame, gathered
@@ -76,9 +76,9 @@ async def echoed(desk: Desk, ask: Ask) -> AsyncIterator[Event]:
 class Answer:
     """Writes one completion, whole or in chunks."""
 
-    def __init__(self, body: CompletionBody, model: str) -> None:
+    def __init__(self, body: CompletionBody, served: Served) -> None:
         self.body, self.options, self.tally = body, body.stream_options or StreamOptions(), Tally()
-        self.head = {**head("cmpl", model), "object": "text_completion"}
+        self.head = {**head("cmpl", body.model, served), "object": "text_completion"}
         self.n = body.n or 1
         self.offsets: dict[int, Offsets] = {}
 
@@ -187,7 +187,7 @@ def router(desk: Desk, strict: bool = False) -> APIRouter:
         """Texts that continue prompts, whole or as a stream of chunks."""
         headers, asks = warning(body.unknown(strict)), body.asks()
         served = desk.find(body.model)
-        answer = Answer(body, body.model or served.name)
+        answer = Answer(body, served)
         answers = [echoed(desk, ask) if body.echo else desk.answer(ask) for ask in asks]
         if body.stream:
             return await Stream.begin(answers, answer, headers)

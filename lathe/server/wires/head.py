@@ -8,18 +8,19 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from lathe import __version__
+from lathe.server.desk import Served
 
 UNKNOWN = "X-Lathe-Unknown-Fields"
 
 
-def head(kind: str, model: str) -> dict[str, Any]:
-    """kind: what the id begins with, as "chatcmpl"."""
+def head(kind: str, model: str | None, served: Served) -> dict[str, Any]:
+    """kind: what the id begins with, as "chatcmpl". model: its name, as the client has it."""
+    about = served.about
     return {
         "id": f"{kind}-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": f"build-lathe-{__version__}",
+        "model": model or served.name,
+        "system_fingerprint": f"build-lathe-{about['dtype']}-{about['device']}",  # the same seed gives the same there
     }
 
 
