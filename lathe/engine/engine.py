@@ -18,6 +18,7 @@ from lathe.engine.speculate import Drafter, accept
 from lathe.errors import PromptError, UsageError
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
+from lathe.model.rope import frequencies
 
 
 class Engine:
@@ -51,7 +52,8 @@ class Engine:
         self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype, places=places)
         self.scheduler = Scheduler(self.pages, chunk, seats, ahead=drafter.count if drafter else 0)
         self.runner, self.drafter = Runner(decoder, self.pages), drafter
-        self.arrivals = count()
+        self.arrivals, self.state = count(), _state(decoder)
+        self.ropes = {rope for layer in spec.layers if (rope := layer.mixer.rope) and rope.scaling}
         if drafter:
             drafter.attach(self.pages, len(shapes), spec.vocab)
 
@@ -85,10 +87,15 @@ class Engine:
             raise UsageError(f'There is no adapter called "{adapter}".')
         room = self.context - len(tokens)
         extent = len(tokens) + min(sampling.max_new_tokens or room, room)
+        if not self.busy and self.state != (state := _state(self.decoder)):
+            self.pages.forget()
+            self.state = state
         stops = frozenset(stops)
         chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device, constraint, stops)
+        angles = [tuple(frequencies(rope, extent).tolist()) for rope in self.ropes]  # some go by how long it may become
+        names = [self.scheduler.names.root(adapter, salt, *angles)]
         rank = (priority, next(self.arrivals))
-        sequence = Sequence(tokens, extent, stops, chooser, adapter, salt, rank)
+        sequence = Sequence(tokens, extent, stops, chooser, names, adapter, rank)
         self.scheduler.add(sequence)
         return sequence
 
@@ -107,12 +114,13 @@ class Engine:
         due = [part for part in parts if part.ends]
         made = self._chosen(self.runner.scores(hidden, parts), due) if due else []
         for sequence, length, _ in parts:  # only now, so that a step that was interrupted can be taken again
-            sequence.cached += length
+            self.scheduler.advance(sequence, length)
         came = []
         for (sequence, _, draft), tokens in zip(due, made, strict=True):
-            sequence.cached += len(tokens) - 1  # the slots of guesses that fell are written anew by what comes there
-            sequence.drafted = min(max(sequence.drafted, draft.cached), sequence.cached)
             came += [(sequence, token) for token in sequence.extend(tokens)]
+            # The slots of guesses that fell are written anew by what comes there.
+            self.scheduler.advance(sequence, len(tokens) - 1)
+            sequence.drafted = min(max(sequence.drafted, draft.cached), sequence.cached)
             if sequence.finish:
                 self.scheduler.remove(sequence)
         return came
@@ -188,3 +196,10 @@ class Engine:
         for token in (min(tokens), max(tokens)):
             if not 0 <= token < vocab:
                 raise PromptError(f"Token {token} is not in the vocabulary.", f"Ids run from 0 to {vocab - 1}.")
+
+
+def _state(decoder: Decoder) -> list[object]:
+    """What changes when somebody changes the decoder's numbers, or which of its adapters count."""
+    tensors = (*decoder.parameters(), *decoder.buffers())
+    versions = [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+    return [versions, [getattr(module, "active", None) for module in decoder.modules()]]

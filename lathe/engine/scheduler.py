@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from lathe.engine.names import Names
 from lathe.engine.pages import Lease, Pages
 from lathe.engine.sampling import Chooser, Token
 from lathe.errors import LatheError
@@ -27,11 +28,11 @@ class Sequence:
 
     tokens: the prompt's and what was generated since. prompt: how many are the prompt's.
     extent: how long it may become. stops: tokens that end it.
-    adapter: whose name it asked for. salt: only requests of the same salt share what was read.
-    rank: its priority, lower goes first, and its number in the order of arrival.
+    names: what its keys and values depend on beside its tokens, and after it the names of the pages that it fills.
+    adapter: the one that counts for it. rank: its priority, lower goes first, and its number in the order of arrival.
     made: what was generated, with its log-probabilities; a token that stopped it is the last.
     cached: how many of the tokens have their keys and values in the pool, in the slots of `lease`.
-    reused: how many of the prompt's had them there already, from another request.
+    furthest: the most that `cached` ever was. reused: how many of the prompt's were there from another request.
     drafted: for how many of them a draft model has its own there too.
     proposed, accepted: tokens that were guessed ahead so far, and those of them that proved right.
     finish: why it ended; None while it has not.
@@ -42,12 +43,13 @@ class Sequence:
     extent: int
     stops: frozenset[int]
     chooser: Chooser
+    names: list[bytes]
     adapter: str | None = None
-    salt: str = ""
     rank: tuple[int, int] = (0, 0)
     prompt: int = field(init=False)
     made: list[Token] = field(default_factory=list)
     cached: int = 0
+    furthest: int = 0
     reused: int = 0
     drafted: int = 0
     proposed: int = 0
@@ -70,6 +72,11 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that must pass through the model before it says the next."""
         return len(self.tokens) - self.cached
+
+    @property
+    def reusable(self) -> int:
+        """How many of the tokens may be taken over from another request: what follows the last must be said."""
+        return len(self.tokens) - 1
 
     def extend(self, tokens: Iterable[Token]) -> list[Token]:
         """Add what was generated, up to the token that ends the sequence. Returns what was added."""
@@ -138,6 +145,7 @@ class Scheduler:
 
     def __init__(self, pages: Pages, chunk: int, seats: int, ahead: int = 0) -> None:
         self.pages, self.chunk, self.seats, self.ahead = pages, chunk, seats, ahead
+        self.names = Names(pages.size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
@@ -146,7 +154,10 @@ class Scheduler:
         insort(self.waiting, sequence, key=_rank)
 
     def pick(self) -> list[Part]:
-        """The parts of the next pass: who already generates goes before who still reads, then by rank."""
+        """The parts of the next pass: who already generates goes before who still reads, then by rank.
+
+        Who would read what another reads in this pass or a later one waits for it.
+        """
         for sequence in [sequence for sequence in (*self.running, *self.waiting) if sequence.finish]:  # cancelled
             self.remove(sequence)
         for sequence in list(self.running):
@@ -154,11 +165,20 @@ class Scheduler:
                 self._preempt(self.running[-1])
         while self.waiting and self._admit(self.waiting[0]):
             pass
-        lengths, left = {}, self.chunk
+        lengths: dict[Sequence, int] = {}
+        left, coming = self.chunk, set[bytes]()
         for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
-            lengths[sequence] = min(sequence.pending, left)
-            left -= lengths[sequence]
-        return [Part(sequence, lengths[sequence]) for sequence in self.running if lengths[sequence]]
+            if left and (sequence.pending == 1 or self._reads(sequence, coming)):
+                lengths[sequence] = min(sequence.pending, left)
+                left -= lengths[sequence]
+        return [Part(sequence, lengths[sequence]) for sequence in self.running if sequence in lengths]
+
+    def advance(self, sequence: Sequence, count: int) -> None:
+        """`count` more of a sequence's tokens are cached; pages that are full now are known from now on."""
+        before, sequence.cached = sequence.cached, min(sequence.cached + count, len(sequence.tokens))
+        sequence.furthest = max(sequence.furthest, sequence.cached)
+        if before // self.pages.size < sequence.cached // self.pages.size:
+            self.pages.keep(sequence.lease, self._names(sequence, sequence.cached), before // self.pages.size)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands, and its pages back."""
@@ -166,6 +186,8 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+        names = self._names(sequence, sequence.cached)
+        self.pages.keep(sequence.lease, names, drafted=sequence.drafted // self.pages.size)
         self.pages.give_back(sequence.lease)
         sequence.cached = sequence.drafted = 0
 
@@ -181,7 +203,33 @@ class Scheduler:
 
     def _room(self, sequence: Sequence) -> bool:
         need = min(len(sequence.tokens) + self.ahead, sequence.extent)
-        return self.pages.reserve(sequence.lease, need, sequence.extent)
+        if sequence.lease.pages:
+            return self.pages.reserve(sequence.lease, need, sequence.extent)
+        found = self.pages.begin(sequence.lease, self._names(sequence, sequence.reusable), need, sequence.extent)
+        if found is not None:
+            self._take_over(sequence, found[0])
+            sequence.drafted = found[1] * self.pages.size
+        return found is not None
+
+    def _reads(self, sequence: Sequence, coming: set[bytes]) -> bool:
+        """Whether a sequence is to read in this pass. coming: names of the pages that those before it will fill."""
+        names, size = self._names(sequence, sequence.reusable), self.pages.size
+        self._take_over(sequence, self.pages.fill(sequence.lease, names, sequence.cached // size))
+        if coming.intersection(names[sequence.cached // size :][:1]):
+            return False
+        coming.update(self._names(sequence, len(sequence.tokens))[sequence.cached // size :])
+        return True
+
+    def _take_over(self, sequence: Sequence, pages: int) -> None:
+        """The first pages of a sequence are filled with what others computed."""
+        cached = max(sequence.cached, pages * self.pages.size)
+        sequence.reused += max(min(cached, sequence.prompt) - sequence.furthest, 0)
+        sequence.furthest, sequence.cached = max(sequence.furthest, cached), cached
+
+    def _names(self, sequence: Sequence, tokens: int) -> list[bytes]:
+        """The names of the pages that the first `tokens` of a sequence fill."""
+        self.names.extend(sequence.names, sequence.tokens)
+        return sequence.names[1 : 1 + tokens // self.pages.size]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.remove(sequence)
