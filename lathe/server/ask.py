@@ -33,10 +33,14 @@ class ToolChoice:
 
 @dataclass(frozen=True)
 class Form:
-    """What the answer's text must be. json: any JSON object. schema, regex, lark: as `source` says."""
+    """What the answer's text must be. json: any JSON object. schema, regex, lark: as `source` says.
+
+    field: the client's word for it, where it is refused.
+    """
 
     kind: Literal["json", "schema", "regex", "lark"]
     source: str | Mapping[str, Any] = ""
+    field: str = "response_format"
 
 
 @dataclass(frozen=True)

@@ -212,14 +212,13 @@ def escaped(text: str) -> str:
 
 def as_json(text: str) -> str:
     """A JSON or Python literal as JSON; any other text as a JSON string."""
-    value: Any = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text.replace("\n", "\\n") if read is ast.literal_eval else text)
-            break
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):  # a literal that JSON has no form for
-        return json.dumps(text, ensure_ascii=False)
+        json.loads(text, parse_constant=float.fromhex)  # NaN and its like are no JSON
+        return text
+    except (ValueError, RecursionError):
+        pass
+    value: Any = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    try:
+        return json.dumps(ast.literal_eval(text.replace("\n", "\\n")), ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return json.dumps(value, ensure_ascii=False)
