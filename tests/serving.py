@@ -126,7 +126,7 @@ def in_process(model: Path, *wires: Any, **options: Any) -> Iterator[TestClient]
     told = Options(str(model), device="cpu", **options)
     thread = threading.Thread(target=occupy, args=(theirs, lambda: load(told, model)), daemon=True)
     thread.start()
-    desk = Desk({"tiny": Line(mine, thread)})
+    desk = Desk({"tiny": Line(mine, thread)}, told.max_queue, told.strict, told.any_model_name)
     with TestClient(application(desk, *([wires] if wires else [])), raise_server_exceptions=False) as client:
         client.desk = desk  # type: ignore[attr-defined]
         while client.get("/health").status_code == 503:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from serving import in_process, serving, tiny
 
 from lathe.llm import LLM
 from lathe.tokenizer import Tokenizer
@@ -278,6 +282,46 @@ def test_what_nobody_knows_is_told(server) -> None:
     answer = server.client.post("/v1/chat/completions", json={**GREEDY, "temprature": 0, "größe\n": 1})
     assert answer.status_code == 200
     assert json.loads(answer.headers["x-lathe-unknown-fields"]) == ["temprature", "größe\n"]
+
+
+def test_a_strict_server_refuses_what_it_does_not_know(tiny_model: Path) -> None:
+    with in_process(tiny_model, strict=True, any_model_name=True, max_queue=0, max_seqs=2) as client:
+        refused = client.post("/v1/chat/completions", json={**GREEDY, "temprature": 0})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "temprature"
+        assert 'Did you mean "temperature"?' in refused.json()["error"]["message"]
+        taken = client.post("/v1/chat/completions", json={**GREEDY, "model": "gpt-4.1", "user": "me"})
+        assert taken.status_code == 200 and taken.json()["model"] == "gpt-4.1"
+        full = client.post("/v1/chat/completions", json={**GREEDY, "n": 3})
+        assert full.status_code == 429 and full.headers["retry-after"] == "1"
+
+
+def test_the_client_comes_again_when_the_server_is_full(tiny_model: Path) -> None:
+    """Of eight at once two are taken; the others are told to wait, and the client does."""
+    with serving(tiny_model, "--max-queue", "0", "--max-seqs", "2") as server:
+
+        async def many() -> list[ChatCompletion]:
+            async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=20) as client:
+                asked = {"model": "model", **GREEDY, "max_tokens": 64}
+                return await asyncio.gather(*(client.chat.completions.create(**asked) for _ in range(8)))
+
+        told = asyncio.run(many())
+        assert len({whole.choices[0].message.content for whole in told}) == 1
+
+
+def test_a_client_that_goes_away_ends_its_answer(tmp_path: Path) -> None:
+    """Whole or streamed: the one seat is free again at once, and not after the minutes that the answer would take."""
+    with serving(tiny(tmp_path, max_position_embeddings=1 << 16), "--max-queue", "0", "--max-seqs", "1") as server:
+        endless = {"messages": HELLO, "ignore_eos": True}
+        brief = {"prompt": "A", "max_tokens": 1}
+        for stream in (False, True):
+            with suppress(httpx2.TimeoutException):
+                body = {**endless, "stream": stream}
+                with server.client.stream("POST", "/v1/chat/completions", json=body, timeout=0.5) as answer:
+                    next(answer.iter_raw())
+                    assert server.client.post("/v1/completions", json=brief).status_code == 429
+            until = time.monotonic() + 20
+            while server.client.post("/v1/completions", json=brief).status_code != 200:
+                assert time.monotonic() < until
 
 
 @pytest.mark.parametrize(

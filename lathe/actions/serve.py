@@ -31,6 +31,10 @@ class Options:
     """The port to listen on; 0 for any that is free."""
     served_model_name: str | None = None
     """What clients call the model. By default its repo id, or the name of its folder or file."""
+    any_model_name: bool = False
+    """Answer for this model whatever a request calls it, as clients with a name of their own built in need it."""
+    strict: bool = False
+    """Refuse requests with fields that nobody knows, which are otherwise named in the answer's header."""
     max_queue: int = 256
     """How many answers may wait their turn; further requests get 429, and are told when to come again."""
     max_seqs: int = 64
@@ -73,7 +77,12 @@ def run(options: Options) -> int:
         from lathe.server.desk import Desk
 
         bound = listen(options.host, options.port)
-        desk = Desk({options.served_model_name or named(options.model): line}, options.max_queue)
+        desk = Desk(
+            {options.served_model_name or named(options.model): line},
+            options.max_queue,
+            options.strict,
+            options.any_model_name,
+        )
         port = bound.getsockname()[1]
         return serve(desk, bound, drain=options.drain, ready=lambda: greet(desk.find(), options.host, port))
     except Broken as error:

@@ -125,14 +125,18 @@ class Desk:
     Args:
         lines: the models' lines, by name; the first is asked where an Ask names none.
         queue: how many answers may wait for a seat in an engine; None for any number.
+        strict: wires refuse fields that they do not know, where they otherwise only say so.
+        any_name: a model that is not there stands for the first.
 
     Attributes:
         draining: it takes no more.
     """
 
-    def __init__(self, lines: Mapping[str, Line], queue: int | None = 256) -> None:
+    def __init__(
+        self, lines: Mapping[str, Line], queue: int | None = 256, strict: bool = False, any_name: bool = False
+    ) -> None:
         self.served = {name: Served(name, line) for name, line in lines.items()}
-        self.queue, self.draining = queue, False
+        self.queue, self.strict, self.any_name, self.draining = queue, strict, any_name, False
         self._readers = ThreadPoolExecutor(READERS)
 
     def open(self) -> None:
@@ -170,6 +174,8 @@ class Desk:
     def find(self, name: str | None = None) -> Served:
         """A model that is ready. Raises Unknown, Unready, Broken."""
         if name is not None and name not in self.served:
+            if self.any_name:
+                return self.find()
             raise Unknown(f"There is no model {name!r} here.", "", "GET /v1/models lists those that there are.")
         served = self.served[name or next(iter(self.served))]
         if self.draining:

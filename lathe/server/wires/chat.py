@@ -196,15 +196,14 @@ def _token(text: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": text.decode(errors="replace"), "bytes": list(text), "logprob": value}
 
 
-def router(desk: Desk, strict: bool = False) -> APIRouter:
-    """strict: fields that nobody knows are refused, and not only named in a header."""
+def router(desk: Desk) -> APIRouter:
     routes = APIRouter(tags=["OpenAI"])
 
     @routes.post(PATH)
     @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)  # as llama.cpp has it, too
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         """One or several answers to a conversation, whole or as a stream of chunks."""
-        headers = warning(body.unknown(strict))
+        headers = warning(body.unknown(desk.strict))
         ask = body.ask()
         answer = Answer(body, desk.find(body.model))
         if body.stream:

@@ -178,14 +178,13 @@ def _text(token: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
-def router(desk: Desk, strict: bool = False) -> APIRouter:
-    """strict: fields that nobody knows are refused, and not only named in a header."""
+def router(desk: Desk) -> APIRouter:
     routes = APIRouter(tags=["OpenAI"])
 
     @routes.post(PATH)
     async def completions(request: Request, body: CompletionBody) -> Response:
         """Texts that continue prompts, whole or as a stream of chunks."""
-        headers, asks = warning(body.unknown(strict)), body.asks()
+        headers, asks = warning(body.unknown(desk.strict)), body.asks()
         served = desk.find(body.model)
         answer = Answer(body, served)
         answers = [echoed(desk, ask) if body.echo else desk.answer(ask) for ask in asks]

@@ -31,15 +31,14 @@ class EmbeddingBody(Body):
     dimensions: int | None = Field(None, ge=1)
 
 
-def router(desk: Desk, strict: bool = False) -> APIRouter:
-    """strict: fields that nobody knows are refused, and not only named in a header."""
+def router(desk: Desk) -> APIRouter:
     routes = APIRouter(tags=["OpenAI"])
 
     @routes.post(PATH)
     @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)
     async def embeddings(request: Request, body: EmbeddingBody) -> Response:
         """An embedding for each text."""
-        headers, served = warning(body.unknown(strict)), desk.find(body.model)
+        headers, served = warning(body.unknown(desk.strict)), desk.find(body.model)
 
         if body.dimensions not in (None, served.width):
             found = f"The model's embeddings have {served.width} dimensions, and no fewer are made."
