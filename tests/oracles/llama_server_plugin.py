@@ -1,4 +1,4 @@
-"""A plugin for llama.cpp's own server tests: what they would download is not there, and nothing is started to fetch it."""
+"""A plugin for llama.cpp's own server tests: some are left out, with a reason, and nothing is started to download."""
 
 from __future__ import annotations
 
