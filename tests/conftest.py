@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def server(tiny_model: Path):
 
     with serving(tiny_model) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window. While it is there, a loop of asyncio runs, and tests cannot run another."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"there is no Chromium on this machine, under any of the names {', '.join(names)}")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

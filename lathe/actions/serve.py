@@ -113,8 +113,14 @@ def load(options: Options, place: Path) -> Loaded:
     )
     engine = Engine(llm.decoder, seats=options.max_seqs)
     defaults = {**llm.defaults, "logprobs": None, "max_new_tokens": llm.generation.get("max_new_tokens")}
-    weight = next(llm.decoder.parameters())
-    about = {"dtype": str(weight.dtype).removeprefix("torch."), "device": str(weight.device)}
+    weight, *others = llm.decoder.parameters()
+    about = {
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+        "family": llm.config.get("model_type") or llm.config["architectures"][0].removesuffix("ForCausalLM").lower(),
+        "parameters": sum(one.numel() for one in (weight, *others)),
+        "bytes": sum(one.numel() * one.element_size() for one in (weight, *others)),
+    }
     return Loaded(engine, llm.tokenizer, defaults, llm.stops, about)
 
 

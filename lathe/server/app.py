@@ -18,16 +18,19 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lathe.errors import LatheError, UsageError
+from lathe.server import page
 from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
-from lathe.server.wires import chat, completions, embeddings, models, tokens
+from lathe.server.wires import chat, completions, embeddings, litgpt, models, ollama, tokens
 
 # Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
 WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
     chat.router,
     completions.router,
     embeddings.router,
+    litgpt.router,
     models.router,
+    ollama.router,
     tokens.router,
 )
 
@@ -44,6 +47,7 @@ def application(desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIR
     app = FastAPI(title="Lathe", lifespan=lifespan, docs_url=None, redoc_url=None)
     for wire in wires:
         app.include_router(wire(desk))
+    app.include_router(page.router())
 
     @app.get("/health")
     def health() -> JSONResponse:

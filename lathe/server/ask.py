@@ -59,6 +59,7 @@ class Ask:
     think: whether the model is to reason first, where its template can say so; None as the template does by itself.
     words: further variables of the template. continues: the last message is begun, and goes on.
     opens: whether the template's opening of the assistant's turn is added.
+    room: how many tokens the prompt and an answer may be together; None for as many as the context holds.
     salt: requests share cached prefixes only with those of the same salt.
     priority: lower goes first.
     """
@@ -79,6 +80,7 @@ class Ask:
     words: Mapping[str, Any] = field(default_factory=dict)
     continues: bool = False
     opens: bool = True
+    room: int | None = None
     salt: str = ""
     priority: int = 0
 

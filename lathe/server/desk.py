@@ -198,11 +198,13 @@ class Desk:
         tellings: dict[int, Telling] = {}
         try:
             prompt, continued = await self._in_thread(self.read, served, ask)
-            if len(prompt) >= served.context:
-                raise Overflow(len(prompt), served.context)
+            context = min(served.context, ask.room or served.context)
+            if len(prompt) >= context:
+                raise Overflow(len(prompt), context)
+            most = {} if ask.room is None else _most(ask, served, context - len(prompt))
             stops = [*([] if ask.ignore_eos else served.stops), *ask.stop_tokens]
             for index in range(ask.n):
-                id = served.ask(inbox, prompt=prompt, wishes=_wishes(ask, index), stops=stops)
+                id = served.ask(inbox, prompt=prompt, wishes={**_wishes(ask, index), **most}, stops=stops)
                 after, ends = (prompt, ()) if continued else ((), served.tokenizer.stops)
                 tellings[id] = Telling(ask, index, served.tokenizer, after, ends, frozenset(stops))
             async for event in _events(inbox, tellings):
@@ -275,6 +277,12 @@ class Desk:
 def _wishes(ask: Ask, index: int) -> dict[str, Any]:
     seed = ask.wishes.get("seed")
     return dict(ask.wishes) if seed is None else {**ask.wishes, "seed": seed + index}
+
+
+def _most(ask: Ask, served: Served, left: int) -> dict[str, int]:
+    """The longest answer that was asked for and that the Ask's own room allows."""
+    told = ask.wishes.get("max_new_tokens", served.defaults.get("max_new_tokens"))
+    return {"max_new_tokens": min(told or left, left)}
 
 
 async def _events(inbox: Inbox, tellings: Mapping[int, Telling]) -> AsyncIterator[Event]:

@@ -8,10 +8,10 @@ import { FAILED, STOPPED, WRITING } from "./talk.js";
 /** How much was written and how fast, in one line: "128 tokens · 21.3 tokens/s · first after 0.4 s". */
 export function speed(answer) {
   const parts = [];
-  const tokens = answer.usage ? answer.usage.completion_tokens : answer.pieces || 0;
+  const tokens = answer.usage?.completion_tokens || 0;
   const [first, rest] = answer.seconds || [0, 0];
   if (tokens) parts.push(`${tokens.toLocaleString("en")} token${tokens === 1 ? "" : "s"}`);
-  if (tokens > 1 && rest > 0) parts.push(`${rate((tokens - 1) / rest)} tokens/s`);
+  if (tokens > 1 && rest > 0.1) parts.push(`${rate((tokens - 1) / rest)} tokens/s`);
   if (first) parts.push(`first after ${first < 10 ? first.toFixed(2) : first.toFixed(0)} s`);
   return parts.join(" · ");
 }
@@ -70,7 +70,7 @@ export function view(answer, at, count, acts, { named }) {
     trouble.hidden = answer.state !== FAILED;
     trouble.textContent = answer.error || "";
     const why = { length: "cut off at the limit", [STOPPED]: "stopped" }[answer.state === STOPPED ? STOPPED : answer.reason];
-    const reading = writing && !answer.pieces && answer.reading?.processed < answer.reading?.total;
+    const reading = writing && answer.reading?.processed < answer.reading?.total;
     const progress = reading && `reading ${answer.reading.processed.toLocaleString("en")} of ${answer.reading.total.toLocaleString("en")} tokens`;
     stats.textContent = [progress || speed(answer), !writing && why].filter(Boolean).join(" · ");
     if (finished === writing) return;

@@ -28,10 +28,10 @@ function answer(turn, lane, from = null) {
 /** Streams one answer into its place; whatever happens, it ends in a state that can be kept. */
 async function write(owner, turn, lane, made, further) {
   const controller = new AbortController(), began = performance.now();
-  const before = { tokens: (further && made.usage?.completion_tokens) || 0, seconds: (further && made.seconds) || null };
+  const before = further && made.usage && made.seconds ? { tokens: made.usage.completion_tokens, seconds: made.seconds } : { tokens: 0, seconds: null };
   let first = 0;
   running.set(made, { controller, talk: owner });
-  Object.assign(made, { state: WRITING, error: null, reason: null, pieces: before.tokens, reading: null });
+  Object.assign(made, { state: WRITING, error: null, reason: null, reading: null });
   const refresh = paced(() => { views.get(made)?.update(); follow(); });
   try {
     const prompt = messages(owner, turn, lane);
@@ -39,20 +39,18 @@ async function write(owner, turn, lane, made, further) {
     if (further) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
     for await (const chunk of complete(body, controller.signal)) {
       if (chunk.prompt_progress) made.reading = chunk.prompt_progress;
-      if (take(made, chunk)) {
+      if (take(made, chunk, before.tokens)) {
         first ||= performance.now();
-        made.pieces++;
+        made.reading = null;
         made.seconds = [before.seconds?.[0] ?? (first - began) / 1000, (before.seconds?.[1] || 0) + (performance.now() - first) / 1000];
       }
       refresh();
     }
-    if (further && made.usage) made.usage = { prompt_tokens: made.usage.prompt_tokens - before.tokens, completion_tokens: made.usage.completion_tokens + before.tokens };
     made.state = DONE;
   } catch (error) {
     if (error.name === "AbortError") made.state = STOPPED;
     else await failed(made, error);
   }
-  delete made.pieces;
   delete made.reading;
   running.delete(made);
   keep(owner);

@@ -98,9 +98,9 @@ export function said(answer) {
   return message;
 }
 
-/** Folds one chunk of a streamed chat completion into an answer. Returns whether anything was said. */
-export function take(answer, chunk) {
-  if (chunk.usage) answer.usage = chunk.usage;
+/** Folds one chunk of a streamed chat completion into an answer. before: tokens of it that were made before. Returns whether anything was said. */
+export function take(answer, chunk, before = 0) {
+  if (chunk.usage) answer.usage = { prompt_tokens: chunk.usage.prompt_tokens - before, completion_tokens: chunk.usage.completion_tokens + before };
   const [choice] = chunk.choices || [];
   if (!choice) return false;
   if (choice.finish_reason) answer.reason = choice.finish_reason;

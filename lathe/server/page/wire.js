@@ -36,7 +36,7 @@ export async function models() {
 
 /** The chunks of a chat completion as they come. Aborting `signal` ends it, on the server too. */
 export async function* complete(body, signal) {
-  const more = { stream: true, stream_options: { include_usage: true }, return_progress: true };
+  const more = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true }, return_progress: true };
   const response = await call("v1/chat/completions", { body: { ...body, ...more }, signal });
   try {
     for await (const data of frames(response.body)) {

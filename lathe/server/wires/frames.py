@@ -24,6 +24,7 @@ T = TypeVar("T")
 PING = 15.0  # seconds without a word after which a client is told that it has not been forgotten
 AHEAD = 64  # events that wait for a slow client before its request does
 DONE = "data: [DONE]\n\n"
+EVENTS, LINES = "text/event-stream", "application/x-ndjson"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -120,10 +121,12 @@ class Stream(StreamingResponse):
         writer: Writer,
         headers: Mapping[str, str],
         ping: float,
+        media: str = EVENTS,
     ) -> None:
         self._coming = coming
-        written = _written(coming, first, writer, ping)
-        super().__init__(written, media_type="text/event-stream", headers={**HEADERS, **headers})
+        alive = ": ping\n\n" if media == EVENTS else "\n"
+        written = _written(coming, first, writer, ping, alive)
+        super().__init__(written, media_type=media, headers={**HEADERS, **headers})
 
     @classmethod
     async def begin(
@@ -132,6 +135,7 @@ class Stream(StreamingResponse):
         writer: Writer,
         headers: Mapping[str, str] = MappingProxyType({}),
         ping: float = PING,
+        media: str = EVENTS,
     ) -> Stream:
         """A stream whose first event has come, so that what is wrong with a request is raised and has its own status.
 
@@ -139,7 +143,7 @@ class Stream(StreamingResponse):
         """
         coming = Together(answers)
         try:
-            return cls(coming, await coming.next(ping), writer, headers, ping)
+            return cls(coming, await coming.next(ping), writer, headers, ping, media)
         except BaseException:
             await coming.close()
             raise
@@ -152,11 +156,11 @@ class Stream(StreamingResponse):
 
 
 async def _written(
-    coming: Together[Event], news: tuple[int, Event] | None, writer: Writer, ping: float
+    coming: Together[Event], news: tuple[int, Event] | None, writer: Writer, ping: float, alive: str
 ) -> AsyncIterator[str]:
     try:
         while True:
-            for text in [": ping\n\n"] if news is None else writer.frames(*news):
+            for text in [alive] if news is None else writer.frames(*news):
                 yield text
             try:
                 news = await coming.next(ping)

@@ -18,7 +18,7 @@ def router(desk: Desk) -> APIRouter:
     @routes.get("/models", include_in_schema=False)  # as llama.cpp has it, too
     async def models() -> dict[str, Any]:
         """All models and adapters that a request can name."""
-        return {"object": "list", "data": [_model(served, created) for served in desk.served.values()]}
+        return {"object": "list", "data": [_model(desk.find(name), created) for name in desk.served]}
 
     @routes.get("/v1/models/{name:path}")
     @routes.get("/models/{name:path}", include_in_schema=False)

@@ -1,0 +1,80 @@
+"""What is served becomes Ollama's lists and descriptions of models; knows no request."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from hashlib import sha256
+from typing import Any
+
+from lathe.server.desk import Desk, Served
+
+NEVER = "9999-12-31T23:59:59Z"  # when a model is unloaded
+
+
+def now() -> str:
+    """RFC 3339, in UTC."""
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def resolved(desk: Desk, name: str) -> str:
+    """A name as it is here: Ollama's clients add a tag where there is none."""
+    return name if name in desk.served else name.removesuffix(":latest")
+
+
+def listed(served: Served, since: str) -> dict[str, Any]:
+    """One of /api/tags. since: when the server was started, for a model is not modified while it is served."""
+    return {**_named(served), "modified_at": since}
+
+
+def running(served: Served) -> dict[str, Any]:
+    """One of /api/ps."""
+    size = served.about.get("bytes", 0)
+    apart = 0 if served.about.get("device") == "cpu" else size
+    return {**_named(served), "expires_at": NEVER, "size_vram": apart, "context_length": served.context}
+
+
+def shown(served: Served, since: str) -> dict[str, Any]:
+    """/api/show."""
+    family = served.about.get("family", "")
+    defaults = {name: value for name, value in served.defaults.items() if value is not None}
+    return {
+        "modelfile": f"FROM {served.name}\n",
+        "parameters": "\n".join(f"{name} {value}" for name, value in defaults.items()),
+        "details": details(served),
+        "model_info": {
+            "general.architecture": family,
+            "general.basename": served.name,
+            "general.parameter_count": served.about.get("parameters", 0),
+            f"{family}.context_length": served.context,
+            f"{family}.vocab_size": served.vocab,
+        },
+        "capabilities": ["completion"],
+        "modified_at": since,
+    }
+
+
+def details(served: Served) -> dict[str, Any]:
+    family = served.about.get("family", "")
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": family,
+        "families": [family],
+        "parameter_size": _size(served.about.get("parameters", 0)),
+        "quantization_level": str(served.about.get("dtype", "")).upper(),
+    }
+
+
+def _named(served: Served) -> dict[str, Any]:
+    digest = sha256(served.name.encode()).hexdigest()  # clients compare it; the weights' own would take long to make
+    size = served.about.get("bytes", 0)
+    return {"name": served.name, "model": served.name, "size": size, "digest": digest, "details": details(served)}
+
+
+def _size(parameters: int) -> str:
+    """As Ollama writes it: 7.6B, 135M, 260K."""
+    for least, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if parameters >= least:
+            value = parameters / least
+            return f"{value:.1f}{unit}" if value < 100 else f"{value:.0f}{unit}"
+    return str(parameters)
