@@ -46,7 +46,8 @@ class Calls:
         harmony: messages of a channel of their own (GPT-OSS).
     name, arguments: the keys of a JSON call; no name: the object's only key is the name.
     several: whether one turn may hold more than one call.
-    told: whether the template tells the model of its tools; if not, somebody else must.
+    told: whether the template tells the model of its tools; if not, somebody else must. shown: whether it writes
+        earlier calls and their results.
     """
 
     form: Form
@@ -62,6 +63,7 @@ class Calls:
     quote: str = ""
     several: bool = True
     told: bool = True
+    shown: bool = True
 
     def marks(self) -> str:
         """Everything that is written around names and arguments, in one text."""
@@ -81,12 +83,14 @@ class History:
     objects: the arguments of a call are an object, not JSON text.
     blank: a message of calls has an empty text, not none.
     ids: what the ids of calls must be; "short" is nine letters and digits, "place" is functions.NAME:0.
+    system: it takes a system message.
     """
 
     thoughts: str | None = None
     objects: bool = True
     blank: bool = False
     ids: Literal["any", "short", "place"] = "any"
+    system: bool = True
 
 
 @dataclass(frozen=True)

@@ -49,16 +49,15 @@ def learn(render: Render, source: str, *, ends: Collection[str] = (), marks: Col
         marks: all tokens that are found in a text as they are spelt.
     """
     probe = _Probe(render, tuple(end for end in ends if end))
-    found = Turns(history=History(thoughts=probe.key()))
+    thoughts, system = probe.key(), probe.system()
     switch, prompts = probe.prompts()
     reasoning = _reasoning(probe, prompts, source, marks)
     if "<|channel|>" in source and "<|message|>" in source:
-        objects = replace(found.history, thoughts=found.history.thoughts or "thinking")
-        return Turns(None, Calls("harmony", several=False), None, objects)
+        return Turns(None, Calls("harmony", several=False), None, History(thoughts or "thinking", system=system))
     calls, history = _calls(probe, reasoning)
     if calls is None:
         calls = _hinted(probe, source)
-    return Turns(reasoning, calls, switch, replace(history, thoughts=found.history.thoughts))
+    return Turns(reasoning, calls, switch, replace(history, thoughts=thoughts, system=system))
 
 
 # ---------------------------------------------------------------- rendering
@@ -72,9 +71,9 @@ class _Probe:
     ends: tuple[str, ...]
 
     def tail(self, *answers: Mapping[str, Any], opens: bool = False, **more: Any) -> str | None:
-        text = self.whole(*answers, add_generation_prompt=opens, **more)
+        text = self.written([_USER, *answers], add_generation_prompt=opens, **more)
         if text is None and "tools" not in more:  # a template for tools alone
-            text = self.whole(*answers, add_generation_prompt=opens, tools=_TOOLS, **more)
+            text = self.written([_USER, *answers], add_generation_prompt=opens, tools=_TOOLS, **more)
         if text is None:
             return None
         return text.rpartition(_QUESTION)[2] if _QUESTION in text else None
@@ -89,6 +88,11 @@ class _Probe:
                 return key
         return None
 
+    def system(self) -> bool:
+        """Whether the template writes a system message."""
+        led = self.written([{"role": "system", "content": _SAID}, _USER])
+        return _SAID in (led or "") or self.written([_USER]) is None
+
     def prompts(self) -> tuple[str | None, list[str]]:
         """The variable that turns reasoning on and off, and how an answer may be opened."""
         plain, switch = self.tail(opens=True), None
@@ -100,13 +104,14 @@ class _Probe:
             found += [text for text in both if text is not None and text not in found]
         if switch is None:  # it may be said to the model in words
             for name in _SWITCHES:
-                if len({self.whole(**{name: on}) for on in (True, False)}) > 1:
+                if len({self.written([_USER], **{name: on}) for on in (True, False)}) > 1:
                     return name, found
         return switch, found
 
-    def whole(self, *answers: Mapping[str, Any], **more: Any) -> str | None:
+    def written(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> str | None:
+        """What the template writes; None where it refuses."""
         try:
-            return self.render([_USER, *answers], **more)
+            return self.render(messages, **more)
         except TokenizerError:
             return None
 
@@ -202,7 +207,7 @@ def _calls(probe: _Probe, reasoning: Reasoning | None) -> tuple[Calls | None, Hi
 
 
 def _told(probe: _Probe) -> bool:
-    return NAMES[0] in (probe.whole(tools=_TOOLS) or "")
+    return NAMES[0] in (probe.written([_USER], tools=_TOOLS) or "")
 
 
 def _body(text: str, probe: _Probe, reasoning: Reasoning | None) -> str:
@@ -249,5 +254,5 @@ def _hinted(probe: _Probe, source: str) -> Calls:
     if not hint or hint[0][0] + "/" + hint[0][1:] in source:
         mark = hint[0] if hint else "<tool_call>"
         before, after = mark + '\n{"name": "', "}\n" + mark[0] + "/" + mark[1:]
-        return Calls("json", "", before, '", "arguments": ', after, "\n", told=told)
-    return Calls("json", hint[0] + "[", '{"name": "', '", "arguments": ', "}", ", ", "]", told=told)
+        return Calls("json", "", before, '", "arguments": ', after, "\n", told=told, shown=False)
+    return Calls("json", hint[0] + "[", '{"name": "', '", "arguments": ', "}", ", ", "]", told=told, shown=False)

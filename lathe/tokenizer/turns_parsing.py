@@ -19,10 +19,11 @@ from lathe.tokenizer.turns_reading import Reader, Reading
 
 @dataclass(frozen=True)
 class Text:
-    """More of what the answer says."""
+    """More of what the answer says. start: where it stands in the text that was pushed, in characters."""
 
     kind: Literal["content", "reasoning"]
     text: str
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Parser:
         merged: list[Delta] = []
         for delta in out:
             last = merged[-1] if merged else None
-            if isinstance(delta, Text) and isinstance(last, Text) and last.kind == delta.kind:
-                merged[-1] = Text(delta.kind, last.text + delta.text)
+            if isinstance(delta, Text) and isinstance(last, Text) and _joined(last, delta):
+                merged[-1] = Text(delta.kind, last.text + delta.text, last.start)
             elif isinstance(delta, Call) and isinstance(last, Call) and last.index == delta.index:
                 merged[-1] = Call(last.index, last.id, last.name, last.arguments + delta.arguments)
             else:
@@ -125,7 +126,7 @@ class Parser:
                 return
             self._fresh = False
         if said:
-            self._out.append(Text(self._kind, said))
+            self._out.append(Text(self._kind, said, self._text.read - len(self._held) - len(said)))
 
     @property
     def _looks(self) -> bool:
@@ -206,3 +207,7 @@ class Parser:
 
     def _say_all(self, text: str) -> None:
         self._say(text, certain=True)
+
+
+def _joined(one: Text, other: Text) -> bool:
+    return one.kind == other.kind and one.start + len(one.text) == other.start

@@ -23,10 +23,10 @@ _SCALAR_ENDS = re.compile(r"[,}\]\s]")
 
 
 class Reader:
-    """The text that came and was not read yet."""
+    """The text that came and was not read yet. read: how many characters were."""
 
     def __init__(self) -> None:
-        self.rest, self.ended = "", False
+        self.rest, self.ended, self.read = "", False, 0
         self._past: list[str] | None = None
 
     def record(self) -> None:
@@ -39,12 +39,14 @@ class Reader:
     def restore(self) -> None:
         """Unread what was read since `record`."""
         if self._past:
-            self.rest = "".join(self._past) + self.rest
+            past = "".join(self._past)
+            self.rest, self.read = past + self.rest, self.read - len(past)
         self._past = None
 
     def take(self, count: int) -> str:
         """The next characters, which must be there."""
         taken, self.rest = self.rest[:count], self.rest[count:]
+        self.read += len(taken)
         if self._past is not None:
             self._past.append(taken)
         return taken
