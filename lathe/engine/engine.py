@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import count
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lathe.engine.constrain import Constraint
 from lathe.engine.pages import Pages
-from lathe.engine.runner import Runner
+from lathe.engine.runner import Adapters, Runner
 from lathe.engine.sampling import Chooser, Sampling, Token, choose, reported
 from lathe.engine.scheduler import Part, Scheduler, Sequence
 from lathe.engine.speculate import Drafter, accept
@@ -29,6 +29,7 @@ class Engine:
         chunk: tokens in one pass. A longer prompt is read in several, while others go on generating.
         seats: sequences that run at once; others wait.
         drafter: guesses the next tokens, so that a pass may give several; what comes out is the same without it.
+        adapters: those that requests may name. They may come between steps; `take_off` lets them go.
 
     One thread at a time may use it. Requests: `submit`, then `step` until all have their answer, or `stream` one.
     """
@@ -41,6 +42,7 @@ class Engine:
         chunk: int = 512,
         seats: int = 64,
         drafter: Drafter | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         spec, weight = decoder.spec, next(decoder.parameters())
         self.decoder, self.device, self.chunk = decoder, weight.device, chunk
@@ -51,7 +53,8 @@ class Engine:
         places = [next(layer.parameters()).device for layer in decoder.model.layers] + [weight.device] * len(more)
         self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype, places=places)
         self.scheduler = Scheduler(self.pages, chunk, seats, ahead=drafter.count if drafter else 0)
-        self.runner, self.drafter = Runner(decoder, self.pages), drafter
+        self.runner, self.drafter = Runner(decoder, self.pages, adapters=adapters), drafter
+        self.adapters = adapters
         self.arrivals, self.state = count(), _state(decoder)
         self.ropes = {rope for layer in spec.layers if (rope := layer.mixer.rope) and rope.scaling}
         if drafter:
@@ -83,8 +86,6 @@ class Engine:
             found = f"The prompt is {len(tokens)} tokens long."
             fix = "Shorten the prompt."
             raise PromptError(found, f"The context holds {self.context} tokens, the answer included.", fix)
-        if adapter is not None:
-            raise UsageError(f'There is no adapter called "{adapter}".')
         room = self.context - len(tokens)
         extent = len(tokens) + min(sampling.max_new_tokens or room, room)
         if not self.busy and self.state != (state := _state(self.decoder)):
@@ -93,7 +94,7 @@ class Engine:
         stops = frozenset(stops)
         chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device, constraint, stops)
         angles = [tuple(frequencies(rope, extent).tolist()) for rope in self.ropes]  # some go by how long it may become
-        names = [self.scheduler.names.root(adapter, salt, *angles)]
+        names = [self.scheduler.names.root(adapter, self._adapter(adapter), salt, *angles)]
         rank = (priority, next(self.arrivals))
         sequence = Sequence(tokens, extent, stops, chooser, names, adapter, rank)
         self.scheduler.add(sequence)
@@ -107,7 +108,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[tuple[Sequence, Token]]:
         """One pass of the decoder over a part of every sequence that runs. Returns the tokens that came of it."""
-        parts = self._with_drafts(self.scheduler.pick())
+        parts = self._parts()
         if not parts:
             return []
         hidden = self.runner.run(parts)  # T D
@@ -125,8 +126,11 @@ class Engine:
                 self.scheduler.remove(sequence)
         return came
 
-    def _with_drafts(self, parts: list[Part]) -> list[Part]:
-        """The parts after which a token is due, with guesses at what follows it."""
+    def _parts(self) -> list[Part]:
+        """The parts of the next pass, those of an adapter together, with guesses at what follows where it is due."""
+        parts = self.scheduler.pick()
+        if (adapters := self.adapters) is not None:
+            parts.sort(key=lambda part: (adapters.alone(part.sequence.adapter), part.sequence.adapter or ""))
         due = [part.sequence for part in parts if part.ends]
         if self.drafter is None or not due:
             return parts
@@ -150,6 +154,24 @@ class Engine:
                     given += 1
         finally:
             self.cancel(sequence)
+
+    def take_off(self, adapter: str) -> None:
+        """Let an adapter go. Raises UsageError where there is none of that name, or somebody still uses it."""
+        self._adapter(adapter)
+        users = [s for s in (*self.scheduler.running, *self.scheduler.waiting) if s.adapter == adapter and not s.finish]
+        if users:
+            found = f'The adapter "{adapter}" is in use, by {len(users)} request{"s" * (len(users) > 1)}.'
+            raise UsageError(found, "", "Wait until they have their answers.")
+        if self.adapters is not None:
+            self.adapters.remove(adapter)
+
+    def _adapter(self, name: str | None) -> Hashable:
+        """What changes when another adapter gets the name. Raises UsageError where there is none of that name."""
+        if name is None:
+            return None
+        if self.adapters is None:
+            raise UsageError(f'There is no adapter called "{name}".', "There is none.")
+        return self.adapters.key(name)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a request, waiting or running; the next step takes its pages back. A finished one stays as it is."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate, groupby
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,23 +26,70 @@ class Piece(NamedTuple):
     due: int = 1
 
 
+class Adapters(Protocol):
+    """Whoever has adapters for the decoder, each for the requests that name it. The engine knows their names only.
+
+    Which requests run is the engine's to know: it says `over` which rows go through which while it computes them.
+    """
+
+    def key(self, name: str) -> Hashable:
+        """What changes when another adapter gets the name. Raises UsageError where there is none of that name."""
+
+    def alone(self, name: str | None) -> bool:
+        """Whether its rows need passes of their own."""
+
+    def over(self, rows: Sequence[tuple[str | None, int]]) -> AbstractContextManager[None]:
+        """While the block runs, so many rows go through each adapter, one after the other; None: through none."""
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off. Raises UsageError where there is none of that name."""
+
+
 class Runner:
     """Runs a decoder whose layers keep their keys and values in the pool's layers from `first` on."""
 
-    def __init__(self, decoder: Decoder, pages: Pages, first: int = 0) -> None:
-        self.decoder, self.pages = decoder, pages
+    def __init__(self, decoder: Decoder, pages: Pages, first: int = 0, adapters: Adapters | None = None) -> None:
+        self.decoder, self.pages, self.adapters = decoder, pages, adapters
         self.layers = slice(first, first + len(decoder.spec.layers))
 
     def run(self, parts: Sequence[Part | Piece]) -> Tensor:
-        """Hidden states of one pass, whose keys and values are in the pool then. T D."""
-        tokens = torch.tensor([id for part in parts for id in part.tokens], device=self.pages.device)
-        return self.decoder(tokens, self._layout(parts), self.pages.cache[self.layers])
+        """Hidden states of the parts, whose keys and values are in the pool then. T D.
+
+        All in one pass, except that adapters which cannot share one have their own. These parts stand together.
+        """
+        return _join([self._run(those) for those in self._passes(parts)])
 
     def scores(self, hidden: Tensor, parts: Sequence[Part | Piece]) -> Tensor:
         """Scores of the next token for the last `due` tokens of every part. hidden: T D. Returns N V, float32."""
         ends = accumulate(len(part.tokens) for part in parts)
         rows = [row for end, part in zip(ends, parts, strict=True) for row in range(end - part.due, end)]
-        return self.decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows]).float()
+        wanted = hidden if len(rows) == len(hidden) else hidden[rows]  # N D
+        made, start = [], 0
+        for those in self._passes([part for part in parts if part.due]):
+            end = start + sum(part.due for part in those)
+            with self.through([(part.sequence.adapter, part.due) for part in those]):
+                made.append(self.decoder.logits(wanted[start:end]).float())
+            start = end
+        return _join(made)
+
+    def through(self, rows: Iterable[tuple[str | None, int]]) -> AbstractContextManager[None]:
+        """While the block runs, so many rows go through each adapter, one after the other."""
+        if self.adapters is None:
+            return nullcontext()
+        runs = groupby(rows, key=lambda row: row[0])
+        return self.adapters.over([(name, sum(count for _, count in run)) for name, run in runs])
+
+    def _run(self, parts: Sequence[Part | Piece]) -> Tensor:
+        tokens = torch.tensor([id for part in parts for id in part.tokens], device=self.pages.device)
+        with self.through((part.sequence.adapter, len(part.tokens)) for part in parts):
+            return self.decoder(tokens, self._layout(parts), self.pages.cache[self.layers])
+
+    def _passes(self, parts: Sequence[Part | Piece]) -> list[Sequence[Part | Piece]]:
+        if self.adapters is None or len(parts) == 1:
+            return [parts]
+        alone = self.adapters.alone
+        runs = groupby(parts, key=lambda part: part.sequence.adapter if alone(part.sequence.adapter) else None)
+        return [list(run) for _, run in runs]
 
     def _layout(self, parts: Sequence[Part | Piece]) -> Layout:
         spans = [(part.sequence, part.start, part.start + len(part.tokens)) for part in parts]

@@ -1,8 +1,13 @@
-"""A module becomes one with any number of adapters, by name, of which those that are active count; knows no method."""
+"""A module becomes one with any number of adapters, by name, of which those that are active count; knows no method.
+
+While several requests share a pass, a `Ribbon` says which adapter counts for which rows of it.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +16,75 @@ from lathe.errors import UsageError
 from lathe.transforms.quantize import Packed
 
 
-class Adapted(nn.Module):
+Made = TypeVar("Made")
+Spans = Sequence[tuple[tuple[str, ...], slice]]  # the adapters that count, and for which rows
+
+
+class Ribbon:
+    """Which adapter counts for which rows, the same for all modules of a decoder.
+
+    spans: the rows of each adapter, one after the other; None stands for those that are active. Without any, those that
+    are active count for all rows.
+    """
+
+    def __init__(self) -> None:
+        self.spans: tuple[tuple[str | None, slice], ...] = ()
+        self.made: dict[Hashable, object] = {}
+
+    @contextmanager
+    def over(self, *spans: tuple[str | None, slice]) -> Iterator[None]:
+        """These spans, for as long as the block runs."""
+        before, self.spans, self.made = (self.spans, self.made), spans, {}
+        try:
+            yield
+        finally:
+            self.spans, self.made = before
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What many modules need alike is made by the first."""
+        if key not in self.made:
+            self.made[key] = make()
+        return cast("Made", self.made[key])
+
+
+class Counting:
+    """What a module knows of adapters: which are active, and for which rows each of them counts."""
+
+    active: tuple[str, ...] = ()
+    ribbon: Ribbon | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters that have something here."""
+        raise NotImplementedError
+
+    @property
+    def spans(self) -> Spans:
+        """All rows, and the adapters that count for them here."""
+        if self.ribbon is None or not self.ribbon.spans:
+            return ((self.active, slice(None)),)
+        there = self.names
+        return [
+            (self.active if name is None else (name,) if name in there else (), rows)
+            for name, rows in self.ribbon.spans
+        ]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether requests share the pass that have adapters of their own."""
+        return self.ribbon is not None and bool(self.ribbon.spans)
+
+
+def joined(made: Sequence[Any]) -> Any:
+    """What came of some rows after another: tensors, or tuples of them."""
+    if len(made) == 1:
+        return made[0]
+    if isinstance(made[0], Tensor):
+        return torch.cat(list(made))
+    return tuple(torch.cat(each) for each in zip(*made, strict=True))
+
+
+class Adapted(Counting, nn.Module):
     """Stands where `base_layer` stood, whose parameters stay as they are.
 
     `weight` and `bias` are what the base would need to do the same by itself, whoever reads them: attention folds one
@@ -23,14 +96,8 @@ class Adapted(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base_layer = base
-        self.active: tuple[str, ...] = ()
         self.kept: tuple[nn.Parameter, nn.Parameter | None] | None = None  # the base's own, while others are merged
         self.train(base.training)
-
-    @property
-    def names(self) -> list[str]:
-        """The adapters that have something here."""
-        raise NotImplementedError
 
     def put(self, name: str, part: Any) -> None:
         """Take an adapter's part."""

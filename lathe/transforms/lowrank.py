@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lathe.errors import UsageError
 from lathe.model import kernels, layers
-from lathe.transforms.adapted import Adapted, kind_of
+from lathe.transforms.adapted import Adapted, Spans, joined, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,7 @@ class LoraLinear(Adapted):
         self.lora_dropout, self.lora_magnitude_vector = nn.ModuleDict(), nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.norms: dict[str, tuple[Any, Tensor]] = {}
+        self.stack: tuple[Any, Tensor, Tensor, tuple[int, ...]] | None = None  # several adapters' terms as one
 
     @property
     def names(self) -> list[str]:
@@ -106,7 +107,7 @@ class LoraLinear(Adapted):
         self.lora_dropout.train(self.training)
         if part.magnitude is not None:
             self.lora_magnitude_vector[name] = Magnitude(part.magnitude.to(device, dtype))
-        self.scaling[name] = part.scaling
+        self.scaling[name], self.stack = part.scaling, None
 
     def drop(self, name: str) -> None:
         for held in (self.lora_A, self.lora_B, self.lora_dropout, self.lora_magnitude_vector):
@@ -114,6 +115,7 @@ class LoraLinear(Adapted):
                 del held[name]
         del self.scaling[name]
         self.norms.pop(name, None)
+        self.stack = None
 
     def part_of(self, name: str) -> LowRank:
         a, b = cast("layers.Linear", self.lora_A[name]), cast("layers.Linear", self.lora_B[name])
@@ -123,10 +125,21 @@ class LoraLinear(Adapted):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base_layer(x)
-        if self.kept is not None or not self.active:
+        if self.kept is not None:
             return y
+        if not self.mixed:
+            return self._with(self.active, x, y)
+        spans = self.spans
+        if all(self._plain(name) for names, _ in spans for name in names):
+            return self._stacked(spans, x, y)
+        for names, rows in spans:
+            y[rows] = self._with(names, x[rows], y[rows])
+        return y
+
+    def _with(self, names: tuple[str, ...], x: Tensor, y: Tensor) -> Tensor:
+        """What these adapters make of y, the base's."""
         kind, total = y.dtype, y
-        for name in sorted(self.active, key=self._plain):  # plain terms last: they are added to y where it lies
+        for name in sorted(names, key=self._plain):  # plain terms last: they are added to y where it lies
             x_in = self.lora_dropout[name](x)
             a, b = cast("layers.Linear", self.lora_A[name]), cast("layers.Linear", self.lora_B[name])
             bias = cast("Tensor | None", self.base_layer.bias)
@@ -141,6 +154,31 @@ class LoraLinear(Adapted):
                 low = (factor - 1) * seen + factor * low
             total = total + low
         return total.to(kind)
+
+    def _stacked(self, spans: Spans, x: Tensor, y: Tensor) -> Tensor:
+        """The terms of several adapters in two products, each on its own rows. y, the base's, is changed."""
+        names = tuple(dict.fromkeys(name for names, _ in spans for name in names))
+        if not names:
+            return y
+        if self.stack is None or self.stack[0] != (names, y.dtype):
+            parts = [self.part_of(name) for name in names]
+            a = torch.cat([part.a for part in parts]).to(y.dtype)  # R in, R all ranks together
+            b = torch.cat([part.scaling * part.b for part in parts], dim=1).to(y.dtype)  # out R
+            self.stack = (names, y.dtype), a, b, tuple(part.rank for part in parts)
+        _, a, b, ranks = self.stack
+
+        def others() -> Tensor:
+            """Which of the columns are not a row's own. T R, bool."""
+            of = [name for name, rank in zip(names, ranks, strict=True) for _ in range(rank)]
+            own = torch.tensor([[name in given for name in of] for given, _ in spans])
+            counts = torch.tensor([rows.stop - rows.start for _, rows in spans])
+            return ~own.repeat_interleave(counts, 0).to(y.device)
+
+        assert self.ribbon is not None
+        low = x.to(y.dtype) @ a.T  # T R
+        # Not multiplied by 0: what another adapter makes of a row may be infinite.
+        low.masked_fill_(self.ribbon.once((names, ranks, tuple(given for given, _ in spans)), others), 0.0)
+        return y.addmm_(low, b.T)
 
     def _plain(self, name: str) -> bool:
         """Whether it is B A x and nothing more."""
@@ -159,12 +197,13 @@ class LoraLinear(Adapted):
             self.norms[name] = state, (weight.float() + delta).norm(dim=1).to(part.a.dtype)
         return self.norms[name][1]
 
-    def rows(self, which: slice) -> Tensor:
-        weight = cast("Tensor", self.base_layer.weight)[which]
-        if self.kept is not None or not self.active:
+    def rows(self, which: slice, names: tuple[str, ...] | None = None) -> Tensor:
+        """names: those that count; by default the active ones."""
+        weight, names = cast("Tensor", self.base_layer.weight)[which], self.active if names is None else names
+        if self.kept is not None or not names:
             return weight
         rows = weight.float()
-        return (rows + sum(self.part_of(name).change(rows, which) for name in self.active)).to(weight.dtype)
+        return (rows + sum(self.part_of(name).change(rows, which) for name in names)).to(weight.dtype)
 
     @property
     def bias(self) -> Tensor | None:
@@ -183,7 +222,10 @@ class LoraRouter(LoraLinear):
     """A router whose matrix is summed before it judges; it is small, and no term is dropped out."""
 
     def forward(self, x: Tensor) -> Any:
-        return torch.func.functional_call(self.base_layer, {"weight": self.weight}, (x,))
+        def judged(names: tuple[str, ...], x: Tensor) -> Any:
+            return torch.func.functional_call(self.base_layer, {"weight": self.rows(slice(None), names)}, (x,))
+
+        return joined([judged(names, x[rows]) for names, rows in self.spans])
 
 
 class LoraEmbedding(Adapted):
@@ -212,10 +254,13 @@ class LoraEmbedding(Adapted):
 
     def forward(self, index: Tensor) -> Tensor:
         y = self.base_layer(index)
-        if self.kept is not None or not self.active:
+        if self.kept is not None:
             return y
+        return joined([self._with(names, index[rows], y[rows]) for names, rows in self.spans])
+
+    def _with(self, names: tuple[str, ...], index: Tensor, y: Tensor) -> Tensor:
         total = y
-        for name in self.active:
+        for name in names:
             a, b = self.lora_embedding_A[name], self.lora_embedding_B[name]
             total = total + F.embedding(index, a.T) @ b.T * self.scaling[name]
         return total.type_as(y)

@@ -6,6 +6,7 @@ that it learns, and keys are not turned: the prefix stands at no position.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from lathe.model.attention import Attention
 from lathe.model.kernels import Cache
 from lathe.model.layout import Layout
-from lathe.transforms.adapted import kind_of
+from lathe.transforms.adapted import Counting, joined, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Tokens:
     as_litgpt: bool = False
 
 
-class Prefixed(Attention):
+class Prefixed(Counting, Attention):
     """An attention with prefixes. Its other modules are those of the attention that it replaces, by the same names."""
 
     def __init__(self, base: Attention) -> None:
@@ -40,7 +41,6 @@ class Prefixed(Attention):
         self._modules = dict(base._modules)
         self.adapter_wte, self.gating_factor = nn.ParameterDict(), nn.ParameterDict()
         self.as_litgpt: set[str] = set()
-        self.active: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -63,14 +63,19 @@ class Prefixed(Attention):
     def plain(self) -> Attention:
         """The attention without its prefixes."""
         base = Attention.__new__(Attention)
-        base.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("as_litgpt", "active")})
+        mine = ("as_litgpt", "active", "ribbon")
+        base.__dict__.update({k: v for k, v in self.__dict__.items() if k not in mine})
         base._modules = {k: v for k, v in self._modules.items() if k not in ("adapter_wte", "gating_factor")}
         return base
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
         y = super().look(q, k, v, layout, cache)  # T H C
-        for name in self.active:
-            keys, values = self._learned(name, q.dtype)
+        return joined([self._with(names, q[rows], y[rows]) for names, rows in self.spans])
+
+    def _with(self, names: tuple[str, ...], q: Tensor, y: Tensor) -> Tensor:
+        for name in names:
+            with nullcontext() if self.ribbon is None or not self.mixed else self.ribbon.over((name, slice(None))):
+                keys, values = self._learned(name, q.dtype)
             y = y + (self.gating_factor[name][:, None] * self._mixed(q, keys, values)).type_as(y)
         return y
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lathe.errors import UsageError
-from lathe.transforms.adapted import Adapted, kind_of
+from lathe.transforms.adapted import Adapted, joined, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +61,15 @@ class Replaced(Adapted):
         if len(self.active) > 1:
             found = f"The adapters {' and '.join(self.active)} replace the same module, of which there can be one."
             raise UsageError(found, "", "Make one of them active at a time.")
-        return self.modules_to_save[self.active[0]] if self.active else super().own
+        return self._of(self.active)
 
-    def forward(self, *given: Any) -> Any:
-        return self.own(*given)
+    def _of(self, names: tuple[str, ...]) -> nn.Module:
+        return self.modules_to_save[names[0]] if names else super().own
+
+    def forward(self, x: Tensor, *given: Any) -> Any:
+        if not self.mixed:
+            return self.own(x, *given)
+        return joined([self._of(names)(x[rows], *given) for names, rows in self.spans])
 
     def rows(self, which: slice) -> Tensor:
         return cast("Tensor", self.own.weight)[which]
@@ -108,10 +113,11 @@ class ScaledLinear(Adapted):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base_layer(x)
-        if self.kept is not None or not self.active:
-            return y
+        return y if self.kept is not None else joined([self._with(names, y[rows]) for names, rows in self.spans])
+
+    def _with(self, names: tuple[str, ...], y: Tensor) -> Tensor:
         total = y
-        for name in self.active:
+        for name in names:
             total = self.adapter_scale[name] * (total + self.adapter_bias[name])
         return total.type_as(y)
 
