@@ -2,8 +2,20 @@
 
 from lathe.engine.constrain import Constraint, Grammars
 from lathe.engine.engine import Engine
+from lathe.engine.runner import Adapters
 from lathe.engine.sampling import Sampling, Token
 from lathe.engine.scheduler import Finish, Sequence
 from lathe.engine.speculate import Drafter, DraftModel
 
-__all__ = ["Constraint", "DraftModel", "Drafter", "Engine", "Finish", "Grammars", "Sampling", "Sequence", "Token"]
+__all__ = [
+    "Adapters",
+    "Constraint",
+    "DraftModel",
+    "Drafter",
+    "Engine",
+    "Finish",
+    "Grammars",
+    "Sampling",
+    "Sequence",
+    "Token",
+]
