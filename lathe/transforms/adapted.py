@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lathe.errors import UsageError
 from lathe.transforms.quantize import Packed
 
-
 Made = TypeVar("Made")
 Spans = Sequence[tuple[tuple[str, ...], slice]]  # the adapters that count, and for which rows
 
