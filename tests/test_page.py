@@ -152,3 +152,27 @@ def test_files_may_be_kept_and_are_asked_for_again(browser, files):
         assert (first.status, again.status) == (200, 304)
         assert context.request.get(f"{files}/page/__init__.py").status == 404
         assert context.request.get(f"{files}/page/..%2f__init__.py").status == 404
+
+
+def test_a_branch_hears_what_was_said_on_it_and_a_model_without_a_template_a_text(shown):
+    told = shown.evaluate("""async () => {
+        const { ask, begin, freshTalk, messages, path, plain, show } = await import("/page/talk.js");
+        const talk = freshTalk("Be brief.");
+        const answer = (turn, lane, text) => Object.assign(begin(talk, turn, lane, "m"), { text, state: "done" });
+        const first = ask(talk, "One");
+        answer(first, 0, "Eins");
+        answer(first, 1, "Un");
+        const second = ask(talk, "Two");
+        answer(second, 0, "Zwei");
+        const sides = [0, 1].map((lane) => messages(talk, second, lane).map((one) => one.content));
+        answer(first, 0, "Uno");
+        const third = ask(talk, "Three");
+        const branch = messages(talk, third, 0);
+        first.shown[0] = 0;
+        const old = path(talk).map((turn) => turn.text);
+        show(talk, ask(talk, "Other", { instead: second }));
+        return { sides, branch: plain(branch, false), old, other: path(talk).map((turn) => turn.text) };
+    }""")
+    assert told["sides"] == [["Be brief.", "One", "Eins", "Two"], ["Be brief.", "One", "Un", "Two"]]
+    assert told["branch"] == "Be brief.\nOneUno\nThree"
+    assert (told["old"], told["other"]) == (["One", "Two"], ["One", "Other"])

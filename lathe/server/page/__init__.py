@@ -31,7 +31,7 @@ def router() -> APIRouter:
             return Response(status_code=304, headers=headers)
         return Response(files[name], media_type=TYPES[Path(name).suffix], headers=headers)
 
-    @page.get("/")
+    @page.api_route("/", methods=["GET", "HEAD"])  # clients of Ollama ask with HEAD whether anybody is there
     async def index(request: Request) -> Response:
         return sent("index.html", request)
 

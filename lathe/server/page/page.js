@@ -5,7 +5,7 @@ import { panel, wishes } from "./panel.js";
 import { pickers } from "./picker.js";
 import { side } from "./side.js";
 import * as store from "./store.js";
-import { DONE, FAILED, STOPPED, WRITING, ask, begin, freshTalk, messages, path, said, show, take } from "./talk.js";
+import { DONE, FAILED, STOPPED, WRITING, ask, begin, freshTalk, messages, path, plain, said, show, take } from "./talk.js";
 import { draw } from "./thread.js";
 import { complete } from "./wire.js";
 
@@ -34,10 +34,9 @@ async function write(owner, turn, lane, made, further) {
   Object.assign(made, { state: WRITING, error: null, reason: null, reading: null });
   const refresh = paced(() => { views.get(made)?.update(); follow(); });
   try {
-    const prompt = messages(owner, turn, lane);
-    const body = { model: made.model, messages: further ? [...prompt, said(made)] : prompt, ...wishes(settings) };
-    if (further) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
-    for await (const chunk of complete(body, controller.signal)) {
+    const told = messages(owner, turn, lane);
+    if (further) told.push(said(made));
+    for await (const chunk of complete(request(made.model, told, further), controller.signal)) {
       if (chunk.prompt_progress) made.reading = chunk.prompt_progress;
       if (take(made, chunk, before.tokens)) {
         first ||= performance.now();
@@ -57,6 +56,18 @@ async function write(owner, turn, lane, made, further) {
   refresh();
   state();
   announce(made.state === DONE ? `${made.model} has answered: ${made.text.slice(0, 300)}` : made.state === STOPPED ? "Stopped" : made.error);
+}
+
+/** The body that asks a model for what follows the messages, or for how the last of them goes on. */
+function request(model, told, further) {
+  const wished = wishes(settings);
+  if (picker.plain(model)) {
+    delete wished.tools;
+    delete wished.chat_template_kwargs;
+    return { model, prompt: plain(told, further), max_tokens: 256, ...wished };
+  }
+  const goes = further ? { continue_final_message: true, add_generation_prompt: false } : {};
+  return { model, messages: told, ...wished, ...goes };
 }
 
 async function failed(made, error) {

@@ -51,8 +51,11 @@ export function pickers(settings, changed) {
   const greet = () => {
     const names = settings.beside ? settings.models.join(" and ") : settings.models[0];
     const key = (name) => element("kbd", {}, name);
-    at("empty").replaceChildren(element("h1", {}, "Talk with ", element("span", {}, names)),
-      element("p", { class: "soft keys" }, key("Enter"), " sends ", key("Shift Enter"), " new line ", key("Esc"), " stops ", key("Ctrl K"), " finds"));
+    const bare = plain(settings.models[0]);
+    at("say").placeholder = bare ? "Begin a text" : "Ask anything";
+    at("empty").replaceChildren(...[element("h1", {}, bare ? "Write with " : "Talk with ", element("span", {}, names)),
+      bare && element("p", { class: "soft" }, "It has no chat template: it goes on with your text as it is."),
+      element("p", { class: "soft keys" }, key("Enter"), " sends ", key("Shift Enter"), " new line ", key("Esc"), " stops ", key("Ctrl K"), " finds")].filter(Boolean));
   };
 
   /** Asks for the key; `again`: one was given, and was wrong. */
@@ -82,9 +85,11 @@ export function pickers(settings, changed) {
     changed();
   });
 
+  const plain = (id) => known.some((one) => one.id === id && one.plain);
+
   const ready = () => {
     if (!known.length) toast("The server names no model.");
     return known.length > 0;
   };
-  return { load, unlock, meter, ready, first: () => known[0].id };
+  return { load, unlock, meter, plain, ready, first: () => known[0].id };
 }

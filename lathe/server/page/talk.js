@@ -89,6 +89,11 @@ export function messages(talk, turn, lane) {
   return told;
 }
 
+/** Messages as one text for a model without a chat template to go on with: answers follow what they answer. */
+export function plain(told, further) {
+  return told.map(({ role, content }, at) => content + (role === "user" || (further && at === told.length - 1) ? "" : "\n")).join("");
+}
+
 /** An answer as a message. Reasoning is sent back only where the tools that it called for have yet to be heard. */
 export function said(answer) {
   const message = { role: "assistant", content: answer.text };
@@ -104,7 +109,7 @@ export function take(answer, chunk, before = 0) {
   const [choice] = chunk.choices || [];
   if (!choice) return false;
   if (choice.finish_reason) answer.reason = choice.finish_reason;
-  const delta = choice.delta || {};
+  const delta = choice.delta || { content: choice.text };
   answer.text += delta.content || "";
   answer.reasoning += delta.reasoning_content || delta.reasoning || "";
   for (const piece of delta.tool_calls || []) {

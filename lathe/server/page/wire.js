@@ -28,16 +28,16 @@ async function call(path, { body, signal } = {}) {
   throw new Refusal(response.status, message || `The server answered ${response.status}.`, Number(response.headers.get("Retry-After")) || null);
 }
 
-/** Who can be asked: [{id, parent, context}]. */
+/** Who can be asked: [{id, parent, context, plain}]; plain: it has no chat template, and goes on with a text. */
 export async function models() {
   const told = await (await call("v1/models")).json();
-  return told.data.map((one) => ({ id: one.id, parent: one.parent || null, context: one.max_model_len || one.meta?.n_ctx || null }));
+  return told.data.map((one) => ({ id: one.id, parent: one.parent || null, context: one.max_model_len || one.meta?.n_ctx || null, plain: one.has_chat_template === false }));
 }
 
-/** The chunks of a chat completion as they come. Aborting `signal` ends it, on the server too. */
+/** The chunks of a chat completion, or of a plain one, as they come. Aborting `signal` ends it, on the server too. */
 export async function* complete(body, signal) {
   const more = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true }, return_progress: true };
-  const response = await call("v1/chat/completions", { body: { ...body, ...more }, signal });
+  const response = await call(body.messages ? "v1/chat/completions" : "v1/completions", { body: { ...body, ...more }, signal });
   try {
     for await (const data of frames(response.body)) {
       if (data === "[DONE]") return;

@@ -31,4 +31,5 @@ def router(desk: Desk) -> APIRouter:
 
 def _model(served: Served, created: int) -> dict[str, Any]:
     told = {"id": served.name, "object": "model", "created": created, "owned_by": "lathe"}
-    return {**told, "root": served.name, "parent": None, "max_model_len": served.context}
+    about = {"root": served.name, "parent": None, "max_model_len": served.context}
+    return {**told, **about, "has_chat_template": served.tokenizer.has_template}

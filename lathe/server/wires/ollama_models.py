@@ -8,6 +8,7 @@ from typing import Any
 
 from lathe.server.desk import Desk, Served
 
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # as GGUF calls them
 NEVER = "9999-12-31T23:59:59Z"  # when a model is unloaded
 
 
@@ -34,12 +35,13 @@ def running(served: Served) -> dict[str, Any]:
 
 
 def shown(served: Served, since: str) -> dict[str, Any]:
-    """/api/show."""
+    """/api/show. The template is the checkpoint's own, in Jinja; where Ollama's would be in Go's."""
     family = served.about.get("family", "")
     defaults = {name: value for name, value in served.defaults.items() if value is not None}
     return {
         "modelfile": f"FROM {served.name}\n",
         "parameters": "\n".join(f"{name} {value}" for name, value in defaults.items()),
+        "template": served.tokenizer.template or "",
         "details": details(served),
         "model_info": {
             "general.architecture": family,
@@ -61,7 +63,7 @@ def details(served: Served) -> dict[str, Any]:
         "family": family,
         "families": [family],
         "parameter_size": _size(served.about.get("parameters", 0)),
-        "quantization_level": str(served.about.get("dtype", "")).upper(),
+        "quantization_level": TYPES.get(served.about.get("dtype", ""), ""),
     }
 
 
