@@ -123,8 +123,10 @@ def test_greedy_takes_the_first_of_the_best() -> None:
 def test_what_is_drawn_follows_the_distribution(wishes: dict[str, Any]) -> None:
     vocab, draws = 12, 20_000
     logits = scores(1, vocab, 1.5)
-    sampling = Sampling(seed=11, **wishes)
-    crowd = [Chooser(sampling, [], vocab)] * draws  # one die, thrown again and again
+    sampling, die = Sampling(**wishes), random.Random(11)
+    crowd = [Chooser(sampling, [], vocab) for _ in range(draws)]
+    for chooser in crowd:
+        chooser.dice = die  # one, thrown again and again
     drawn = torch.tensor([token.id for token in choose(logits.expand(draws, -1), crowd)])
     expected = folded(sampling, logits)[0]
     got = drawn.bincount(minlength=vocab) / draws
@@ -156,10 +158,11 @@ def test_the_ends_of_the_die_draw_what_is_allowed(number: float) -> None:
 
 
 def test_seeds() -> None:
-    logits = scores(1).expand(50, -1)
+    logits = scores(1)
 
     def draw(seed: int | None) -> list[int]:
-        return [token.id for token in choose(logits, [Chooser(Sampling(seed=seed), [], VOCAB)] * 50)]
+        chooser = Chooser(Sampling(seed=seed), [], VOCAB)
+        return [choose(logits, [chooser])[0].id for _ in range(50)]
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)

@@ -13,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import CONTEXT, SPECS, VOCAB, WIDTH, answers, assert_conserved, decoder_of, prompt_of, run
+from torch import Tensor
 
 from lathe.engine import DraftModel, Engine, Sampling
+from lathe.engine.lookup import PATIENCE, ROWS, Lookup, Memory
 from lathe.engine.sampling import chances
 from lathe.engine.scheduler import NOTHING, Draft, Sequence
-from lathe.errors import UsageError
+from lathe.errors import LatheError, UsageError
 from lathe.model import spec as s
 from lathe.model.decoder import Decoder
 from lathe.model.spec import CacheShape
@@ -202,11 +204,27 @@ def tiny(seed: int) -> Decoder:
     return decoder.requires_grad_(False)
 
 
-def exact(decoder: Decoder, prompt: list[int], wish: Sampling) -> dict[tuple[int, ...], float]:
+class Unlike:
+    """A constraint: no token twice in a row."""
+
+    complete, error = False, None
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+
+    def mask(self, after: tuple[int, ...] = ()) -> Tensor:
+        return torch.arange(SMALL) != (after[-1] if after else -1 if self.last is None else self.last)
+
+    def accept(self, token: int) -> None:
+        assert token != self.last
+        self.last = token
+
+
+def exact(decoder: Decoder, prompt: list[int], wish: Sampling, unlike: bool = False) -> dict[tuple[int, ...], float]:
     """How probable each answer of three tokens is, from the model's scores and the rules alone."""
     engine, found = Engine(decoder), {}
     for answer in product(range(SMALL), repeat=LENGTH):
-        chooser, probability = engine.submit(prompt, wish).chooser, 1.0
+        chooser, probability = engine.submit(prompt, wish, constraint=Unlike() if unlike else None).chooser, 1.0
         for n, token in enumerate(answer):
             row = engine.logits([*prompt, *answer[:n]])[-1:]
             probability *= float(chances(row, [chooser.after(answer[:n])])[0, token])
@@ -222,22 +240,33 @@ WISHES = {
     "top-p": Sampling(top_p=0.8),
     "min-p": Sampling(min_p=0.25),
     "penalties": Sampling(repetition_penalty=1.5, presence_penalty=0.4, frequency_penalty=0.3),
+    "bias": Sampling(logit_bias={1: 1.5, 4: -100}),
+    "constraint": Sampling(top_p=0.9),
     "all": Sampling(temperature=1.3, top_k=4, top_p=0.95, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.2),
 }
 
 
-@pytest.mark.parametrize("kind", ["another", "near", "certain"])
-@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*product(WISHES, ["another", "near", "certain"]), ("all", "lookup"), ("constraint", "lookup")]
+)
 def test_what_is_sampled_has_the_models_distribution(name: str, kind: str) -> None:
     """Pearson's chi-square over all answers; its bound leaves an exact sampler about one chance in a million to fail,
     and the seeds are fixed."""
-    decoder, n, prompt = tiny(1), 4000, [2, 0, 3]
+    decoder, n, unlike = tiny(1), 2000, name == "constraint"
+    prompt = [2, 0, 3, 1, 2, 4, 2, 0, 3] if kind == "lookup" else [2, 0, 3]
     wish = replace(WISHES[name], max_new_tokens=LENGTH)
-    expected = exact(decoder, prompt, wish)
+    expected = exact(decoder, prompt, wish, unlike)
     assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
-    drafter = {"another": lambda: DraftModel(tiny(2), 2), "near": lambda: DraftModel(near(decoder, 0.1), 2)}
-    engine = Engine(decoder, drafter=drafter.get(kind, lambda: Wrong(2, 1))(), chunk=2048, seats=500)
-    sequences = [engine.submit(prompt, replace(wish, seed=seed)) for seed in range(n)]
+    drafters = {
+        "another": lambda: DraftModel(tiny(2), 2),
+        "near": lambda: DraftModel(near(decoder, 0.1), 2),
+        "certain": lambda: Wrong(2, 1),
+        "lookup": lambda: Lookup(2),
+    }
+    engine = Engine(decoder, drafter=drafters[kind](), chunk=2048, seats=2 if kind == "lookup" else 500)
+    sequences = [
+        engine.submit(prompt, replace(wish, seed=seed), constraint=Unlike() if unlike else None) for seed in range(n)
+    ]
     run(engine)
     got = Counter(tuple(token.id for token in sequence.made) for sequence in sequences)
     assert all(expected[answer] > 0 for answer in got)
@@ -278,5 +307,112 @@ def test_a_seed_gives_the_same_tokens_in_any_company() -> None:
 
 
 def test_a_draft_must_guess_something() -> None:
-    with pytest.raises(UsageError, match=r"guess 0 tokens.*at least 1"):
-        DraftModel(decoder_of("gqa"), 0)
+    for make in (lambda: DraftModel(decoder_of("gqa"), 0), lambda: Lookup(0)):
+        with pytest.raises(UsageError, match=r"guess 0 tokens.*at least 1"):
+            make()
+
+
+# ---- looked up: the same tokens --------------------------------------------------------------------------------------
+EVERYTHING = Sampling(
+    temperature=0.3, top_k=40, top_p=0.95, min_p=0.01, repetition_penalty=1.02, presence_penalty=0.1,
+    frequency_penalty=0.01, logit_bias={3: 1.0, 5: -100}, min_tokens=20, max_new_tokens=60, logprobs=2,
+)  # fmt: skip
+
+
+class Least:
+    """A constraint: from the second token on, none less than the one before the last less three."""
+
+    complete: bool = False
+    error: LatheError | None = None
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+
+    def mask(self, after: tuple[int, ...] = ()) -> Tensor:
+        said = [*self.accepted, *after]
+        return torch.arange(VOCAB) >= (min(said[-2], 50) - 3 if len(said) > 1 else 0)
+
+    def accept(self, token: int) -> None:
+        assert self.mask()[token]
+        self.accepted.append(token)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_seed_gives_the_same_tokens_with_and_without_guesses_in_any_company(name: str) -> None:
+    decoder, looped = decoder_of(name), prompt_of(7) * 3
+    prompts = [looped, prompt_of(5), looped, prompt_of(30), prompt_of(9) * 2, looped]
+    wishes = [replace(EVERYTHING, seed=seed) for seed in range(4)]
+    wishes += [Sampling(temperature=0, max_new_tokens=50), Sampling(temperature=0.1, seed=9, max_new_tokens=60)]
+    held = [None, Least, Least, None, None, None]
+    stops = prompt_of(2, 3)
+
+    def told(wanted: list[int], **options: object) -> tuple[list[list[int]], int]:
+        engine = Engine(decoder, **options)  # type: ignore[arg-type]
+        sequences = [
+            engine.submit(prompts[i], wishes[i], stops, constraint=held[i] and held[i]())  # type: ignore[misc]
+            for i in wanted
+        ]
+        run(engine)
+        assert engine.pages.free == len(engine.pages.holders)
+        return [[token.id for token in s.made] for s in sequences], sum(s.accepted for s in sequences)
+
+    everyone = list(range(len(prompts)))
+    expected, none = told(everyone)
+    alone, stood = zip(*[told([i], drafter=Lookup(6)) for i in everyone], strict=True)
+    assert none == 0 < sum(stood)
+    assert [tokens for [tokens] in alone] == expected
+    for options in ({}, {"chunk": 7}, {"tokens": 2 * CONTEXT}, {"seats": 2}):
+        assert told(everyone, drafter=Lookup(3), **options)[0] == expected
+
+
+def test_a_draft_model_follows_constraints() -> None:
+    decoder, prompts = decoder_of("gqa"), [prompt_of(length) for length in (3, 9, 20)]
+    for wish in (Sampling(temperature=0, max_new_tokens=40), replace(EVERYTHING, seed=5)):
+        made = []
+        for drafter in (None, DraftModel(near(decoder), 3)):
+            engine = Engine(decoder, drafter=drafter)
+            sequences = [engine.submit(prompt, wish, constraint=Least()) for prompt in prompts]  # asserts what is said
+            run(engine)
+            made.append([[token.id for token in sequence.made] for sequence in sequences])
+        assert 0 < sum(sequence.accepted for sequence in sequences) < sum(sequence.proposed for sequence in sequences)
+        assert made[0] == made[1] or not wish.greedy
+
+
+def sequence_of(tokens: list[int], context: int = CONTEXT) -> Sequence:
+    decoder = Decoder(replace(decoder_of("gqa").spec, context=context))
+    return Engine(decoder.requires_grad_(False)).submit(tokens)
+
+
+def test_guesses_are_what_followed_before() -> None:
+    memory = Memory(3)
+    tokens = [1, 2, 3, 4, 5, 9, 2, 3, 7, 8, 1, 2, 3]
+    memory.learn(sequence_of(tokens), 4)
+    assert memory.guess(tokens, 3) == [4, 5, 9]  # behind 1 2 3, not what last came behind 2 3
+    assert memory.guess([*tokens[:-3], 6, 2, 3], 2) == [7, 8]
+    assert memory.guess([*tokens, 6], 2) == []
+    round = [5, 6, 7, 5, 6, 7]
+    memory = Memory(3)
+    memory.learn(sequence_of(round), 4)
+    assert memory.guess(round, 8) == [5, 6, 7, 5, 6, 7, 5, 6]  # it goes on with what it guessed
+
+
+def test_who_guesses_badly_guesses_seldom_and_who_guesses_well_guesses_more() -> None:
+    lookup, drafts = Lookup(), []
+    sequence = sequence_of([1, 2] * 200, 2000)
+    for _ in range(600):
+        [draft] = lookup.propose([sequence])
+        drafts.append(len(draft.tokens))
+        sequence.proposed += len(draft.tokens)
+        sequence.tokens += [1, 2] if len(sequence.tokens) % 2 else [2, 1]  # never what came before
+    assert 0 < sum(n > 0 for n in drafts[200:]) <= 2 * 400 // PATIENCE + 2
+    drafts.clear()
+    sequence = sequence_of([1, 2] * 20)
+    for _ in range(5):
+        [draft] = lookup.propose([sequence])
+        drafts.append(len(draft.tokens))
+        sequence.proposed += len(draft.tokens)
+        sequence.accepted += len(draft.tokens)
+        sequence.tokens += draft.tokens
+    assert drafts == [2, 4, 8, 8, 8]
+    assert [len(draft.tokens) for draft in lookup.propose([sequence] * 3)] == [ROWS // 3] * 3
+    assert lookup.propose([sequence] * (ROWS + 1)) == [NOTHING] * (ROWS + 1)

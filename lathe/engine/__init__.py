@@ -2,6 +2,7 @@
 
 from lathe.engine.constrain import Constraint, Grammars
 from lathe.engine.engine import Engine
+from lathe.engine.lookup import Lookup
 from lathe.engine.runner import Adapters
 from lathe.engine.sampling import Sampling, Token
 from lathe.engine.scheduler import Finish, Sequence
@@ -15,6 +16,7 @@ __all__ = [
     "Engine",
     "Finish",
     "Grammars",
+    "Lookup",
     "Sampling",
     "Sequence",
     "Token",

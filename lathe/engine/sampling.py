@@ -150,12 +150,23 @@ class Chooser:
         # The standard library promises the same numbers from a seed on every machine and in every version.
         self.root = random.getrandbits(64) if sampling.seed is None else sampling.seed
         self.dice = random.Random(self.root)
+        self.thrown: list[float] = []
         self.said: Tensor | None = None  # V, how often the answer holds each token
         self.seen: Tensor | None = None  # V, whether prompt or answer holds it
         if any(isinstance(rule, (Repetition, Repeats)) for rule in sampling.rules):
             self.said = torch.zeros(vocab, device=device)
             self.seen = torch.zeros(vocab, device=device, dtype=torch.bool)
             self.seen[list(prompt)] = True
+
+    @property
+    def share(self) -> float:
+        """A number in (0, 1] for the next token: which one it becomes, as a share of the probabilities before it.
+
+        The n-th token's is the n-th that the dice give, however many were guessed, or chosen in vain, before.
+        """
+        while len(self.thrown) <= self.length:
+            self.thrown.append(1.0 - self.dice.random())
+        return self.thrown[self.length]
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -330,18 +341,25 @@ class MinP:
 
 
 def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[Token]:
-    """One token for each row of scores. logits: N V, float32, a row for each chooser."""
+    """One token for each row of scores, which its chooser has then said. logits: N V, float32, one for each chooser."""
+    chosen = picked(logits, choosers)
+    for id, chooser in zip(chosen, choosers, strict=True):
+        chooser.say(id)
+    return reported(logits, chosen, [chooser.sampling.logprobs for chooser in choosers])
+
+
+def picked(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
+    """The token that `choose` would give for each row, and nothing else."""
     chosen = [0] * len(choosers)
     for greedy, rows, candidates in _judged(logits, choosers):
         if greedy:
             columns = candidates.logits.argmax(-1)
         else:
-            columns = draw(candidates.logits.softmax(-1), [choosers[row].dice for row in rows])
+            columns = draw(candidates.logits.softmax(-1), [choosers[row].share for row in rows])
         ids = columns if greedy or candidates.ids is None else candidates.ids.gather(-1, columns[:, None])[:, 0]
         for row, id in zip(rows, ids.tolist(), strict=True):
             chosen[row] = id
-            choosers[row].say(id)
-    return reported(logits, chosen, [chooser.sampling.logprobs for chooser in choosers])
+    return chosen
 
 
 def chances(logits: Tensor, choosers: Sequence[Chooser]) -> Tensor:
@@ -358,12 +376,14 @@ def chances(logits: Tensor, choosers: Sequence[Chooser]) -> Tensor:
     return out
 
 
-def draw(chances: Tensor, dice: Iterable[random.Random]) -> Tensor:
-    """The column at which the running sum of probabilities reaches a random share of the whole. chances: N K; N."""
+def draw(chances: Tensor, shares: Iterable[float]) -> Tensor:
+    """The column at which the running sum of probabilities reaches a share of the whole. chances: N K; N.
+
+    shares: in (0, 1], so that the column found has added something to the sum: what is ruled out is never drawn.
+    """
     sums = chances.cumsum(-1)
-    # In (0, 1], so that the column found has added something to the sum: what is ruled out is never drawn.
-    shares = torch.tensor([[1.0 - die.random()] for die in dice], device=sums.device, dtype=sums.dtype)
-    return torch.searchsorted(sums, shares * sums[:, -1:])[:, 0]
+    goals = torch.tensor(list(shares), device=sums.device, dtype=sums.dtype)[:, None] * sums[:, -1:]
+    return torch.searchsorted(sums, goals)[:, 0]
 
 
 def _judged(logits: Tensor, choosers: Sequence[Chooser]) -> Iterator[tuple[bool, list[int], Candidates]]:

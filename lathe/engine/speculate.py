@@ -1,16 +1,19 @@
 """Guesses at the next tokens, and which of them stand: several tokens of one pass, distributed as if made one by one.
 
-Whoever guesses is a `Drafter`: here a smaller model. A guess is judged by acceptance and rejection (Leviathan et al.,
-arXiv:2211.17192): token x, guessed with probability q(x), stands with probability min(1, p(x) / q(x)), where p is what
-the model itself would choose by; in place of the first that falls comes a token drawn from max(p - q, 0), and after a
-draft of which all stand, one from p. All rules of sampling are in p and in q, so what comes out is distributed by p. A
-greedy choice is a p that is all on one token: then the answer is the greedy one, token for token.
+Whoever guesses is a `Drafter`. Guesses that could have been no others stand where the model, with the dice that it has
+for that place, says the same: the answer is, token for token, what it is without guesses.
+
+Guesses drawn from probabilities, as those of the smaller model here, are judged by acceptance and rejection (Leviathan
+et al., arXiv:2211.17192): token x, guessed with probability q(x), stands with probability min(1, p(x) / q(x)), where p
+is what the model itself would choose by; in place of the first that falls comes a token drawn from max(p - q, 0), and
+after a draft of which all stand, one from p. All rules of sampling are in p and in q, so what comes out follows p.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor
 from lathe.engine import scheduler
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Piece, Runner
-from lathe.engine.sampling import Chooser, Token, chances, draw, reported
+from lathe.engine.sampling import Chooser, Token, chances, draw, picked, reported
 from lathe.engine.scheduler import NOTHING, Draft, Part
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
@@ -63,12 +66,12 @@ class DraftModel:
         odds: list[list[Tensor]] = [[] for _ in sequences]
         wanted = [self._wanted(sequence) for sequence in sequences]
         pieces = [self._unread(s) if n else Piece(s, 0, []) for s, n in zip(sequences, wanted, strict=True)]
-        dice = [random.Random(f"{s.chooser.root} {len(s.tokens)}") for s in sequences]
+        dice = [_dice(s, "guess") for s in sequences]
         for turn in range(max(wanted)):
             going = [i for i, n in enumerate(wanted) if turn < n]
             choosers = [sequences[i].chooser.after(guesses[i]) for i in going]
             q = self._chances([pieces[i] for i in going], choosers)
-            drawn = draw(q, [dice[i] for i in going]).tolist()
+            drawn = draw(q, [1.0 - dice[i].random() for i in going]).tolist()
             for i, row, id in zip(going, q, drawn, strict=True):
                 sequence, start = sequences[i], len(sequences[i].tokens) + turn
                 sequence.drafted = len(sequence.tokens) - 1  # the last is read again if this step is interrupted
@@ -76,7 +79,9 @@ class DraftModel:
                 odds[i].append(row)
                 pieces[i] = Piece(sequence, start, [id])
         return [
-            Draft(g, torch.stack(rows), len(s.tokens) + len(g) - 1) if g else NOTHING
+            Draft(g, None if s.chooser.sampling.greedy else torch.stack(rows), len(s.tokens) + len(g) - 1)
+            if g
+            else NOTHING
             for s, g, rows in zip(sequences, guesses, odds, strict=True)
         ]
 
@@ -108,21 +113,26 @@ def accept(logits: Tensor, parts: Sequence[Part]) -> list[list[Token]]:
 
     logits: N V, float32, for each part a row after its last token and one after each of its guesses.
     """
-    p = chances(logits, [part.sequence.chooser.after(part.draft.tokens[:n]) for part in parts for n in range(part.due)])
-    firsts, row = [], 0
-    for part in parts:
-        firsts.append(row)
-        row += part.due
-    standing = _standing(p, firsts, parts)
-    last = [_left(p[first + kept], part.draft, kept) for part, first, kept in zip(parts, firsts, standing, strict=True)]
-    drawn = draw(torch.stack(last), [part.sequence.chooser.dice for part in parts]).tolist()
-    made = []
-    for part, kept, id in zip(parts, standing, drawn, strict=True):
+    ends = list(accumulate(part.due for part in parts))
+    spans = [slice(end - part.due, end) for end, part in zip(ends, parts, strict=True)]
+    choosers = [part.sequence.chooser.after(part.draft.tokens[:n]) for part in parts for n in range(part.due)]
+    made: list[list[int]] = [[] for _ in parts]
+    for judge, weighed in ((_compared, False), (_weighed, True)):
+        some = [i for i, part in enumerate(parts) if (part.draft.chances is not None) == weighed]
+        if some:
+            rows = [row for i in some for row in range(spans[i].start, spans[i].stop)]
+            scores = logits if len(rows) == len(logits) else logits[rows]
+            for i, ids in zip(
+                some, judge(scores, [choosers[row] for row in rows], [parts[i] for i in some]), strict=True
+            ):
+                made[i] = ids
+    rows, wanted = [], []
+    for span, part, ids in zip(spans, parts, made, strict=True):
         part.sequence.proposed += len(part.draft.tokens)
-        part.sequence.accepted += kept
-        made.append(_said(part.sequence.chooser, [*part.draft.tokens[:kept], id]))
-    rows = [first + n for first, ids in zip(firsts, made, strict=True) for n in range(len(ids))]
-    wanted = [part.sequence.chooser.sampling.logprobs for part, ids in zip(parts, made, strict=True) for _ in ids]
+        part.sequence.accepted += len(ids) - 1
+        ids[:] = _said(part.sequence.chooser, ids)
+        rows += range(span.start, span.start + len(ids))
+        wanted += [part.sequence.chooser.sampling.logprobs] * len(ids)
     tokens = iter(reported(logits[rows], [id for ids in made for id in ids], wanted))
     return [[next(tokens) for _ in ids] for ids in made]
 
@@ -138,29 +148,45 @@ def _said(chooser: Chooser, tokens: Sequence[int]) -> list[int]:
     return said
 
 
-def _standing(p: Tensor, firsts: Sequence[int], parts: Sequence[Part]) -> list[int]:
-    """How many guesses of each part stand before the first that falls."""
-    pairs = []
-    for part, first in zip(parts, firsts, strict=True):
-        rows, ids, q = range(len(part.draft.tokens)), part.draft.tokens, part.draft.chances
-        own = p[[first + row for row in rows], ids]
-        pairs.append(torch.stack((own, torch.ones_like(own) if q is None else q[list(rows), ids])))
-    judged = iter(torch.cat(pairs, dim=1).T.tolist())  # one look at the device for all
-    standing = []
+def _compared(logits: Tensor, choosers: Sequence[Chooser], parts: Sequence[Part]) -> list[list[int]]:
+    """What the model itself says after each guess: the guesses stand as long as it says the same."""
+    picks, made = iter(picked(logits, choosers)), []
     for part in parts:
-        dice, odds = part.sequence.chooser.dice, [next(judged) for _ in part.draft.tokens]
-        falls = (n for n, (own, guess) in enumerate(odds) if dice.random() * guess >= own)
-        standing.append(next(falls, len(odds)))
-    return standing
+        own = [next(picks) for _ in range(part.due)]
+        falls = (n for n, (guess, id) in enumerate(zip(part.draft.tokens, own, strict=False)) if guess != id)
+        made.append(own[: next(falls, len(part.draft.tokens)) + 1])
+    return made
+
+
+def _weighed(logits: Tensor, choosers: Sequence[Chooser], parts: Sequence[Part]) -> list[list[int]]:
+    """Acceptance and rejection."""
+    p, first, made = chances(logits, choosers), 0, []
+    pairs, dice = [], [_dice(part.sequence, "judge") for part in parts]
+    for part in parts:
+        rows, ids, q = range(len(part.draft.tokens)), part.draft.tokens, part.draft.chances
+        assert q is not None
+        pairs.append(torch.stack((p[[first + row for row in rows], ids], q[list(rows), ids])))
+        first += part.due
+    judged, first, last = iter(torch.cat(pairs, dim=1).T.tolist()), 0, []  # one look at the device for all
+    for part, die in zip(parts, dice, strict=True):
+        odds = [next(judged) for _ in part.draft.tokens]
+        falls = (n for n, (own, guess) in enumerate(odds) if die.random() * guess >= own)
+        kept = next(falls, len(odds))
+        made.append(part.draft.tokens[:kept])
+        last.append(_left(p[first + kept], part.draft, kept))
+        first += part.due
+    drawn = draw(torch.stack(last), [1.0 - die.random() for die in dice]).tolist()
+    return [[*kept, id] for kept, id in zip(made, drawn, strict=True)]
 
 
 def _left(p: Tensor, draft: Draft, kept: int) -> Tensor:
     """What the token after those that stand is drawn from. p: V, the model's own choice there. V."""
-    if kept == len(draft.tokens):
+    if draft.chances is None or kept == len(draft.tokens):
         return p
-    if draft.chances is None:
-        rest = p.clone()
-        rest[draft.tokens[kept]] = 0.0
-    else:
-        rest = (p - draft.chances[kept]).clamp(min=0.0)
+    rest = (p - draft.chances[kept]).clamp(min=0.0)
     return torch.where(rest.sum() > 0, rest, p)  # where p and q differ by rounding only, it may have left nothing
+
+
+def _dice(sequence: scheduler.Sequence, use: str) -> random.Random:
+    """Dice for one step of a sequence, the same whenever this step is taken."""
+    return random.Random(f"{sequence.chooser.root} {len(sequence.tokens)} {use}")
