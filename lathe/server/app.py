@@ -21,7 +21,7 @@ from lathe.errors import LatheError, UsageError
 from lathe.server import page
 from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
-from lathe.server.wires import chat, completions, embeddings, litgpt, models, ollama, tokens
+from lathe.server.wires import chat, completions, embeddings, litgpt, llamacpp, models, ollama, tokens
 
 # Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
 WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
@@ -29,6 +29,7 @@ WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
     completions.router,
     embeddings.router,
     litgpt.router,
+    llamacpp.router,
     models.router,
     ollama.router,
     tokens.router,

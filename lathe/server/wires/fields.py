@@ -86,6 +86,7 @@ class StructuredOutputs(BaseModel):
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 Text = str | Ids
@@ -139,7 +140,7 @@ class Wished(Body):
     repeat_penalty: Finite | None = Field(None, gt=0)
     presence_penalty: Finite | None = Field(None, ge=-2, le=2)
     frequency_penalty: Finite | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = Field(None, max_length=MOST_BIASES)
+    logit_bias: dict[str, Bias] | None = Field(None, max_length=MOST_BIASES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_BIASES)
