@@ -17,7 +17,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.test  ## as many files at once as there are cores
+unit: $(VENV)/.test .venv-openai2/.made  ## as many files at once as there are cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # torch goes in first and alone: its version is pinned to one whose build for the CPU is small.
@@ -35,10 +35,16 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) install --constraint constraints.txt --editable '.[plot,test]'
 	touch $@
 
+# The previous major of OpenAI's client, in a folder of its own, which its tests put before the current one.
+.venv-openai2/.made: $(VENV)/.test
+	$(PIP) install --target .venv-openai2 --upgrade openai==2.54.0
+	touch $@
+
 # Programs whose files we must read and write as they do: litgpt pins old packages, llama.cpp must be compiled, so each
 # has an environment of its own, in which the tests run scripts.
-oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made  ## against LitGPT and llama.cpp themselves
+oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver/.made  ## against LitGPT and llama.cpp themselves
 	$(BIN)/python -m pytest tests/oracles
+	LATHE_CASES=2000 $(BIN)/python -m pytest tests/test_wire_openai_fuzz.py
 
 .venv-litgpt/.made: constraints.txt
 	$(PYTHON) -m venv .venv-litgpt
@@ -49,6 +55,13 @@ oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made  ## against LitGP
 .venv-llamacpp/.made:
 	$(PYTHON) -m venv .venv-llamacpp
 	.venv-llamacpp/bin/python -m pip --disable-pip-version-check --quiet install --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	touch $@
+
+# What llama.cpp's own tests of its server need, and the source that they are in.
+.venv-llamaserver/.made:
+	$(PYTHON) -m venv .venv-llamaserver
+	.venv-llamaserver/bin/python -m pip --disable-pip-version-check --quiet install pytest requests wget openai==2.54.0
+	.venv-llamaserver/bin/python -m pip --disable-pip-version-check --quiet download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.35 --dest .venv-llamaserver
 	touch $@
 
 fuzz: $(VENV)/.test  ## a hundred thousand damaged checkpoints; only errors of ours may come of them
