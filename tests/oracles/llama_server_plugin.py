@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what the file names, by its id, or by that of its function or file, and say why."""
     rows = [line for line in DESELECTED.read_text().splitlines() if line and not line.startswith("#")]
-    reasons = {named: why for named, why in (row.split(" # ", 1) for row in rows)}
+    reasons = dict(row.split(" # ", 1) for row in rows)
     for item in items:
         for named, why in reasons.items():
             if item.nodeid == named or item.nodeid.startswith((f"{named}[", f"{named}::")):
