@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDER = ROOT / ".venv-openai2"
-TESTS = ("test_wire_openai.py", "test_wire_openai_completions.py", "test_wire_openai_tools.py")
+TESTS = ("test_wire_openai.py", "test_wire_openai_completions.py")
 
 
 @pytest.mark.skipif(not OLDER.is_dir(), reason=f"{OLDER.name} is not there: `make unit` installs the client into it")
