@@ -49,6 +49,7 @@ class Wishes(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     seed: int | None
+    logprobs: int | None
     min_tokens: int | None
     logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
@@ -74,6 +75,7 @@ class Completion:
 
     text: without the token or string that ended it.
     tokens: all that were generated, an end token included. logprobs: the model's natural log-probability of each.
+    top: in the place of each, the likeliest tokens with theirs, as many as the wish `logprobs` says; else none.
     finish_reason: "stop" (an end token or stop string), "length" (max_new_tokens, or the context is full),
         "cancelled", or None while it is not finished.
     prefill_seconds: from the request to the first token. decode_seconds: from there to the last.
@@ -83,6 +85,7 @@ class Completion:
     text: str
     tokens: list[int]
     logprobs: list[float]
+    top: list[tuple[tuple[int, float], ...]]
     finish_reason: Literal["stop", "length", "cancelled"] | None
     usage: Usage
     prefill_seconds: float
@@ -132,6 +135,7 @@ class Reply(Iterator[str]):
             text="".join(self._shown),
             tokens=[token.id for token in self._tokens],
             logprobs=[token.logprob for token in self._tokens if token.logprob is not None],
+            top=[token.top for token in self._tokens],
             finish_reason="stop" if self._stops.stopped else self._reason,
             usage=Usage(sequence.prompt, n),
             prefill_seconds=first - sequence.started,
@@ -189,7 +193,7 @@ class LLM:
         quantize: str | None = None,
         adapter: checkpoint.Named | None = None,
         draft: str | Path | None = None,
-        draft_tokens: int = 4,
+        draft_tokens: int | None = None,
         prompt_style: str = "auto",
         devices: int | Literal["auto"] = 1,
         strategy: Literal["tensor", "layers"] = "layers",
@@ -206,8 +210,9 @@ class LLM:
         adapter: a folder or repo with an adapter for the model, or several, whose results add up, by names: a mapping,
             or as in "NAME=PATH". `transforms.adapt` switches them, on `LLM.decoder`. An adapter can be named as the
             model, too.
-        draft: a smaller model with the same vocabulary, which guesses `draft_tokens` tokens ahead: the answers have the
-            same distribution, and are the same where they are greedy, but come sooner.
+        draft: a smaller model with the same vocabulary, which guesses `draft_tokens` tokens ahead (4 unless told): the
+            answers have the same distribution, and are the same where they are greedy, but come sooner. Or "ngram",
+            which takes no model: what followed the last tokens before is guessed, and the answers are the same.
 
         prompt_style: "auto" writes conversations by the style that LitGPT left beside the weights, else by the chat
             template; the name of a style takes the place of both, and "none" is plain text.
@@ -230,12 +235,15 @@ class LLM:
         tokenizer = opened.tokenizer(prompt_style)  # before the weights: it is read sooner, and may be what is wrong
         divided = strategy == "tensor" and group.count > 1
         share = Share(opened.spec, group) if divided else None
-        drafter = None
-        if draft is not None:
+        drafter: engine.Drafter | None = None
+        if draft == "ngram":
+            drafter = engine.Lookup(8 if draft_tokens is None else draft_tokens)
+        elif draft is not None:
             small = checkpoint.open(hub.find(str(draft), Path(checkpoints)))
             same_vocabulary(small, tokenizer, opened.path)
             guesser = small.load(around[0], kind)
-            drafter = engine.DraftModel(echo(guesser, group) if divided else guesser, draft_tokens)
+            count = 4 if draft_tokens is None else draft_tokens
+            drafter = engine.DraftModel(echo(guesser, group) if divided else guesser, count)
         decoder = opened.load(around, kind, share, quantize)
         return LLM(decoder, tokenizer, opened.config, opened.generation, drafter)
 

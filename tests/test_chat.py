@@ -310,6 +310,14 @@ def test_settings(begin: Callable[..., Listened]) -> None:
     assert session.settings == Settings(temperature=0.0)
     assert session.told("max_new_tokens") == f"max_new_tokens {CONTEXT} (by default)"
     assert begin("teller", max_new_tokens=None).told("max_new_tokens") == "max_new_tokens 256 (by default)"
+    take(session, "/set regex (ja|nein)")
+    take(session, "/set logit-bias 1=-2,3=4")
+    assert session.settings.wishes()["logit_bias"] == {1: -2.0, 3: 4.0}
+    take(session, "Two?")
+    assert session.conversation.exchanges[-1].answer in ("ja", "nein")
+    take(session, "/set regex none")
+    with pytest.raises(MissingError, match="cannot be read"):
+        take(session, "/set schema none.json")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -255,3 +256,51 @@ def test_every_wish_reaches_the_model(model: str, capsys: pytest.CaptureFixture[
         text = capsys.readouterr().out.removesuffix("\n")
         assert text == llm.generate(ONCE, raw=True, **wishes, **{name: value})
         assert text != plain
+
+
+def test_looking_guesses_up_changes_the_speed_alone(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (model, "--prompt", ONCE, "--seed", "1", "--max-new-tokens", "120", "--json")
+    generate(*words)
+    plain = json.loads(capsys.readouterr().out)
+    assert generate(*words, "--draft", "ngram") == 0
+    page = json.loads(capsys.readouterr().out)
+    assert [sample["tokens"] for sample in page["samples"]] == [sample["tokens"] for sample in plain["samples"]]
+    assert page["draft"]["model"] == "ngram" and 0 < page["draft"]["accepted"] <= page["draft"]["proposed"]
+
+
+def test_answers_in_a_form(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}
+    file = tmp_path / "person.json"
+    file.write_text(json.dumps(schema | {"additionalProperties": False}))
+    words = (model, "--prompt", ONCE, "--seed", "2", "--max-new-tokens", "200")
+    for given in (str(file), file.read_text()):
+        assert generate(*words, "--schema", given) == 0
+        assert json.loads(capsys.readouterr().out)["age"] <= 99
+    assert generate(*words, "--regex", "(yes|no), [a-z]{3}") == 0
+    assert re.fullmatch("(yes|no), [a-z]{3}\n", capsys.readouterr().out)
+    assert generate(*words, "--grammar", 'start: "one" | "two" " times"{2}') == 0
+    assert capsys.readouterr().out in ("one\n", "two times times\n")
+    for given, says in (
+        (("--schema", str(tmp_path / "none.json")), "none.json cannot be read: No such file"),
+        (("--schema", "{]"), "The JSON schema is no JSON"),
+        (("--regex", "(a"), "unclosed group"),
+        (("--grammar", "start: nothing"), 'unknown name: "nothing"'),
+        (("--regex", "a", "--schema", "{}"), "There are a --schema and a --regex."),
+        (("--logprobs", "2"), "Add --json."),
+        (("--logit-bias", "a=b"), '--logit-bias is "a=b". It must be ID=NUMBER'),
+        (("--logit-bias", "9999=1"), "logit_bias names token 9999. Ids run from 0 to 511."),
+    ):
+        assert generate(*words, *given) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_likely_tokens_and_unwanted_ones(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (model, "--prompt", ONCE, "--temperature", "0", "--max-new-tokens", "8", "--json")
+    assert generate(*words, "--logprobs", "3") == 0
+    [sample] = json.loads(capsys.readouterr().out)["samples"]
+    for id, logprob, top in zip(sample["tokens"], sample["logprobs"], sample["top_logprobs"], strict=True):
+        assert len(top) == 3 and (top[0]["id"], top[0]["logprob"]) == (id, pytest.approx(logprob))
+    first = sample["tokens"][0]
+    assert generate(*words, "--logit-bias", f"{first}=-100,{first + 1}=0.5") == 0
+    [other] = json.loads(capsys.readouterr().out)["samples"]
+    assert first not in other["tokens"] and "top_logprobs" not in other

@@ -11,8 +11,9 @@ from lathe.actions.commands import COMMANDS, take
 from lathe.actions.conversation import Conversation
 from lathe.actions.lines import decoded, piped
 from lathe.actions.place import weights_at
-from lathe.actions.session import SETTINGS, Session, Settings
+from lathe.actions.session import Session
 from lathe.actions.terminal import Terminal, busy, dimmed, harmless, history_file, interrupt
+from lathe.actions.wishes import SETTINGS, Settings
 from lathe.errors import LatheError, PromptError
 
 
@@ -37,6 +38,9 @@ class Options(Settings):
     adapter: tuple[str, ...] = ()
     """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
     what they do adds up."""
+    draft: str | None = None
+    """A smaller model with the same vocabulary that guesses ahead, so that answers come sooner; or "ngram": no model
+    guesses, but what followed the last words before."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
@@ -122,6 +126,7 @@ def begin(options: Options, path: Path) -> Session:
         quantize=options.quantize,
         prompt_style=options.prompt_style,
         adapter=options.adapter or None,
+        draft=options.draft,
         checkpoints=options.checkpoints,
     )
     settings = Settings(**{name: getattr(options, name) for name in SETTINGS})

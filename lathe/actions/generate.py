@@ -15,14 +15,15 @@ from lathe import hub
 from lathe.actions import ranks
 from lathe.actions.lines import decoded
 from lathe.actions.place import weights_at
-from lathe.actions.session import SETTINGS, Settings
 from lathe.actions.terminal import dimmed, harmless
+from lathe.actions.wishes import Settings
 from lathe.errors import MissingError, PromptError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
     from lathe.llm import Completion, Reply
+    from lathe.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,17 @@ class Options(Settings):
     """How many answers to make, side by side; with a seed, further ones take the numbers that follow it."""
     json: bool = False
     """Print one JSON object with texts, tokens and timings when all is done, instead of text as it comes."""
+    logprobs: int | None = None
+    """With --json, tell how likely so many of the likeliest tokens were in each place."""
     adapter: tuple[str, ...] = ()
     """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
     what they do adds up."""
     draft: str | None = None
     """A smaller model with the same vocabulary that guesses ahead. The answers stay the same, or of the same
-    distribution where they are drawn; they come sooner where it guesses well."""
-    draft_tokens: int = 4
-    """How many tokens it guesses at once."""
+    distribution where they are drawn; they come sooner where it guesses well. Or "ngram": no model guesses, but what
+    followed the last words before; the answers stay the same."""
+    draft_tokens: int | None = None
+    """How many tokens it guesses at once. By default 4, and up to 8 with ngram."""
     devices: int | Literal["auto"] = 1
     """How many devices the model is divided among; auto takes all GPUs."""
     strategy: Literal["tensor", "layers"] = "tensor"
@@ -72,7 +76,9 @@ class Options(Settings):
             raise UsageError(f"--num-samples is {self.num_samples}.", "It must be at least 1.")
         if self.devices != "auto" and self.devices < 1:
             raise UsageError(f"--devices is {self.devices}.", "It must be at least 1, or auto.")
-        if self.draft_tokens < 1:
+        if self.logprobs is not None and not self.json:
+            raise UsageError("--logprobs is given, and only JSON has room for them.", fix="Add --json.")
+        if self.draft_tokens is not None and self.draft_tokens < 1:
             raise UsageError(f"--draft-tokens is {self.draft_tokens}.", "It must be at least 1.")
         if self.system is not None and self.raw:
             raise UsageError("There is a --system message, and --raw takes the prompt as it is.", fix="Leave one out.")
@@ -90,7 +96,7 @@ def run(options: Options) -> None:
     path = weights_at(options.model, options.checkpoints)
     if options.devices == 1 or options.strategy == "layers":
         return answer(options.device, options, path, prompt)
-    if options.draft is not None:
+    if options.draft not in (None, "ngram"):
         hub.find(options.draft, options.checkpoints)  # downloaded once, not by every process
     from lathe import checkpoint
     from lathe.llm import places
@@ -127,7 +133,7 @@ def answer(device: str | torch.device, options: Options, path: Path, prompt: str
         checkpoints=options.checkpoints,
     )
     load_seconds = time.perf_counter() - begun
-    wishes = {name: getattr(options, name) for name in SETTINGS}
+    wishes = options.wishes() | {"logprobs": options.logprobs}
     seeds = [None if options.seed is None else options.seed + number for number in range(options.num_samples)]
     asked = prompt if options.system is None else messages(options.system, prompt)
     replies = [llm.stream(asked, raw=options.raw, **wishes | {"seed": seed}) for seed in seeds]
@@ -141,7 +147,9 @@ def answer(device: str | torch.device, options: Options, path: Path, prompt: str
     timings = timed(load_seconds, answers)
     guesses = guessed(options.draft, answers) if options.draft else {}
     if options.json:
-        print(json.dumps(page(options.model, prompt, answers, timings) | guesses, ensure_ascii=False, indent=2))
+        samples = [sample(answer, llm.tokenizer if options.logprobs else None) for answer in answers]
+        page = {"model": options.model, "prompt": prompt, "samples": samples, "timings": timings}
+        print(json.dumps(page | guesses, ensure_ascii=False, indent=2))
     else:
         note(told(timings, **guesses))
 
@@ -216,19 +224,20 @@ def told(timings: dict[str, float], draft: dict[str, Any] | None = None) -> str:
     return f"Loaded in {t['load_seconds']:.2f} s. {reading}, {writing}.{guesses}"
 
 
-def page(model: str, prompt: str, answers: Sequence[Completion], timings: dict[str, float]) -> dict[str, Any]:
-    samples = [
-        {
-            "text": answer.text,
-            "finish_reason": answer.finish_reason,
-            "tokens": answer.tokens,
-            "logprobs": answer.logprobs,
-            "prompt_tokens": answer.usage.prompt_tokens,
-            "completion_tokens": answer.usage.completion_tokens,
-        }
-        for answer in answers
-    ]
-    return {"model": model, "prompt": prompt, "samples": samples, "timings": timings}
+def sample(answer: Completion, words: Tokenizer | None) -> dict[str, Any]:
+    """One answer for JSON, with the likeliest tokens in each place where a tokenizer says what they are."""
+    found: dict[str, Any] = {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "tokens": answer.tokens,
+        "logprobs": answer.logprobs,
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "completion_tokens": answer.usage.completion_tokens,
+    }
+    if words is not None:
+        tops = [[{"id": id, "token": words.get(id), "logprob": n} for id, n in top] for top in answer.top]
+        found["top_logprobs"] = tops
+    return found
 
 
 def note(text: str) -> None:

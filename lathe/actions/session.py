@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import replace
+from typing import TYPE_CHECKING, TextIO
 
 from lathe.actions.conversation import Conversation, Message, plain
+from lathe.actions.wishes import SETTINGS, Settings
 from lathe.errors import UsageError, did_you_mean
-from lathe.options import Option, fields
+from lathe.options import Option
 from lathe.values import convert
 
 if TYPE_CHECKING:
     from lathe.llm import LLM, Completion
 
 ANSWER = 1024  # tokens of the context kept free for an answer, but never more than a quarter of it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How answers are made; what is None is as the checkpoint says."""
-
-    max_new_tokens: int | None = None
-    """The longest answer in tokens. By default what the model's generation_config.json says; where it says
-    nothing, 256, and in a chat by template as long as the context allows."""
-    temperature: float | None = None
-    """0 takes the likeliest token each time, more is more varied. By default, and the next three, what the
-    model's generation_config.json says; where it says nothing, 0.8 among the 50 likeliest."""
-    top_k: int | None = None
-    """Choose among the K likeliest tokens only; 0 for all."""
-    top_p: float | None = None
-    """Choose among the likeliest tokens that together have this probability."""
-    min_p: float | None = None
-    """Choose among tokens at least this fraction as likely as the likeliest."""
-    repetition_penalty: float | None = None
-    """Above 1, makes tokens that the prompt or the answer holds less likely. By default 1: no difference."""
-    presence_penalty: float | None = None
-    """Taken off the scores of tokens that the answer holds. By default 0, as the next."""
-    frequency_penalty: float | None = None
-    """The same, once for each time that the answer holds them."""
-    seed: int | None = None
-    """The same seed gives the same answer to the same words. By default every answer is new."""
-    stop: tuple[str, ...] = ()
-    """End an answer where this text would come. May be given several times."""
-
-
-SETTINGS = {option.name[0]: option for option in fields(Settings)}
 
 
 class Session:
@@ -85,10 +55,10 @@ class Session:
         What there is of an answer that KeyboardInterrupt stops is remembered too. Raises PromptError for a question
         that is too long even alone, TokenizerError where the chat template refuses it; nothing is changed then.
         """
-        wishes = self.defaults | self._told(self.settings)
+        wishes = self.defaults | self.settings.wishes()
         reserve = min(self.settings.max_new_tokens or ANSWER, self.context // 4)
         fitted = (after or self.conversation).fitted(question, self._count, self.context - reserve)
-        reply = self.llm.stream(self._prompt(fitted.messages(question)), stop=self.settings.stop, **wishes)
+        reply = self.llm.stream(self._prompt(fitted.messages(question)), **wishes)
         if fitted.left_out > self.conversation.left_out:
             self.note(f"The context of {self.context} tokens is full: {_oldest(fitted.left_out)} to the model.")
         try:
@@ -150,14 +120,11 @@ class Session:
             return f"{name} {default} (by default)"
         return f"{name} {' '.join(map(repr, value)) if isinstance(value, tuple) else value}"
 
-    def _told(self, settings: Settings) -> dict[str, Any]:
-        wishes = {name: getattr(settings, name) for name in SETTINGS if name != "stop"}
-        return {name: wish for name, wish in wishes.items() if wish is not None}
-
     def _checked(self, settings: Settings) -> Settings:
         from lathe.engine import Sampling
 
-        Sampling(**self.defaults | self._told(settings))
+        Sampling(**self.defaults | settings.sampling())
+        settings.form()
         return settings
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from lathe.errors import UsageError
 
-# Models write JSON with and without spaces, and on several lines; but some, once made to, write spaces for ever.
-SPACES = r"[ \t\n\r]{1,40}"
+# Models write JSON with and without a space, or indented on lines; a weak one would write spaces for ever if it could.
+SPACES = r" |\n[ \t]{0,24}"
 
 
 def of_schema(schema: str | bool | Mapping[str, Any]) -> str:
-    """JSON that a schema allows, with spaces wherever JSON has them. schema: as JSON text, or as what that says.
+    """JSON that a schema allows, on one line or indented on several. schema: as JSON text, or as what that says.
 
     Raises UsageError for text that is no JSON, or JSON that is no schema.
     """
