@@ -67,3 +67,12 @@ def browser():
         browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def tool_server(tmp_path_factory: pytest.TempPathFactory):
+    """`lathe serve` of a tiny model whose template knows tools and reasoning."""
+    from serving import TOOLS, serving, tiny
+
+    with serving(tiny(tmp_path_factory.mktemp("tools"), TOOLS, max_position_embeddings=1024)) as running:
+        yield running

@@ -21,10 +21,22 @@ from lathe.errors import LatheError, UsageError
 from lathe.server import page
 from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
-from lathe.server.wires import chat, completions, embeddings, litgpt, llamacpp, models, ollama, tokens
+from lathe.server.wires import (
+    anthropic,
+    chat,
+    completions,
+    embeddings,
+    litgpt,
+    llamacpp,
+    models,
+    ollama,
+    responses,
+    tokens,
+)
 
 # Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
 WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
+    anthropic.router,
     chat.router,
     completions.router,
     embeddings.router,
@@ -32,6 +44,7 @@ WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
     llamacpp.router,
     models.router,
     ollama.router,
+    responses.router,
     tokens.router,
 )
 

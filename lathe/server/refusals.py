@@ -96,10 +96,9 @@ class Refusal:
     def body(self, path: str) -> dict[str, Any]:
         """As clients of the wire at `path` expect it."""
         if path.startswith("/v1/messages"):
-            return {
-                "type": "error",
-                "error": {"type": ANTHROPIC.get(self.status, "api_error"), "message": self.message},
-            }
+            named = self.param is not None and self.param not in self.message
+            message = f"{self.param}: {self.message}" if named else self.message
+            return {"type": "error", "error": {"type": ANTHROPIC.get(self.status, "api_error"), "message": message}}
         if path.startswith("/api/"):
             return {"error": self.message}
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code, **self.more}

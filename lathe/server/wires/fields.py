@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -103,6 +103,8 @@ class Body(BaseModel):
     """What every body has in common: a model's name, and fields that nobody knows."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
+    cosmetic: ClassVar[frozenset[str]] = COSMETIC
 
     model: str | None = Field(None, max_length=1024)
 
@@ -110,9 +112,9 @@ class Body(BaseModel):
         """The names of fields that nobody knows. Raises Misused for one that cannot be done, or, if strict, any."""
         extra = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
         for name, value in extra.items():
-            if name in REFUSED and value not in REFUSED[name]:
+            if name in self.refused and value not in self.refused[name]:
                 raise Unsupported(name, f"{name} is not supported.", fix="Leave it out.")
-        unknown = [name for name in extra if name not in REFUSED and name not in COSMETIC]
+        unknown = [name for name in extra if name not in self.refused and name not in self.cosmetic]
         if unknown and strict:
             near = did_you_mean(unknown[0], type(self).model_fields)
             found = f'"{unknown[0]}" is not a field of this request.'

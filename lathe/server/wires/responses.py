@@ -1,0 +1,221 @@
+"""OpenAI's responses: a body becomes an Ask, and its events one response, or the events that its clients expect.
+
+Items follow one another: a thought, a message, calls; each is added, grows and is done before the next. Beyond OpenAI's
+own are `timings` and `prompt_progress`, llama.cpp's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from lathe.server.ask import Begun, Called, Ended, Event, Reading, Said
+from lathe.server.desk import Desk
+from lathe.server.refusals import Refusal
+from lathe.server.wires.chat import logprob
+from lathe.server.wires.frames import Stream, gathered
+from lathe.server.wires.head import warning
+from lathe.server.wires.responses_bodies import ResponsesBody
+from lathe.server.wires.tally import Tally
+
+PATH = "/v1/responses"
+Told = tuple[str, dict[str, Any]]  # an event's type, and what else it holds
+
+
+class Answer:
+    """Writes one response, whole or as events."""
+
+    def __init__(self, body: ResponsesBody, model: str) -> None:
+        self.body, self.tally = body, Tally()
+        self.response = _response(body, model)
+        self.output: list[dict[str, Any]] = self.response["output"]
+        self._kind, self._call = "", -1  # of the item that grows
+        self._begun, self._number = False, -1
+
+    def frames(self, which: int, event: Event) -> Iterator[str]:
+        self.tally.count(which, event)
+        if not self._begun:
+            self._begun = True
+            yield self._frame("response.created", {"response": self.response})
+            yield self._frame("response.in_progress", {"response": self.response})
+        if self.body.return_progress and isinstance(event, (Reading, Begun)):
+            progress = self.tally.progress(event)
+            yield self._frame("response.in_progress", {"response": self.response, "prompt_progress": progress})
+        for kind, more in self._told(event):
+            if self.body.timings_per_token and kind == "response.output_text.delta":
+                more["timings"] = self.tally.timings()
+            yield self._frame(kind, more)
+
+    def last(self) -> Iterator[str]:
+        kind = "response.completed" if self.response["status"] == "completed" else "response.incomplete"
+        yield self._frame(kind, {"response": self.response, "timings": self.tally.timings()})
+
+    def failed(self, refusal: Refusal) -> Iterator[str]:
+        error = {"code": "server_error" if refusal.status >= 500 else "invalid_prompt", "message": refusal.message}
+        self.response |= {"status": "failed", "error": error}
+        yield self._frame("response.failed", {"response": self.response})
+
+    def whole(self, events: Iterable[tuple[int, Event]]) -> dict[str, Any]:
+        for which, event in events:
+            self.tally.count(which, event)
+            for _ in self._told(event):
+                pass
+        return self.response
+
+    def _frame(self, kind: str, more: dict[str, Any]) -> str:
+        self._number += 1
+        body = {"type": kind, "sequence_number": self._number, **more}
+        return f"event: {kind}\ndata: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+    # ------------------------------------------------------------ what is told of an event
+
+    def _told(self, event: Event) -> Iterator[Told]:
+        match event:
+            case Said(kind="content"):
+                yield from self._open("message")
+                yield from self._say(event, "response.output_text.delta")
+            case Said():
+                yield from self._open("reasoning")
+                yield from self._say(event, "response.reasoning_text.delta")
+            case Called():
+                if event.id is not None:
+                    yield from self._open("function_call", event)
+                if event.arguments:
+                    self.output[-1]["arguments"] += event.arguments
+                    yield "response.function_call_arguments.delta", {**self._place(), "delta": event.arguments}
+            case Ended():
+                if not self.output:
+                    yield from self._open("message")
+                short = event.reason == "length"
+                yield from self._close("incomplete" if short else "completed")
+                self.response |= {"status": "incomplete" if short else "completed", "usage": self._usage()}
+                self.response["incomplete_details"] = {"reason": "max_output_tokens"} if short else None
+                self.response["completed_at"] = None if short else time.time()
+
+    def _open(self, kind: str, call: Called | None = None) -> Iterator[Told]:
+        if self._kind == kind and call is None:
+            return
+        yield from self._close("completed")
+        self._kind = kind
+        match kind:
+            case "message":
+                item: dict[str, Any] = {"id": _id("msg"), "type": kind, "role": "assistant", "content": []}
+            case "reasoning":
+                item = {"id": _id("rs"), "type": kind, "summary": [], "content": []}
+            case _:
+                assert call is not None
+                item = {"id": _id("fc"), "type": kind, "call_id": call.id, "name": call.name, "arguments": ""}
+        self.output.append({**item, "status": "in_progress"})
+        yield "response.output_item.added", {"output_index": len(self.output) - 1, "item": _copy(self.output[-1])}
+        if call is None:
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            part = part if kind == "message" else {"type": "reasoning_text", "text": ""}
+            self.output[-1]["content"].append(part)
+            yield "response.content_part.added", {**self._place(), "content_index": 0, "part": _copy(part)}
+
+    def _say(self, event: Said, kind: str) -> Iterator[Told]:
+        part = self.output[-1]["content"][0]
+        part["text"] += event.text
+        more: dict[str, Any] = {}
+        if event.kind == "content":
+            more["logprobs"] = [logprob(word) for word in event.words] if self.body.logprobs else []
+            part["logprobs"] += more["logprobs"]
+        yield kind, {**self._place(), "content_index": 0, "delta": event.text, **more}
+
+    def _close(self, status: str) -> Iterator[Told]:
+        if not self._kind:
+            return
+        item, place = self.output[-1], self._place()
+        match self._kind:
+            case "function_call":
+                yield "response.function_call_arguments.done", {**place, "arguments": item["arguments"]}
+            case kind:
+                part = item["content"][0]
+                name = "output_text" if kind == "message" else "reasoning_text"
+                more = {"logprobs": _copy(part["logprobs"])} if kind == "message" else {}
+                yield f"response.{name}.done", {**place, "content_index": 0, "text": part["text"], **more}
+                yield "response.content_part.done", {**place, "content_index": 0, "part": _copy(part)}
+        item["status"] = status
+        yield "response.output_item.done", {"output_index": len(self.output) - 1, "item": _copy(item)}
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
+
+    def _usage(self) -> dict[str, Any]:
+        tally = self.tally
+        return {
+            "input_tokens": tally.prompt,
+            "input_tokens_details": {"cached_tokens": tally.cached, "cache_write_tokens": 0},
+            "output_tokens": tally.made,
+            "output_tokens_details": {"reasoning_tokens": tally.reasoned},
+            "total_tokens": tally.prompt + tally.made,
+        }
+
+
+def _id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex}"
+
+
+def _copy(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _response(body: ResponsesBody, model: str) -> dict[str, Any]:
+    """A response that has just begun, with what its request says."""
+    said = body.model_dump(by_alias=True, exclude_none=True)
+    asked = said.get("reasoning", {})
+    return {
+        "id": _id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "metadata": body.metadata or {},
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "prompt_cache_key": said.get("prompt_cache_key"),
+        "reasoning": {"effort": asked.get("effort"), "summary": None},
+        "safety_identifier": said.get("safety_identifier"),
+        "service_tier": "default",
+        "store": False,
+        "temperature": body.temperature,
+        "text": {"format": {"type": "text"}, **said.get("text", {})},
+        "tool_choice": said.get("tool_choice", "auto"),
+        "tools": [{"strict": True, "description": None, "parameters": {}, **tool} for tool in said.get("tools", [])],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": said.get("user"),
+    }
+
+
+def router(desk: Desk) -> APIRouter:
+    routes = APIRouter(tags=["OpenAI"])
+
+    @routes.post(PATH)
+    @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)  # as llama.cpp has it, too
+    async def responses(request: Request, body: ResponsesBody) -> Response:
+        """One answer to a conversation, whole or as a stream of events; nothing of it is kept."""
+        headers = warning(body.unknown(desk.strict))
+        ask, served = body.ask(), desk.find(body.model)
+        answer = Answer(body, body.model or served.name)
+        if body.stream:
+            return await Stream.begin([desk.answer(ask)], answer, headers)
+        return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
+
+    return routes

@@ -1,0 +1,274 @@
+"""OpenAI's request for a response becomes an Ask: items of input become messages.
+
+Nothing is kept between requests: what refers to an earlier response is refused, and a client sends its items again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lathe.server.ask import Ask, Form, Tool, ToolChoice
+from lathe.server.refusals import Misused, Unsupported
+from lathe.server.wires.fields import COSMETIC, MOST_TOP, REFUSED, Body, Finite
+from lathe.server.wires.messages import MOST_MESSAGES, MOST_TOOLS, Effort, variables
+
+MORE = "reasoning.encrypted_content"  # clients ask for it by habit; the thought itself is there to be sent back
+
+
+class Part(BaseModel):
+    """A part of an item's content."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Item(BaseModel):
+    """An item of input, of whatever type."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[Part] | None = None
+    summary: list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[Part] | None = None
+
+
+class ToolBody(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Choice(BaseModel):
+    """The one function that is to be called, or those that may be."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
+
+
+class Format(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class TextBody(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: Format | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class Reasoning(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ResponsesBody(Body):
+    """The body of a request for a response."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **REFUSED,
+        "background": (False,),
+        "context_management": (),
+        "conversation": (),
+        "previous_response_id": (),
+        "prompt": (),
+        "truncation": ("disabled",),
+    }
+    cosmetic: ClassVar[frozenset[str]] = COSMETIC | {"max_tool_calls", "stream_options"}  # of tools that run at OpenAI
+
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MOST_MESSAGES)]
+    instructions: str | None = None
+    tools: list[ToolBody] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: str | Choice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextBody | None = None
+    reasoning: Reasoning | None = None
+    include: list[str] | None = Field(None, max_length=32)
+    metadata: dict[str, Any] | None = Field(None, max_length=16)
+    max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
+    temperature: Finite | None = Field(None, ge=0)
+    top_p: Finite | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0, lt=2**31)
+    min_p: Finite | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
+    chat_template_kwargs: dict[str, Any] | None = None
+    stream: bool | None = None
+    return_progress: bool | None = None
+    timings_per_token: bool | None = None
+
+    @property
+    def logprobs(self) -> bool:
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
+
+    def unknown(self, strict: bool) -> list[str]:
+        asked = [f"include.{MORE}"] if MORE in (self.include or ()) else []
+        return (
+            super().unknown(strict)
+            + asked
+            + (["reasoning.summary"] if self.reasoning and self.reasoning.summary else [])
+        )
+
+    def ask(self) -> Ask:
+        """Raises Misused, Unsupported."""
+        named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
+        named |= {
+            "max_new_tokens": self.max_output_tokens,
+            "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+        }
+        effort = self.reasoning.effort if self.reasoning else None
+        choice, tools = _chosen(self.tool_choice, self.parallel_tool_calls is not False, _offered(self.tools))
+        return Ask(
+            prompt=self._messages(),
+            model=self.model,
+            wishes={name: value for name, value in named.items() if value is not None},
+            form=_formed(self.text.format) if self.text and self.text.format else None,
+            tools=tools,
+            choice=choice,
+            think=None if effort is None else effort != "none",
+            words={
+                **({"reasoning_effort": effort} if effort not in (None, "none") else {}),
+                **variables(self.chat_template_kwargs),
+            },
+        )
+
+    def _messages(self) -> list[dict[str, Any]]:
+        items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        told = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        thought = ""
+        for at, item in enumerate(items):
+            path = f"input.{at}"
+            if item.type == "reasoning":
+                thought = _text(item.content or item.summary or [], f"{path}.content")
+                continue
+            message = _message(item, path)
+            if message["role"] == "assistant" and thought:
+                message["reasoning_content"], thought = thought, ""
+            _add(told, message)
+        return told
+
+
+def _add(told: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    """One more message: calls belong to the message that they follow, and what leads a conversation is one message."""
+    last = told[-1] if told else {}
+    if message.get("tool_calls") and last.get("role") == "assistant" and "reasoning_content" not in message:
+        last["tool_calls"] = [*last.get("tool_calls", []), *message["tool_calls"]]
+    elif message["role"] == "system" and len(told) == 1 and last["role"] == "system":
+        last["content"] += f"\n\n{message['content']}"
+    else:
+        told.append(message)
+
+
+def _message(item: Item, path: str) -> dict[str, Any]:
+    match item.type:
+        case None | "message":
+            if item.role is None or item.content is None:
+                missing = "role" if item.role is None else "content"
+                raise Misused(f"{path}.{missing}", f"A message has no {missing}.")
+            role = "system" if item.role == "developer" else item.role
+            return {"role": role, "content": _text(item.content, f"{path}.content")}
+        case "function_call":
+            if item.call_id is None or item.name is None:
+                raise Misused(f"{path}.call_id", "A function_call has no call_id or no name.")
+            try:
+                arguments = json.loads(item.arguments or "{}")
+            except (ValueError, RecursionError):
+                arguments = None
+            if not isinstance(arguments, dict):
+                raise Misused(f"{path}.arguments", "The arguments of a call are not a JSON object.")
+            function = {"name": item.name, "arguments": arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            return {"role": "assistant", "content": "", "tool_calls": [call]}
+        case "function_call_output":
+            if item.call_id is None or item.output is None:
+                raise Misused(f"{path}.call_id", "A function_call_output has no call_id or no output.")
+            return {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output, f"{path}.output")}
+    raise Unsupported(f"{path}.type", f"An item of type {item.type!r:.80} is not supported.")
+
+
+def _text(content: str | Sequence[Part], path: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for at, part in enumerate(content):
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type not in ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"):
+            found = f"Content of type {part.type!r:.80} is not supported."
+            raise Unsupported(f"{path}.{at}.type", found, "The model reads text.")
+        if text is None:
+            raise Misused(f"{path}.{at}.text", f"A part of type {part.type} has no text.")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _offered(bodies: Sequence[ToolBody] | None) -> tuple[Tool, ...]:
+    found: dict[str, Tool] = {}
+    for at, body in enumerate(bodies or ()):
+        if body.type != "function":
+            raise Unsupported(
+                f"tools.{at}.type", f"A tool of type {body.type!r:.80} is not supported.", "Use functions."
+            )
+        if body.name is None or body.name in found:
+            raise Misused(f"tools.{at}.name", "A tool has no name, or that of another.")
+        found[body.name] = Tool(body.name, body.description or "", body.parameters or {})
+    return tuple(found.values())
+
+
+def _chosen(
+    choice: str | Choice | None, parallel: bool, tools: tuple[Tool, ...]
+) -> tuple[ToolChoice, tuple[Tool, ...]]:
+    """The choice, and the tools that it leaves."""
+    match choice:
+        case None | "auto" | "none":
+            return ToolChoice("none" if choice == "none" else "auto", parallel=parallel), tools
+        case "required" if tools:
+            return ToolChoice("required", parallel=parallel), tools
+        case Choice(type="function") if choice.name in [tool.name for tool in tools]:
+            return ToolChoice("required", choice.name, parallel), tools
+        case Choice(type="allowed_tools"):
+            allowed = {tool.get("name") for tool in choice.tools or ()}
+            left = tuple(tool for tool in tools if tool.name in allowed)
+            if left:
+                return ToolChoice(choice.mode or "auto", parallel=parallel), left
+        case Choice(type=kind) if kind != "function":
+            raise Unsupported("tool_choice.type", f"tool_choice of type {kind!r:.80} is not supported.")
+    raise Misused("tool_choice", "tool_choice asks for a call to a tool that is not there.", fix="Give it in tools.")
+
+
+def _formed(form: Format) -> Form | None:
+    match form.type:
+        case "text":
+            return None
+        case "json_object":
+            return Form("json", field="text.format")
+        case "json_schema":
+            if form.schema_ is None:
+                raise Misused("text.format.schema", "text.format holds no schema.")
+            return Form("schema", form.schema_, "text.format")
+    found = f"text.format of type {form.type!r:.80} is not supported."
+    raise Unsupported("text.format.type", found, "Known are text, json_object and json_schema.")
