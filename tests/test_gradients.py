@@ -1,4 +1,4 @@
-"""Gradients by hand against those that autograd makes of the plain formulas."""
+"""Gradients by hand against those that autograd makes of the plain formulas, by kernels of our own and without them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from torch.testing import assert_close
 from lathe.model import gradients, rope
 from lathe.model.layout import Layout
 from lathe.model.mlps import ACTIVATIONS
+from lathe.model.native import learning, library
 from lathe.model.spec import Rope
+
+
+@pytest.fixture(autouse=True, params=["kernels", "plain"])
+def way(request, monkeypatch):
+    """How parts are computed here."""
+    if request.param == "plain":
+        monkeypatch.setattr(learning, "library", lambda: None)
+    elif library() is None:
+        pytest.skip("no C++ compiler")
 
 
 def agree(ours: Callable[..., Tensor], plain: Callable[..., Tensor], *leaves: Tensor) -> None:
@@ -89,3 +99,52 @@ def test_in_mixed_precision_a_norm_gives_what_products_take():
     assert_close(got, F.rms_norm(x, (16,), weight, 1e-5).bfloat16())
     got.float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
+
+
+def plainly(ours: Callable[..., Tensor], leaves: list[Tensor], pull: Tensor) -> list[Tensor]:
+    """A function's value and gradients, of leaves as they are."""
+    learned = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    y = ours(*learned)
+    return [y, *torch.autograd.grad(y, learned, pull.to(y.dtype))]
+
+
+def test_half_precision_is_rounded_once():
+    """Each part equals what it is in float64, to the nearest bfloat16 or its neighbour."""
+    x, up, weight = torch.randn(33, 48).bfloat16(), torch.randn(33, 48).bfloat16(), torch.rand(48).bfloat16()
+    heads = torch.randn(8, 3, 8).bfloat16()
+    cos, sin = rope.angles(Rope(10_000.0, 8), Layout.of([5, 3]))
+    parts: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
+        (lambda x, w: gradients.rms_norm(x, w, 1e-5), [x, weight]),
+        (lambda x, up: gradients.gate(F.silu, x, up), [x, up]),
+        (lambda x: gradients.turn(x, cos.to(x.dtype) if x.dtype == torch.float64 else cos, sin, False), [heads]),
+    ]
+    for part, leaves in parts:
+        pull = torch.randn(leaves[0].shape).bfloat16()
+        right = plainly(part, [leaf.double() for leaf in leaves], pull)
+        for got, wanted in zip(plainly(part, leaves, pull), right, strict=True):
+            assert got.dtype == torch.bfloat16
+            assert_close(got.double(), wanted, rtol=2**-6, atol=2**-8)
+
+
+def test_heads_that_are_parts_of_wider_rows_turn_as_if_they_were_not():
+    wide = torch.randn(6, 5 * 8, requires_grad=True)
+    some = wide[:, 8:32].unflatten(-1, (3, 8))
+    for interleaved in (False, True):
+        cos, sin = rope.angles(Rope(10_000.0, 8, interleaved=interleaved), Layout.of([6]))
+        got = gradients.turn(some, cos, sin, interleaved)
+        assert_close(got, gradients.turn(some.detach().clone(), cos, sin, interleaved))
+        (back,) = torch.autograd.grad(got, wide, got.detach())  # turned there and back
+        assert_close(back[:, 8:32], some.detach().flatten(1))
+
+
+def test_the_gradient_of_a_norm_does_not_depend_on_the_number_of_threads():
+    x, weight = torch.randn(100, 24).bfloat16(), torch.rand(24).bfloat16()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(plainly(lambda x, w: gradients.rms_norm(x, w, 1e-5), [x, weight], x))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        assert_close(one, three, rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from lathe.data.pack import Packed
 from lathe.data.stages import InOrder, Shuffled
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
+from lathe.model.native import learning
 from lathe.training import initial, loop, loss, optim
-from lathe.training.bfloat16 import Kept, Numbers, SplitAdamW, chunked, join, plain, split
+from lathe.training.bfloat16 import Kept, Numbers, SplitAdamW, chunked, join, passed, plain, split
 from lathe.training.limits import Limits
 from lathe.training.optim import Settings
 from lathe.transforms import adapt, begin
@@ -218,6 +220,7 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit() -> None:
 
 
 def test_weights_longer_than_a_chunk_are_stepped_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "library", lambda: None)
     begin = torch.randn(7, 11, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
     for chunk in (1 << 20, 10):
@@ -228,12 +231,13 @@ def test_weights_longer_than_a_chunk_are_stepped_whole(monkeypatch: pytest.Monke
     assert torch.equal(*results)
 
 
-def test_the_formulas_for_a_compiler_are_the_same_step() -> None:
+@pytest.mark.parametrize("other", [plain, passed], ids=["formulas for a compiler", "kernel"])
+def test_a_step_is_the_same_each_way(other: Callable[..., None]) -> None:
     drawn = torch.Generator().manual_seed(2)
     weights = torch.randn(500, generator=drawn)
     gradients = [0.1 * torch.randn(500, generator=drawn).bfloat16() for _ in range(20)]
     results = []
-    for move in (chunked, plain):
+    for move in (chunked, other):
         upper, lower = torch.empty(500, dtype=torch.bfloat16), torch.empty(500, dtype=torch.int16)
         split(weights, upper, lower)
         mean, square = torch.zeros_like(upper), torch.zeros_like(weights)
@@ -241,6 +245,6 @@ def test_the_formulas_for_a_compiler_are_the_same_step() -> None:
             at = (torch.tensor(float(number)), torch.tensor(1e-2))
             move(Kept(upper, lower, mean, square), gradient, *at, Numbers(0.9, 0.95, 1e-8, 0.1))
         results.append((join(upper, lower), mean.float(), square))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-5)
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-5)
     assert (results[0][0] - results[1][0]).norm() < 1e-4 * (results[0][0] - weights).norm()

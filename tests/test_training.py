@@ -20,6 +20,7 @@ from lathe.errors import UsageError
 from lathe.model import layers, mlps
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
+from lathe.model.native import learning
 from lathe.training import initial, loop, loss, optim, precision
 from lathe.training.balance import Balance
 from lathe.training.limits import Limits, Reached
@@ -107,6 +108,22 @@ def test_the_sliced_loss_is_the_plain_one(config: dict, scores: int) -> None:
     with torch.no_grad():
         torch.testing.assert_close(
             loss.cross_entropy(model, model(batch.tokens, batch.layout), batch.targets, scores), plain
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_are_judged_alike_with_and_without_a_kernel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, targets = (5 * torch.randn(40, 301)).to(dtype), torch.randint(301, (40,))
+    wide = scores.double().requires_grad_()
+    right = F.cross_entropy(wide, targets, reduction="sum") + 1e-2 * wide.logsumexp(-1).square().sum()
+    right.backward()
+    for kernels in (learning.library, lambda: None):
+        monkeypatch.setattr(learning, "library", kernels)
+        pull = scores.clone()
+        torch.testing.assert_close(loss._judged(pull, targets, 1e-2).double(), right.detach(), rtol=1e-5, atol=0)
+        exact = dtype == torch.float32
+        torch.testing.assert_close(
+            pull.double(), wide.grad, rtol=1e-5 if exact else 2**-8, atol=1e-6 if exact else 2**-10
         )
 
 

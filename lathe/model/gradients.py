@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lathe.model.native import learning
+
 Act = Callable[[Tensor], Tensor]
 
 
@@ -42,17 +44,21 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 class RmsNorm(torch.autograd.Function):
-    """Keeps x alone. With h = g weight, g being the gradient by y, that by x is h / rms - x mean(h x) / rms^3."""
+    """Keeps x alone, and a number for each row. With h = g weight, g being the gradient by y, that by x is
+    h / rms - x mean(h x) / rms^3."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        y, inverse = learning.norm(x, weight, eps, product_dtype(x)) or (_rms_norm(x, weight, eps), None)
+        ctx.save_for_backward(x, weight, inverse)
         ctx.eps = eps
-        return _rms_norm(x, weight, eps)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, scales = ctx.saved_tensors
+        if scales is not None:
+            return *learning.norm_back(x, weight, scales, outer[0], ctx.needs_input_grad[1]), None
         wide = torch.promote_types(x.dtype, torch.float32)
         n, x32, g = x.shape[-1], x.to(wide), outer[0].to(wide, copy=True)
         gx = g * x32
@@ -81,11 +87,15 @@ class Gate(torch.autograd.Function):
     def forward(ctx: Any, act: Act, x: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(x, up)
         ctx.act = act
-        return act(x).mul_(up)
+        y = learning.gate(x, up) if act is F.silu else None
+        ctx.native = y is not None
+        return act(x).mul_(up) if y is None else y
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         x, up = ctx.saved_tensors
+        if ctx.native:
+            return None, *learning.gate_back(x, up, outer[0])
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = ctx.act(x)
@@ -117,9 +127,11 @@ class Turn(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
-        return _turn(x, cos, sin, interleaved)
+        y = learning.turn(x, cos, sin, interleaved)
+        return _turn(x, cos, sin, interleaved) if y is None else y
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turn(outer[0], cos, -sin, ctx.interleaved), None, None, None
+        y = learning.turn(outer[0], cos, sin, ctx.interleaved, back=True)
+        return (_turn(outer[0], cos, -sin, ctx.interleaved) if y is None else y), None, None, None

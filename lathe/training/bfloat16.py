@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from lathe.model.native import learning
+
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers that are float32 at once: as many as stay in a CPU's cache
 
 
@@ -47,9 +49,9 @@ class SplitAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         compiled: bool = False,
     ) -> None:
-        """compiled: one kernel for all that happens to a weight; else torch's own, chunk by chunk in float32."""
+        """compiled: one kernel for all that happens to a weight, made by torch's compiler; else see `passed`."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.move: Callable[..., None] = torch.compile(plain, dynamic=True) if compiled else chunked
+        self.move: Callable[..., None] = torch.compile(plain, dynamic=True) if compiled else passed
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -105,9 +107,14 @@ class Numbers(NamedTuple):
     decay: float
 
 
+def passed(kept: Kept, slope: Tensor, step: Tensor, lr: Tensor, by: Numbers) -> None:
+    """Step number `step` by the gradient `slope`: in one pass over memory where there is a kernel, else `chunked`."""
+    if slope.device.type != "cpu" or not learning.adamw(kept, slope, step.item(), lr.item(), by):
+        chunked(kept, slope, step, lr, by)
+
+
 def chunked(kept: Kept, slope: Tensor, step: Tensor, lr: Tensor, by: Numbers) -> None:
-    """Step number `step` by the gradient `slope`, with torch's own AdamW; no more than a chunk of the weights is ever
-    float32."""
+    """The same with torch's own AdamW; no more than a chunk of the weights is ever float32."""
     numbers: Any = {"beta1": by.beta1, "beta2": by.beta2, "lr": lr, "weight_decay": by.decay, "eps": by.eps}
     chunk = CHUNK.get(slope.device.type, CHUNK["cuda"])
     for gradient, high, low, mean, square in zip(*(x.split(chunk) for x in (slope, *kept)), strict=True):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lathe.data.loader import Batch, Work
 from lathe.errors import UsageError
+from lathe.training import memory
 from lathe.training.limits import START, Limits, Reached
 from lathe.training.precision import UNSCALED, Scale
 from lathe.training.ranks import ALONE, Ranks
@@ -67,6 +68,7 @@ def train(
     Raises:
         UsageError: the loss or a gradient is not a number any more; the weights are those of before the step.
     """
+    memory.keep()
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
     reached, start, lr = begin, time.perf_counter() - begin.seconds, 0.0

@@ -19,6 +19,14 @@ from lathe.model.native import building
 # P: the address of a tensor's first number, or of a structure. N: int64. F: float32.
 SIGNATURES = {
     "lathe_product": "PPPPNNNNNN",
+    "lathe_norm": "PPPPNNFNNNN",
+    "lathe_norm_back": "PPPPPPNNNNNNN",
+    "lathe_turn": "PPPPNNNNNFNNN",
+    "lathe_gate": "PPPNNN",
+    "lathe_gate_back": "PPPPPNNN",
+    "lathe_judge": "PPPNNFNN",
+    "lathe_add": "PPNN",
+    "lathe_adamw": "PPPPPNFFFFFFNN",
 }
 KINDS = {"P": ctypes.c_void_p, "N": ctypes.c_int64, "F": ctypes.c_float}
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # what the kernels call types of numbers
