@@ -3,65 +3,218 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter
-from serving import in_process, serving
+from serving import serving
 
+from lathe.actions.serve import Options, load
+from lathe.errors import LatheError, PromptError, TokenizerError, UsageError
 from lathe.llm import LLM
-from lathe.server.ask import Ask, Begun, Ended, Said
+from lathe.server.ask import Ask, Begun, Called, Ended, Event, Form, Reading, Said, Tool, ToolChoice
 from lathe.server.desk import Desk
+from lathe.server.line import Line
+from lathe.server.refusals import Broken, Full, Overflow, Unknown
+from lathe.server.room import Loaded, occupy
 
 HELLO = [{"role": "user", "content": "Hello there"}]
 GREEDY = {"temperature": 0.0, "max_new_tokens": 24}
 
 
-def asking(*asks: Ask):
-    """A wire whose one route answers `asks` all at once, with the events as text."""
+@contextmanager
+def desk_of(model: Path, change: Callable[[Loaded], None] = lambda _: None, **options: Any) -> Iterator[Any]:
+    """A function that runs a coroutine function on a desk, whose engine is in a thread; `change` meets it first."""
+    mine, theirs = Pipe()
 
-    def router(desk: Desk) -> APIRouter:
-        routes = APIRouter()
+    def loading() -> Loaded:
+        loaded = load(Options(str(model), device="cpu", **options), model)
+        change(loaded)
+        return loaded
 
-        @routes.get("/ask")
-        async def ask() -> list[list[str]]:
-            async def events(ask: Ask) -> list[str]:
-                return [repr(event) async for event in desk.answer(ask)]
+    thread = threading.Thread(target=occupy, args=(theirs, loading), daemon=True)
+    thread.start()
 
-            return await asyncio.gather(*map(events, asks))
+    async def all_of(work: Callable[[Desk], Any]) -> Any:
+        desk = Desk({"tiny": Line(mine, thread)}, options.get("max_queue", 256))
+        desk.open()
+        await desk.loaded()
+        try:
+            return await work(desk)
+        finally:
+            await desk.close()
 
-        return routes
-
-    return router
-
-
-def answers(model: Path, *asks: Ask):
-    with in_process(model, asking(*asks)) as client:
-        response = client.get("/ask")
-        assert response.status_code == 200, response.text
-        names = {"Begun": Begun, "Said": Said, "Ended": Ended}
-        from lathe.server import ask as known
-
-        return [[eval(event, {**vars(known), **names}) for event in events] for events in response.json()]
+    yield lambda work: asyncio.run(all_of(work))
 
 
-def text(events) -> str:
-    return "".join(event.text for event in events if isinstance(event, Said))
+async def events(desk: Desk, ask: Ask) -> list[Event]:
+    return [event async for event in desk.answer(ask) if not isinstance(event, Reading)]
+
+
+def text(events: list[Event], index: int = 0) -> str:
+    return "".join(event.text for event in events if isinstance(event, Said) and event.index == index)
+
+
+def end(events: list[Event], index: int = 0) -> Ended:
+    [ended] = [event for event in events if isinstance(event, Ended) and event.index == index]
+    return ended
+
+
+async def settled(desk: Desk) -> dict[str, int]:
+    """What the engine says of its state when nothing is left to do."""
+    served = desk.find()
+    while served.state.get("running") or served.state.get("waiting") or served.state.get("held"):
+        await asyncio.sleep(0.01)
+    return served.state
 
 
 def test_an_answer_is_what_the_model_says_alone(tiny_model: Path) -> None:
+    """Whatever else is asked at the same time."""
     llm = LLM.load(tiny_model, device="cpu")
-    asks = [Ask(HELLO, wishes=GREEDY), Ask("Once upon", wishes=GREEDY), Ask([5, 6, 7], wishes=GREEDY, n=2)]
-    for ask, events in zip(asks, answers(tiny_model, *asks), strict=True):
-        raw = isinstance(ask.prompt, str)
-        alone = llm.complete(ask.prompt, raw=raw, **GREEDY)
-        for index in range(ask.n):
-            assert "".join(e.text for e in events if isinstance(e, Said) and e.index == index) == alone.text
-        [ended, *_] = [event for event in events if isinstance(event, Ended)]
-        assert (ended.reason, ended.tokens) == (alone.finish_reason, alone.usage.completion_tokens)
-        assert events[0] == Begun(alone.usage.prompt_tokens)
+    prompts = [HELLO, "Once upon", [5, 6, 7], *([{"role": "user", "content": f"Say {n}"}] for n in range(13))]
+    asks = [Ask(prompt, wishes=GREEDY, n=1 + (n == 2)) for n, prompt in enumerate(prompts)]
+
+    async def work(desk: Desk) -> list[list[Event]]:
+        return await asyncio.gather(*(events(desk, ask) for ask in asks))
+
+    with desk_of(tiny_model) as run:
+        for ask, made in zip(asks, run(work), strict=True):
+            alone = llm.complete(ask.prompt, raw=isinstance(ask.prompt, str), **GREEDY)
+            assert isinstance(made[0], Begun) and made[0].prompt == alone.usage.prompt_tokens
+            for index in range(ask.n):
+                assert text(made, index) == alone.text
+                words = [w for e in made if isinstance(e, Said) and e.index == index for w in e.words]
+                assert [word.id for word in words] == alone.tokens[: len(words)]
+                ended = end(made, index)
+                assert (ended.reason, ended.tokens) == (alone.finish_reason, alone.usage.completion_tokens)
+
+
+def test_an_answer_that_a_stop_string_ends_is_not_made_any_further(tiny_model: Path) -> None:
+    async def work(desk: Desk) -> tuple[list[Event], list[Event], dict[str, int]]:
+        whole = await events(desk, Ask(HELLO, wishes=GREEDY))
+        stop = text(whole)[3:6]
+        with_stop = await events(desk, Ask(HELLO, wishes={**GREEDY, "max_new_tokens": 400}, stop=(stop,), n=2))
+        return whole, with_stop, await settled(desk)
+
+    with desk_of(tiny_model) as run:
+        whole, stopped, state = run(work)
+    at = text(whole).index(text(whole)[3:6])
+    for index in range(2):
+        assert text(stopped, index) == text(whole)[:at]
+        assert (end(stopped, index).reason, end(stopped, index).stop) == ("stop", text(whole)[3:6])
+    assert state["held"] == 0
+
+
+def test_further_answers_take_over_what_was_read_for_the_first(tiny_model: Path) -> None:
+    read: list[int] = []
+
+    def count(loaded: Loaded) -> None:
+        run = loaded.engine.runner.run
+        loaded.engine.runner.run = lambda parts: (read.append(sum(len(part.tokens) for part in parts)), run(parts))[1]
+
+    with desk_of(tiny_model, count) as run:
+        made = run(lambda desk: events(desk, Ask("word " * 60, wishes={"max_new_tokens": 4, "seed": 1}, n=4)))
+    prompt = made[0].prompt
+    assert sum(read) < prompt + 3 * 32 + 16  # and not four times the prompt
+    assert len({text(made, index) for index in range(4)}) > 1  # from seeds that differ
+
+
+def test_a_client_that_goes_is_forgotten_within_a_step(tiny_model: Path) -> None:
+    async def work(desk: Desk) -> dict[str, int]:
+        async with aclosing(desk.answer(Ask(HELLO, wishes={**GREEDY, "max_new_tokens": 450}, n=3))) as answer:
+            async for event in answer:
+                if isinstance(event, Said):
+                    break
+        assert desk.find().held == 0
+        return await settled(desk)
+
+    with desk_of(tiny_model) as run:
+        assert run(work)["held"] == 0
+
+
+def test_only_the_last_gives_way_where_memory_runs_out(tiny_model: Path) -> None:
+    def tighten(loaded: Loaded) -> None:
+        run = loaded.engine.runner.run
+
+        def tight(parts: Any) -> Any:
+            if len(parts) > 2:
+                raise MemoryError
+            return run(parts)
+
+        loaded.engine.runner.run = tight
+
+    async def work(desk: Desk) -> list[Any]:
+        asks = [Ask([n, n], wishes=GREEDY) for n in range(5, 9)]
+        made = await asyncio.gather(*(events(desk, ask) for ask in asks), return_exceptions=True)
+        return [*made, await settled(desk)]
+
+    with desk_of(tiny_model, tighten) as run:
+        *made, state = run(work)
+    kinds = [type(one) for one in made]
+    assert kinds.count(Broken) == 2 and kinds.count(list) == 2 and state["held"] == 0
+    assert "memory" in str(next(one for one in made if isinstance(one, Broken)))
+
+
+def test_what_one_request_does_wrong_is_its_own(tiny_model: Path) -> None:
+    wrong = [
+        (Ask(HELLO, wishes={"temperature": -1.0}), UsageError),
+        (Ask([7] * 600), Overflow),
+        (Ask(""), PromptError),
+        (Ask([600]), PromptError),
+        (Ask("a \ud800 b"), TokenizerError),
+        (Ask(HELLO, model="other"), Unknown),
+        (Ask(HELLO, form=Form("regex", "(a")), LatheError),
+    ]
+
+    async def work(desk: Desk) -> list[Any]:
+        asked = [ask for ask, _ in wrong] + [Ask(HELLO, wishes=GREEDY)]
+        return await asyncio.gather(*(events(desk, ask) for ask in asked), return_exceptions=True)
+
+    with desk_of(tiny_model) as run:
+        *errors, good = run(work)
+    for error, (ask, kind) in zip(errors, wrong, strict=True):
+        assert isinstance(error, kind), (ask, error)
+    assert text(good)
+
+
+def test_the_queue_is_bounded_and_recovers(tiny_model: Path) -> None:
+    async def work(desk: Desk) -> tuple[list[Any], list[Event]]:
+        long = Ask(HELLO, wishes={**GREEDY, "max_new_tokens": 30})
+        made = await asyncio.gather(*(events(desk, long) for _ in range(8)), return_exceptions=True)
+        return made, await events(desk, long)
+
+    with desk_of(tiny_model, max_seqs=2, max_queue=3) as run:
+        made, after = run(work)
+    full = [one for one in made if isinstance(one, Full)]
+    assert len(full) == 3 and all(one.after >= 1 for one in full)
+    assert {text(one) for one in made if isinstance(one, list)} == {text(after)}
+
+
+def test_an_answer_is_held_to_its_form(tiny_model: Path) -> None:
+    ask = Ask(HELLO, wishes=GREEDY, form=Form("regex", "(yes|no)!"), n=2)
+    with desk_of(tiny_model) as run:
+        made = run(lambda desk: events(desk, ask))
+    assert {text(made, index) for index in range(2)} <= {"yes!", "no!"}
+
+
+def test_a_call_is_an_event_of_its_own(tiny_model: Path) -> None:
+    at = {"type": "object", "properties": {"at": {"enum": ["sky", "sea"]}}}
+    tool = Tool("look", "", {**at, "required": ["at"], "additionalProperties": False})
+    wishes = {**GREEDY, "max_new_tokens": 200}
+    ask = Ask(HELLO, wishes=wishes, tools=(tool,), choice=ToolChoice("required", parallel=False))
+    with desk_of(tiny_model) as run:
+        made = run(lambda desk: events(desk, ask))
+    called = [event for event in made if isinstance(event, Called)]
+    assert called[0].name == "look" and called[0].id
+    assert json.loads("".join(event.arguments for event in called))["at"] in ("sky", "sea")
+    assert end(made).reason == "tool_calls" and not text(made)
 
 
 def test_a_running_server_begins_and_drains(tiny_model: Path) -> None:

@@ -121,7 +121,7 @@ def load(options: Options, place: Path) -> Loaded:
         "parameters": sum(one.numel() for one in (weight, *others)),
         "bytes": sum(one.numel() * one.element_size() for one in (weight, *others)),
     }
-    return Loaded(engine, llm.tokenizer, defaults, llm.stops, about)
+    return Loaded(engine, llm.tokenizer, llm.grammars, defaults, llm.stops, about)
 
 
 def greet(served: Served, host: str, port: int) -> None:

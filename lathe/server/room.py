@@ -3,13 +3,13 @@
 It knows tokens and no text. Its one loop never waits while anybody generates, and what goes wrong with one request is
 that one's alone.
 
-`["made", {...}]` after a step holds, where there is something to tell:
+`["made", {...}]` holds what there is to tell after a step:
 
     begun   [[id, prompt tokens, of which cached], ...]     the prompt has been read
     read    [[id, done, total], ...]                        more of it has
     tokens  [[id, [[token, logprob, [[token, logprob], ...]], ...]], ...]
     ended   [[id, "stop" | "length"], ...]
-    state   [running, waiting, pages held, pages]
+    state   {...}, see `Room.state`
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 
-from lathe.engine import Engine, Sampling, Sequence, Token
+from lathe.engine import Constraint, Engine, Grammars, Sampling, Sequence, Token
 from lathe.errors import LatheError
 from lathe.server.line import told
 from lathe.server.refusals import Broken
@@ -44,6 +45,7 @@ class Loaded:
 
     engine: Engine
     tokenizer: Tokenizer
+    grammars: Grammars
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stops: frozenset[int] = frozenset()
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -81,43 +83,79 @@ def _introduced(loaded: Loaded) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the engine. wishes: fields of Sampling. stops: ids. grammar: what the answer must be.
+
+    more: further answers to the same prompt, by their ids, with what differs in their wishes. They follow when the
+    first has read the prompt, and take over what it read.
+    """
+
+    prompt: list[int]
+    wishes: dict[str, Any]
+    stops: list[int]
+    adapter: str | None = None
+    grammar: str | None = None
+    salt: str = ""
+    priority: int = 0
+    more: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+
 class Room:
+    """open: sequences that are being made. compiling: requests whose grammar is. behind: further answers, each with the
+    id of the first. readings: texts to be read for themselves, in the order they came."""
+
     def __init__(self, loaded: Loaded, pipe: Connection) -> None:
         self.loaded, self.engine, self.pipe = loaded, loaded.engine, pipe
         self.open: dict[int, Sequence] = {}
-        self.told: dict[int, int] = {}  # of the open ones: how many tokens of the prompt, or of the answer, were told
-        self.readings: dict[int, Callable[[], Any]] = {}  # texts to be read for themselves, in the order they came
+        self.compiling: dict[int, tuple[Asked, Future[Constraint]]] = {}
+        self.behind: dict[int, tuple[int, Asked]] = {}
+        self.readings: dict[int, Callable[[], Any]] = {}
+        self._said: dict[str, Any] = {}
 
     def run(self) -> None:
         """Until the line ends, or asks to stop."""
         while True:
-            patience = 0 if self.engine.busy or self.readings else None
+            patience = 0.0 if self.engine.busy or self.readings else 0.005 if self.compiling else None
             while self.pipe.poll(patience):
                 word, *rest = json.loads(self.pipe.recv_bytes())
                 if word == "stop":
                     return
                 self._take(word, *rest)
                 patience = 0  # whatever it was, a step follows: it takes back what a cancelled one held
-            _send(self.pipe, "made", self._step())
+            for id in [id for id, (_, future) in self.compiling.items() if future.done()]:
+                self._safely(id, self._submit, id, *self.compiling.pop(id))
+            if (made := self._step()) != self._said:
+                _send(self.pipe, "made", made)
+                self._said = {"state": made["state"]}
             for id in list(self.readings)[:1]:  # one between two steps, so that nobody waits for more
                 self._safely(id, self._read, id)
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Sequences that run and that wait; pages in the pool, and those that somebody holds."""
+        pages, scheduler = self.engine.pages, self.engine.scheduler
+        pool = len(pages.holders)
+        waiting = len(scheduler.waiting) + len(self.compiling) + len(self.behind)
+        return {"running": len(scheduler.running), "waiting": waiting, "pages": pool, "held": pool - pages.free}
 
     def _take(self, word: str, id: int, *rest: Any) -> None:
         """One message."""
         match word:
             case "ask":
-                self._safely(id, self._ask, id, **rest[0])
+                self._safely(id, self._ask, id, Asked(**rest[0]))
             case "embed" | "judge":
                 self.readings[id] = partial(getattr(self.engine, word), *rest)
             case "cancel":
-                self.readings.pop(id, None)
+                for kept in (self.readings, self.compiling, self.behind):
+                    kept.pop(id, None)
                 if sequence := self.open.pop(id, None):
                     self.engine.cancel(sequence)
 
-    def _safely(self, id: int, do: Callable[..., None], *arguments: Any, **named: Any) -> None:
+    def _safely(self, id: int, do: Callable[..., None], *arguments: Any) -> None:
         """Do something for one request. An error is the answer to it."""
         try:
-            do(*arguments, **named)
+            do(*arguments)
         except LatheError as error:
             _send(self.pipe, "refused", id, told(error))
         except Exception:
@@ -126,9 +164,24 @@ class Room:
     def _read(self, id: int) -> None:
         _send(self.pipe, "done", id, self.readings.pop(id)())
 
-    def _ask(self, id: int, prompt: list[int], wishes: dict[str, Any], stops: list[int]) -> None:
-        sampling = Sampling(**{**self.loaded.defaults, **wishes})
-        self.open[id] = self.engine.submit(prompt, sampling, stops)
+    def _ask(self, id: int, asked: Asked) -> None:
+        for other, wishes in asked.more:
+            self.behind[other] = id, replace(asked, wishes=asked.wishes | wishes, more=[])
+        if asked.grammar is None:
+            self._submit(id, asked)
+        else:
+            self.compiling[id] = asked, self.loaded.grammars.begin(asked.grammar)
+
+    def _submit(self, id: int, asked: Asked, constraint: Future[Constraint] | None = None) -> None:
+        self.open[id] = self.engine.submit(
+            asked.prompt,
+            Sampling(**{**self.loaded.defaults, **asked.wishes}),
+            asked.stops,
+            adapter=asked.adapter,
+            constraint=constraint.result() if constraint else None,
+            salt=asked.salt,
+            priority=asked.priority,
+        )
 
     def _step(self) -> dict[str, Any]:
         """One step of the engine, and what there is to tell of it."""
@@ -141,32 +194,43 @@ class Room:
         news: dict[Sequence, list[Token]] = {}
         for sequence, token in came:
             news.setdefault(sequence, []).append(token)
-        made: dict[str, Any] = {"begun": [], "read": [], "tokens": [], "ended": []}
+        made: dict[str, list[list[Any]]] = {"begun": [], "read": [], "tokens": [], "ended": []}
         for id, sequence in list(self.open.items()):
             if tokens := news.get(sequence):
                 if len(tokens) == len(sequence.made):
-                    made["begun"].append([id, sequence.prompt, 0])
+                    made["begun"].append([id, sequence.prompt, sequence.reused])
+                    self._follow(id)
                 made["tokens"].append([id, [list(token) for token in tokens]])
             elif sequence.cached > before.get(id, sequence.cached):
                 made["read"].append([id, sequence.cached, sequence.prompt])
             if sequence.finish:
-                made["ended"].append([id, sequence.finish])
                 del self.open[id]
-        made = {name: rows for name, rows in made.items() if rows}
-        pages, scheduler = self.engine.pages, self.engine.scheduler
-        held = len(pages.holders) - pages.free
-        return made | {"state": [len(scheduler.running), len(scheduler.waiting), held, len(pages.holders)]}
+                if sequence.finish == "failed" and sequence.error:
+                    _send(self.pipe, "refused", id, told(sequence.error))
+                else:
+                    made["ended"].append([id, sequence.finish])
+        return {name: rows for name, rows in made.items() if rows} | {"state": self.state}
+
+    def _follow(self, first: int) -> None:
+        """The prompt of the first answer has been read: the others may go on from there."""
+        for id in [id for id, (ahead, _) in self.behind.items() if ahead == first]:
+            self._safely(id, self._ask, id, self.behind.pop(id)[1])
 
     def _trouble(self, error: Exception) -> None:
-        """A step failed. Where memory ran out, the one that came last gives way; else all who ran, whatever it was."""
+        """A step failed. Where memory ran out, the last of those who run gives way; else all, whatever it was.
+
+        Raises the error where nobody can be blamed for it.
+        """
         running = self.engine.scheduler.running
         tight = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-        guilty = running[-1:] if tight else list(running)
-        for id, sequence in list(self.open.items()):
-            if sequence in guilty:
-                self.engine.cancel(sequence)
-                del self.open[id]
-                self._broken(id, "There was not enough memory to answer." if tight else "")
+        guilty = [id for id, sequence in self.open.items() if sequence in (running[-1:] if tight else running)]
+        if not guilty:
+            raise error
+        for id in guilty:
+            self.engine.cancel(self.open.pop(id))
+            self._broken(id, "There was not enough memory for this answer." if tight else "")
+        if tight and self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _broken(self, id: int, found: str = "") -> None:
         """Refuse one request for what happened here; the log has it all."""

@@ -2,76 +2,139 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lathe.server.ask import Ask, Ended, Event, Reason, Said, Word
+from lathe.server.ask import Ask, Called, Ended, Event, Reason, Said, Word
+from lathe.server.prompts import Prompt
 from lathe.tokenizer import StopStrings, Tokenizer
+from lathe.tokenizer.turns import Turns
+from lathe.tokenizer.turns_parsing import Call, Delta, Parser, Text
 
 
 class Telling:
     """One of an Ask's answers.
 
     Args:
-        after: the prompt's ids, where the answer continues its text. ends: texts that end a turn, and are no tokens.
+        turns: how the model writes turns; they are looked for in answers to conversations.
         stops: ids that end the answer and are not shown.
+
+    Attributes:
+        ended: its end has been told. last: the token that came last.
     """
 
     def __init__(
-        self,
-        ask: Ask,
-        index: int,
-        tokenizer: Tokenizer,
-        after: Sequence[int] = (),
-        ends: Sequence[str] = (),
-        stops: frozenset[int] = frozenset(),
+        self, ask: Ask, index: int, prompt: Prompt, tokenizer: Tokenizer, turns: Turns, stops: frozenset[int]
     ) -> None:
-        self.ask, self.index, self.tokenizer, self.hidden = ask, index, tokenizer, stops
-        self.text = tokenizer.stream(after, skip_special=not ask.keep_special)
-        self.stops = StopStrings([*ask.stop, *ends])
-        self.ended = False
-        self.tokens = 0
-        self._words: deque[tuple[int, Word]] = deque()  # not yet told, and where in the text each begins
-        self._made = self._shown = 0  # characters
+        self.ask, self.index, self._tokenizer, self._hidden = ask, index, tokenizer, stops
+        self._parser = _parser(ask, prompt, turns)
+        marks = {mark: id for mark in tokenizer.marks if (id := tokenizer.id(mark)) is not None}
+        kept = {marks[mark] for mark in turns.kept(marks, tools=bool(ask.tools))} if self._parser else set()
+        after, ends = (prompt.tokens, ()) if prompt.text is None else ((), tokenizer.stops)
+        self._text = tokenizer.stream(after, skip_special=not ask.keep_special, shown=kept)
+        self._stops = StopStrings([*ask.stop, *ends])
+        self.ended, self.last = False, -1
+        self._words = _Words()
+        self._tokens = self._reasoning = 0
         self._begun = time.perf_counter()
         self._first: float | None = None
 
     def push(self, token: int, logprob: float | None, top: Sequence[Sequence[Any]]) -> Iterator[Event]:
         """One more token. Ends the answer where it completes a stop string."""
         self._first = self._first or time.perf_counter()
-        self.tokens += 1
-        if token in self.hidden:
+        self._tokens, self.last = self._tokens + 1, token
+        if token in self._hidden:
             return
-        text = self.text.push(token)
-        spelt = self.tokenizer.spelling
-        likely = tuple((id, spelt(id), value) for id, value in top)
-        self._words.append((self._made, Word(token, spelt(token), logprob, likely)))
-        self._made += len(text)
-        shown = self.stops.push(text)
-        if self.stops.found is not None and self.ask.keep_stop and self.stops.found in self.ask.stop:
-            shown += self.stops.found
+        text = self._text.push(token)
+        spelt = self._tokenizer.spelling
+        self._words.add(Word(token, spelt(token), logprob, tuple((id, spelt(id), value) for id, value in top)), text)
+        shown = self._stops.push(text)
+        found = self._stops.found
+        if found is not None and self.ask.keep_stop and found in self.ask.stop:
+            shown += found
         yield from self._said(shown)
-        if self.stops.found is not None:
-            yield self._end("stop", self.stops.found if self.stops.found in self.ask.stop else None)
+        if self._parser and self._parser.thinking:
+            self._reasoning += 1
+        if found is not None:
+            yield from self._end("stop", found if found in self.ask.stop else None)
 
-    def finish(self, reason: Reason, last: int | None) -> Iterator[Event]:
-        """The engine's end of the answer. last: the last token."""
-        shown = self.stops.push(self.text.flush()) + self.stops.flush()
-        yield from self._said(shown)
-        yield self._end(reason, last if reason == "stop" and last in self.ask.stop_tokens else None)
+    def finish(self, reason: Reason) -> Iterator[Event]:
+        """The engine's end of the answer."""
+        yield from self._said(self._stops.push(self._text.flush()) + self._stops.flush())
+        yield from self._end(reason, self.last if reason == "stop" and self.last in self.ask.stop_tokens else None)
 
-    def _said(self, text: str) -> Iterator[Said]:
-        if text:
-            self._shown += len(text)
-            words = []
-            while self._words and self._words[0][0] < self._shown:
-                words.append(self._words.popleft()[1])
-            yield Said(self.index, text, words=tuple(words))
+    def _said(self, text: str) -> Iterator[Event]:
+        if not text:
+            return
+        if self._parser is None:
+            yield Said(self.index, text, words=self._words.shown(len(text)))
+        else:
+            yield from map(self._event, self._parser.push(text))
 
-    def _end(self, reason: Reason, stop: str | int | None) -> Ended:
+    def _event(self, delta: Delta) -> Event:
+        match delta:
+            case Text(kind, text):
+                return Said(self.index, text, kind, self._words.fitting(text))
+            case Call(call, id, name, arguments):
+                return Called(self.index, call, arguments, id, name)
+
+    def _end(self, reason: Reason, stop: str | int | None) -> Iterator[Event]:
         self.ended = True
+        if self._parser:
+            yield from map(self._event, self._parser.flush())
+            if reason == "stop" and self._parser.calls:
+                reason = "tool_calls"
         now = time.perf_counter()
         first = self._first or now
-        return Ended(self.index, reason, self.tokens, stop, seconds=(first - self._begun, now - first))
+        seconds = first - self._begun, now - first
+        yield Ended(self.index, reason, self._tokens, stop, self._reasoning, seconds)
+
+
+def _parser(ask: Ask, prompt: Prompt, turns: Turns) -> Parser | None:
+    """None where there is nothing to be parsed: all is content."""
+    tools = {} if ask.choice.mode == "none" else {tool.name: tool.parameters for tool in ask.tools}
+    harmony = turns.calls is not None and turns.calls.form == "harmony"
+    if prompt.text is None or not (turns.reasoning or tools or harmony):
+        return None
+    opened = turns.opened(prompt.text)
+    if turns.history.ids == "short":
+        return Parser(turns, tools, opened=opened, ids=lambda: secrets.token_hex(5)[:9])
+    return Parser(turns, tools, opened=opened)
+
+
+class _Words:
+    """Tokens that are not yet told with the text that they came of."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, Word]] = deque()  # with where in the text each begins
+        self._made = self._shown = 0  # characters
+        self._rest = b""  # of a token that is shown in part
+
+    def add(self, word: Word, text: str) -> None:
+        self._waiting.append((self._made, word))
+        self._made += len(text)
+
+    def shown(self, count: int) -> tuple[Word, ...]:
+        """Those of which so many characters more are made, where nothing is left out."""
+        self._shown += count
+        words = []
+        while self._waiting and self._waiting[0][0] < self._shown:
+            words.append(self._waiting.popleft()[1])
+        return tuple(words)
+
+    def fitting(self, text: str) -> tuple[Word, ...]:
+        """Those that write this text; what comes before them wrote marks, and space that was left out."""
+        left, words = text.encode(), []
+        begun = min(len(left), len(self._rest))
+        if left[:begun] == self._rest[:begun]:
+            left, self._rest = left[begun:], self._rest[begun:]
+        while left and self._waiting:
+            word = self._waiting.popleft()[1]
+            spelt = word.text if left.startswith(word.text[: len(left)]) else word.text.lstrip()
+            if spelt and left.startswith(spelt[: len(left)]):
+                words.append(word)
+                left, self._rest = left[len(spelt) :], spelt[len(left) :]
+        return tuple(words)

@@ -6,7 +6,7 @@ Does what the checkpoint's files say about the ends of a text; knows no file's f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -219,15 +219,17 @@ class Tokenizer:
         stream = self.stream(skip_special=skip_special)
         return "".join([stream.push(number) for number in ids]) + stream.flush()
 
-    def stream(self, after: Iterable[int] = (), *, skip_special: bool = True) -> TextStream:
+    def stream(
+        self, after: Iterable[int] = (), *, skip_special: bool = True, shown: Collection[int] = ()
+    ) -> TextStream:
         """Ids -> text one at a time: the pieces end to end are what `decode` gives.
 
         Args:
             after: the ids that the text continues, if their text is already shown. Then `decode` of these and the
                 pieces make `decode` of all, where the pieces alone would lose the space before a first word.
-            skip_special: special tokens show nothing.
+            skip_special: special tokens show nothing, but for those that are `shown`.
         """
-        return TextStream(self._spell, self.special_ids if skip_special else (), after)
+        return TextStream(self._spell, self.special_ids.difference(shown) if skip_special else (), after)
 
     def token(self, number: int) -> str:
         """The token of an id, as the vocabulary writes it (with Ġ or ▁ for a space).

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from lathe.server.desk import Desk, Served
+from lathe.server.desk import Desk, Named
 
 
 def router(desk: Desk) -> APIRouter:
@@ -18,18 +18,19 @@ def router(desk: Desk) -> APIRouter:
     @routes.get("/models", include_in_schema=False)  # as llama.cpp has it, too
     async def models() -> dict[str, Any]:
         """All models and adapters that a request can name."""
-        return {"object": "list", "data": [_model(desk.find(name), created) for name in desk.served]}
+        return {"object": "list", "data": [_model(desk.named(name), created) for name in desk.names]}
 
     @routes.get("/v1/models/{name:path}")
     @routes.get("/models/{name:path}", include_in_schema=False)
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
-        return _model(desk.find(name), created)
+        return _model(desk.named(name), created)
 
     return routes
 
 
-def _model(served: Served, created: int) -> dict[str, Any]:
-    told = {"id": served.name, "object": "model", "created": created, "owned_by": "lathe"}
-    about = {"root": served.name, "parent": None, "max_model_len": served.context}
+def _model(named: Named, created: int) -> dict[str, Any]:
+    served = named.served
+    told = {"id": named.name, "object": "model", "created": created, "owned_by": "lathe"}
+    about = {"root": served.name, "parent": served.name if named.adapter else None, "max_model_len": served.context}
     return {**told, **about, "has_chat_template": served.tokenizer.has_template}

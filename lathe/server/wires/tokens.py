@@ -93,7 +93,7 @@ def router(desk: Desk) -> APIRouter:
     @routes.post("/chat/completions/input_tokens", include_in_schema=False)
     def input_tokens(body: ChatBody) -> dict[str, Any]:
         """How many tokens the prompt of a chat completion of the same body has."""
-        ids, _ = desk.read(desk.find(body.model), body.ask())
+        ids = desk.read(desk.find(body.model), body.ask()).tokens
         return {"object": "response.input_tokens", "input_tokens": len(ids)}
 
     return routes
