@@ -317,7 +317,8 @@ def test_a_client_that_goes_away_ends_its_answer(tmp_path: Path) -> None:
             with suppress(httpx2.TimeoutException):
                 body = {**endless, "stream": stream}
                 with server.client.stream("POST", "/v1/chat/completions", json=body, timeout=0.5) as answer:
-                    next(answer.iter_raw())
+                    coming = answer.iter_raw()  # kept: without it the client would close the stream here
+                    next(coming)
                     assert server.client.post("/v1/completions", json=brief).status_code == 429
             until = time.monotonic() + 20
             while server.client.post("/v1/completions", json=brief).status_code != 200:
