@@ -35,7 +35,7 @@ export function view(answer, at, count, acts, { named }) {
   const text = element("div", { class: "text" });
   const thought = element("div", { class: "text" });
   const summary = element("summary");
-  const fold = element("details", { class: "thought", hidden: true }, summary, thought);
+  const fold = element("details", { class: "thought", hidden: true, open: answer.open, ontoggle: () => { answer.open = fold.open; } }, summary, thought);
   const calls = element("div", { class: "calls" });
   const trouble = element("p", { class: "trouble", role: "alert", hidden: true });
   const stats = element("span", { class: "stats" });

@@ -38,7 +38,14 @@ export function pickers(settings, changed) {
     return (near || own)?.id || "";
   };
 
-  const options = (chosen) => known.map((one) => element("option", { value: one.id, selected: one.id === chosen }, one.parent ? `${one.id} — on ${one.parent}` : one.id));
+  const options = (chosen) => {
+    const option = (one) => element("option", { value: one.id, selected: one.id === chosen }, one.id);
+    const bases = known.filter((one) => !one.parent);
+    return bases.flatMap((base) => {
+      const tuned = known.filter((one) => one.parent === base.id);
+      return [option(base), ...(tuned.length ? [element("optgroup", { label: `Finetunes of ${base.id}` }, ...tuned.map(option))] : [])];
+    });
+  };
 
   const draw = () => {
     fields.forEach((field, lane) => { field.replaceChildren(...options(settings.models[lane])); });

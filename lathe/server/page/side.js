@@ -28,7 +28,7 @@ export function side(acts) {
 
   const row = (talk, excerpt) => {
     const open = element("button", { type: "button", class: "name", "aria-current": talk.id === current && "page", onclick: () => acts.open(talk.id) },
-      element("span", {}, talk.title || "New conversation"), excerpt && element("small", {}, excerpt));
+      element("span", {}, talk.title || "New conversation"), excerpt && element("small", {}, excerpt[0], element("mark", {}, excerpt[1]), excerpt[2]));
     return element("div", { class: `talk${acts.running(talk.id) ? " running" : ""}` }, open, element("span", { class: "tools" },
       tool("edit", "Rename", () => rename(talk, open)),
       tool("out", "Save as Markdown", () => download(`${fileName(talk.title)}.md`, markdown(talk), "text/markdown")),

@@ -36,17 +36,18 @@ export function watch(heard) {
   addEventListener("storage", ({ key }) => key?.startsWith(TALK) && heard(key.slice(TALK.length)));
 }
 
-/** Conversations in which all the words occur, with a line around the first of them: [[talk, excerpt]]. */
+/** Conversations in which all the words occur, with what stands around the first of them: [[talk, [before, word, after]]]. */
 export function search(all, words) {
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
-  if (!wanted.length) return all.map((one) => [one, ""]);
+  if (!wanted.length) return all.map((one) => [one, null]);
   const found = [];
   for (const one of all) {
     const texts = [one.title, ...Object.values(one.turns).flatMap((turn) => [turn.text, ...turn.answers.flat().map((answer) => answer.text)])];
     const whole = texts.join("\n"), low = whole.toLowerCase();
     if (!wanted.every((word) => low.includes(word))) continue;
-    const at = low.indexOf(wanted[0], one.title.length);
-    found.push([one, at < 0 ? "" : `${at > 24 ? "…" : ""}${whole.slice(Math.max(0, at - 24), at + 80).replace(/\s+/g, " ")}`]);
+    const at = low.indexOf(wanted[0], one.title.length), end = at + wanted[0].length;
+    const line = (from, to) => whole.slice(from, to).replace(/\s+/g, " ");
+    found.push([one, at < 0 ? null : [`${at > 12 ? "…" : ""}${line(Math.max(0, at - 12), at)}`, line(at, end), line(end, end + 80)]]);
   }
   return found;
 }
