@@ -14,3 +14,8 @@ def weights_at(model: str, checkpoints: Path) -> Path:
     if (place / "state").is_dir():
         print(f"{place} is a step of a training: its weights are taken, its state/ is left alone.", file=sys.stderr)
     return place
+
+
+def named(model: str) -> str:
+    """What a model is called by clients: its repo id, or the name of its folder or file, whose path is not theirs."""
+    return Path(model).resolve().name if Path(model).exists() else model

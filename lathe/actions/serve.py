@@ -9,9 +9,9 @@ import sys
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from lathe.actions.place import weights_at
+from lathe.actions.place import named, weights_at
 from lathe.actions.terminal import dimmed
 from lathe.errors import UsageError
 
@@ -44,6 +44,15 @@ class Options:
     prompt_style: str = "auto"
     """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
     that LitGPT left beside the weights, else by the model's chat template."""
+    engine: Literal["lathe", "vllm", "sglang", "llamacpp", "ray"] = "lathe"
+    """What runs the model. vllm, sglang and llamacpp are given the same folder, and must be installed; ray runs
+    replicas of Lathe's own engine."""
+    replicas: int = 1
+    """With --engine ray: how many there are, on one machine or many."""
+    gate: bool = False
+    """Stand in front of another --engine, with this server's page."""
+    dry_run: bool = False
+    """Print the commands that run another --engine, and run none."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
@@ -54,11 +63,15 @@ class Options:
     """Where models named by their repo id are looked for and downloaded to."""
 
     def __post_init__(self) -> None:
-        for name, least in (("port", 0), ("max_queue", 0), ("max_seqs", 1), ("drain", 0)):
+        for name, least in (("port", 0), ("max_queue", 0), ("max_seqs", 1), ("drain", 0), ("replicas", 1)):
             if (value := getattr(self, name)) < least:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
         if self.port > 65535:
             raise UsageError(f"--port is {self.port}.", "It must be at most 65535.")
+        if self.replicas > 1 and self.engine != "ray":
+            raise UsageError(f"--replicas is {self.replicas}.", "", "Add --engine ray, which has them.")
+        if (self.gate or self.dry_run) and self.engine in ("lathe", "ray"):
+            raise UsageError("--gate and --dry-run are of no use here.", "They are for another --engine than Lathe's.")
 
 
 def run(options: Options) -> int:
@@ -67,6 +80,15 @@ def run(options: Options) -> int:
     The model is loaded in a process of its own, while this one listens already: /health tells when it is ready. Ctrl-C
     or SIGTERM lets the answers that are being made come to their end, and a second one does not.
     """
+    if options.engine == "ray":
+        from lathe.actions import replicas
+
+        return replicas.run(options)
+    if options.engine != "lathe":
+        from lathe.actions import handover
+
+        return handover.run(options)
+
     from lathe.server.line import Line
     from lathe.server.refusals import Broken
 
@@ -90,11 +112,6 @@ def run(options: Options) -> int:
         return 1
     finally:
         line.close(patience=0)
-
-
-def named(model: str) -> str:
-    """What a model is called by clients: its repo id, or the name of its folder or file, whose path is not theirs."""
-    return Path(model).resolve().name if Path(model).exists() else model
 
 
 def load(options: Options, place: Path) -> Loaded:

@@ -1,0 +1,258 @@
+"""A model and how it is to be served become the commands with which another engine serves it, and their running.
+
+Knows each engine's words, and no model from the inside: what an engine cannot read, `lathe convert` writes first.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from lathe.actions.place import named, weights_at
+from lathe.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from lathe.actions.serve import Options
+
+Command = list[str]
+OURS = ("quantize", "prompt_style", "strict", "any_model_name", "replicas")  # of Lathe's own engine alone
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be served, in no engine's words.
+
+    place: where its weights lie. name: what clients call it. adapters: folders, by the names
+    that clients call them. made: a folder for what has to be converted. seats: how many answers are made at once.
+    precision: bf16, fp16, fp32 or auto. device: cpu, cuda, mps or auto.
+    """
+
+    place: Path
+    name: str
+    made: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    seats: int = 64
+    precision: str = "auto"
+    device: str = "auto"
+
+
+def vllm(wanted: Wanted) -> list[Command]:
+    if wanted.device != "auto":
+        raise UsageError(f"--device is {wanted.device}.", "vLLM runs on what it was built for.", "Leave it out.")
+    before, folder = as_folder(wanted)
+    command = ["vllm", "serve", str(folder), *told(wanted, "--served-model-name", "--max-num-seqs", "--dtype")]
+    if wanted.adapters:
+        rank = max(lora_rank(place) for place in wanted.adapters.values())
+        room = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+        modules = [f"{name}={place}" for name, place in wanted.adapters.items()]
+        command += ["--enable-lora", "--max-lora-rank", str(room), "--lora-modules", *modules]
+    return [*before, command]
+
+
+def sglang(wanted: Wanted) -> list[Command]:
+    before, folder = as_folder(wanted)
+    options = told(wanted, "--served-model-name", "--max-running-requests", "--dtype")
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(folder), *options]
+    command += [] if wanted.device == "auto" else ["--device", wanted.device]
+    if wanted.adapters:
+        ranks = [lora_rank(place) for place in wanted.adapters.values()]  # each is one that it can have
+        modules = [f"{name}={place}" for name, place in wanted.adapters.items()]
+        command += ["--enable-lora", "--max-lora-rank", str(max(ranks)), "--lora-paths", *modules]
+    return [*before, command]
+
+
+def llamacpp(wanted: Wanted) -> list[Command]:
+    """One GGUF file, into which an adapter is merged: the server cannot choose among several by a model's name."""
+    if len(wanted.adapters) > 1:
+        found = f"{len(wanted.adapters)} adapters are given."
+        raise UsageError(found, "llama.cpp serves one model under one name.", "Give one, and it is merged.")
+    name, before, file = wanted.name, list[Command](), wanted.place
+    if wanted.adapters or file.suffix != ".gguf":
+        [(name, adapter)] = wanted.adapters.items() if wanted.adapters else [(name, None)]
+        file = wanted.made / f"{plain(name)}.gguf"
+        before = converted(wanted, file, adapter)
+    options = ["--alias", name, "--host", wanted.host, "--port", str(wanted.port), "--jinja"]
+    options += ["--parallel", str(wanted.seats), *(["--n-gpu-layers", "0"] if wanted.device == "cpu" else [])]
+    return [*before, ["llama-server", "--model", str(file), *options]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """commands: what serves a model, the conversions it needs before. package, program: one of which shows that it is
+    installed. how: to install it."""
+
+    commands: Callable[[Wanted], list[Command]]
+    package: str
+    program: str
+    how: str
+
+
+ENGINES = {
+    "vllm": Engine(vllm, "vllm", "vllm", "pip install vllm"),
+    "sglang": Engine(sglang, "sglang", "sglang", 'pip install "sglang[all]"'),
+    "llamacpp": Engine(llamacpp, "", "llama-server", "Install llama.cpp, or put its llama-server on the PATH."),
+}
+
+
+def as_folder(wanted: Wanted) -> tuple[list[Command], Path]:
+    """The model in Hugging Face form, and what makes it, if it is not. Raises UsageError for what is no LoRA."""
+    for name, place in wanted.adapters.items():
+        if not is_lora(place):
+            fix = f"Merge it, as by lathe merge {place} OUT, and serve that."
+            raise UsageError(f"The adapter {name} is no LoRA that other engines read.", "", fix)
+    if is_folder(wanted.place):
+        return [], wanted.place
+    folder = wanted.made / plain(wanted.name)
+    return converted(wanted, folder, None), folder
+
+
+def is_folder(place: Path) -> bool:
+    """Whether a model lies there whole, in Hugging Face form."""
+    return (place / "config.json").is_file() and any(place.glob("*.safetensors")) and not is_adapter(place)
+
+
+def is_adapter(place: Path) -> bool:
+    return (place / "adapter_config.json").is_file()
+
+
+def is_lora(place: Path) -> bool:
+    config = _adapter(place)
+    return config.get("peft_type") == "LORA" and not config.get("use_dora")
+
+
+def lora_rank(place: Path) -> int:
+    config = _adapter(place)
+    return max([config.get("r", 8), *(config.get("rank_pattern") or {}).values()])
+
+
+def _adapter(place: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((place / "adapter_config.json").read_text()) if is_adapter(place) else {}
+    return told
+
+
+def converted(wanted: Wanted, target: Path, adapter: Path | None) -> list[Command]:
+    """What writes a target anew, if it is not there or older than what it is made of."""
+    sources = [wanted.place, *([adapter] if adapter else [])]
+    if target.exists() and newest(target) >= max(map(newest, sources)):
+        return []
+    command = [sys.executable, "-m", "lathe", "convert", str(wanted.place), str(target)]
+    command += ["--adapter", str(adapter)] if adapter else []
+    return [[*command, "--force"]]
+
+
+def newest(place: Path) -> float:
+    """When a file, or any in a folder, was last written."""
+    files = [path for path in place.iterdir() if path.is_file()] if place.is_dir() else [place]
+    return max((path.stat().st_mtime for path in files), default=0.0)
+
+
+def told(wanted: Wanted, name: str, seats: str, dtype: str) -> list[str]:
+    """What every engine that reads the folder is told, with the words that differ."""
+    words = [name, wanted.name, "--host", wanted.host, "--port", str(wanted.port), seats, str(wanted.seats)]
+    return words if wanted.precision == "auto" else [*words, dtype, PRECISIONS[wanted.precision]]
+
+
+def plain(name: str) -> str:
+    """A name as one part of a path."""
+    return name.replace("/", "--")
+
+
+def run(options: Options) -> int:
+    """Serve as `lathe serve` is told to, by its --engine. Returns the exit status.
+
+    Raises MissingError where the engine is not installed, UsageError for what it cannot do.
+    """
+    usual = {option.name: option.default for option in fields(options)}
+    for told in OURS:
+        if getattr(options, told) != usual[told]:
+            raise UsageError(f"--{told.replace('_', '-')} is for Lathe's own engine.", "", "Leave it out.")
+    place = weights_at(options.model, options.checkpoints)
+    name = options.served_model_name or named(options.model)
+    made = options.checkpoints / "handover"
+    inside = ("127.0.0.1", free_port()) if options.gate and not options.dry_run else (options.host, options.port)
+    wanted = Wanted(place, name, made, *inside, {}, options.max_seqs, options.precision, options.device)
+    commands = ENGINES[options.engine].commands(wanted)
+    if options.dry_run:
+        print("\n".join(map(shlex.join, commands)))
+        return 0
+    require(options.engine)
+    *before, last = commands
+    for command in before:
+        print(shlex.join(command), file=sys.stderr)
+        if status := subprocess.run(command).returncode:
+            return status
+    print(shlex.join(last), file=sys.stderr)
+    return gated(last, wanted, options) if options.gate else alone(last)
+
+
+def require(engine: str) -> None:
+    one = ENGINES[engine]
+    if not shutil.which(one.program) and not (one.package and find_spec(one.package)):
+        raise MissingError(f"{engine} is not installed.", "", f"{one.how}; --dry-run shows the command.")
+
+
+def alone(command: Command) -> int:
+    """Run a server until it ends, and give it the signals to end that this process gets. Returns its exit status."""
+    process = subprocess.Popen(command)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def gated(command: Command, wanted: Wanted, options: Options) -> int:
+    """Run a server, and this one in front of it, until one of them ends. Returns the exit status."""
+    import uvicorn
+
+    from lathe.server.app import listen
+    from lathe.server.proxy import application
+
+    bound = listen(options.host, options.port)
+    config = uvicorn.Config(application(wanted.host, wanted.port), log_level="warning", ws="none")
+    server = uvicorn.Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn hears them, ends, and raises them again for who was before it
+    process = subprocess.Popen(command)
+    watching = threading.Thread(target=watch, args=(process, server), daemon=True)
+    try:
+        watching.start()
+        print(f"Serving {wanted.name} at http://{options.host}:{bound.getsockname()[1]}", file=sys.stderr, flush=True)
+        server.run([bound])
+        return process.poll() or 0  # None where this one ended first
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def watch(process: subprocess.Popen[bytes], server: Any) -> None:
+    """End a server when the process behind it has ended."""
+    process.wait()
+    server.should_exit = True
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])

@@ -1,0 +1,87 @@
+"""Options of `lathe serve` become replicas of Lathe's own engine that Ray Serve spreads over a machine or a cluster.
+
+Each replica has an engine process of its own, and all wires; Ray sends each request to one that has little to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lathe.actions import serve as serving
+from lathe.actions.place import named, weights_at
+from lathe.errors import MissingError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def run(options: serving.Options) -> int:
+    """Serve until Ctrl-C. A cluster that RAY_ADDRESS names is joined; else this machine is one for as long."""
+    if find_spec("ray") is None:
+        raise MissingError("ray is not installed.", "", 'pip install "lathe-llm[ray]"')
+    import ray
+    from ray import serve
+
+    ray.init(ignore_reinit_error=True, logging_level="warning")
+    serve.start(http_options={"host": options.host, "port": options.port})
+    try:
+        serve.run(application(options), name="lathe")
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def application(options: serving.Options) -> Any:
+    """What `ray.serve.run` takes."""
+    from ray import serve
+
+    place = weights_at(options.model, options.checkpoints)
+    name = options.served_model_name or named(options.model)
+    settled = replace(options, model=str(place.resolve()), served_model_name=name)
+
+    def built() -> FastAPI:
+        return app(settled)
+
+    cards = {} if settled.device == "cpu" else {"num_gpus": 1}
+    made = serve.deployment(serve.ingress(built)(Replica))
+    room = options.max_seqs + options.max_queue
+    return made.options(
+        name="lathe", num_replicas=options.replicas, max_ongoing_requests=room, ray_actor_options=cards
+    ).bind()
+
+
+class Replica:
+    """Nothing but its routes, which Ray puts on it."""
+
+
+def app(options: serving.Options) -> FastAPI:
+    """In a replica: all routes over an engine process that is begun here. It is ready when its model is."""
+    from lathe.server.app import application
+    from lathe.server.desk import Desk
+    from lathe.server.line import Line
+
+    line = Line.begin(partial(serving.load, options, Path(options.model)))
+    name = options.served_model_name or named(options.model)
+    desk = Desk({name: line}, options.max_queue, options.strict, options.any_model_name)
+    app = application(desk)
+    opened = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def loaded(app: FastAPI) -> AsyncIterator[None]:
+        async with opened(app):
+            await desk.loaded()
+            yield
+
+    app.router.lifespan_context = loaded
+    return app

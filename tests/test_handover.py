@@ -1,0 +1,168 @@
+"""Handing a model over to another engine: the commands are those of the engine, on a folder that it reads, and answers
+come through the gate as they left the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from serving import serving
+
+from lathe.actions import handover
+from lathe.actions.serve import Options
+from lathe.errors import MissingError, UsageError
+from lathe.server import proxy
+
+HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 12, "temperature": 0}
+
+
+def planned(capsys, model: Path, **options) -> list[list[str]]:
+    handover.run(Options(str(model), dry_run=True, **options))
+    return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def lora(folder: Path, **changes) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 12, **changes}))
+    return folder
+
+
+def test_a_folder_is_served_as_it_is(capsys, tiny_model):
+    options = {"served_model_name": "tiny", "port": 9000, "max_seqs": 8, "precision": "bf16"}
+    address = ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "9000"]
+    launch = [sys.executable, "-m", "sglang.launch_server"]
+    assert planned(capsys, tiny_model, engine="vllm", **options) == [
+        ["vllm", "serve", str(tiny_model), *address, "--max-num-seqs", "8", "--dtype", "bfloat16"]
+    ]
+    assert planned(capsys, tiny_model, engine="sglang", **options) == [
+        [*launch, "--model-path", str(tiny_model), *address, "--max-running-requests", "8", "--dtype", "bfloat16"]
+    ]
+
+
+def test_what_an_engine_cannot_read_is_written_for_it_once(capsys, tiny_model, tmp_path):
+    options = {"engine": "llamacpp", "served_model_name": "org/tiny", "checkpoints": tmp_path}
+    file = tmp_path / "handover" / "org--tiny.gguf"
+    convert, serve = planned(capsys, tiny_model, **options)
+    assert convert == [sys.executable, "-m", "lathe", "convert", str(tiny_model), str(file), "--force"]
+    assert serve[:3] == ["llama-server", "--model", str(file)]
+    file.parent.mkdir()
+    file.touch()
+    assert planned(capsys, tiny_model, **options) == [serve]
+    os.utime(file, (0, 0))  # older than the model
+    assert planned(capsys, tiny_model, **options) == [convert, serve]
+    [convert, serve] = planned(capsys, file, **{**options, "engine": "vllm"})
+    assert convert[4:6] == [str(file), str(tmp_path / "handover" / "org--tiny")]
+    assert serve[:3] == ["vllm", "serve", convert[5]]
+
+
+def test_adapters_go_with_the_model_or_into_it(tiny_model, tmp_path):
+    adapters = {"a": lora(tmp_path / "a"), "b": lora(tmp_path / "b", rank_pattern={"q_proj": 20})}
+    wanted = handover.Wanted(tiny_model, "tiny", tmp_path / "made", adapters=adapters)
+    [command] = handover.vllm(wanted)
+    assert command[-5:] == ["--max-lora-rank", "32", "--lora-modules", f"a={adapters['a']}", f"b={adapters['b']}"]
+    with pytest.raises(UsageError, match="one model under one name"):
+        handover.llamacpp(wanted)
+    merged = handover.Wanted(tiny_model, "tiny", tmp_path / "made", adapters={"a": adapters["a"]})
+    [convert, serve] = handover.llamacpp(merged)
+    assert convert[-3:-1] == ["--adapter", str(adapters["a"])]
+    assert serve[serve.index("--alias") + 1] == "a"
+    dora = handover.Wanted(tiny_model, "tiny", tmp_path, adapters={"c": lora(tmp_path / "c", use_dora=True)})
+    with pytest.raises(UsageError, match="lathe merge"):
+        handover.sglang(dora)
+
+
+def test_what_cannot_be_done_is_said(tiny_model, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingError, match="pip install vllm"):
+        handover.run(Options(str(tiny_model), engine="vllm"))
+    with pytest.raises(UsageError, match="--quantize is for Lathe's own engine"):
+        handover.run(Options(str(tiny_model), engine="vllm", quantize="int8", dry_run=True))
+    with pytest.raises(UsageError, match="--engine ray"):
+        Options(str(tiny_model), replicas=2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for llama-server is a shell script")
+def test_the_gate_stands_before_an_engine_until_one_of_them_ends(tiny_model, tmp_path, monkeypatch):
+    """llama-server is played by Lathe itself: it is given the GGUF file, the name and the port."""
+    script = tmp_path / "llama-server"
+    script.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m lathe serve "$2" --served-model-name "$4" --port "$8" --device cpu\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with serving(
+        tiny_model, "--engine", "llamacpp", "--gate", "--checkpoints", str(tmp_path), "--served-model-name", "mine"
+    ) as gate:
+        assert gate.client.get("/").text.startswith("<!doctype html>")
+        until = time.monotonic() + 60
+        while (health := gate.client.get("/health")).status_code == 503 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert health.json() == {"status": "ok"}
+        answer = gate.client.post("/v1/chat/completions", json=HELLO).json()
+        assert (answer["model"], answer["usage"]["completion_tokens"]) == ("mine", 12)
+        gate.process.terminate()
+        assert gate.ended() == 0
+    assert (tmp_path / "handover" / "mine.gguf").is_file()
+
+
+@pytest.fixture(scope="module")
+def front(server) -> Iterator[httpx2.Client]:
+    """A proxy in this process before the server that all tests share."""
+    port = int(server.url.rpartition(":")[2])
+    app = uvicorn.Server(uvicorn.Config(proxy.application("127.0.0.1", port), port=0, log_level="warning"))
+    thread = threading.Thread(target=app.run)
+    thread.start()
+    while not app.started:
+        time.sleep(0.01)
+    with httpx2.Client(base_url=f"http://127.0.0.1:{app.servers[0].sockets[0].getsockname()[1]}", timeout=60) as client:
+        yield client
+    app.should_exit = True
+    thread.join()
+
+
+def test_what_comes_through_is_what_was_said(front, server):
+    direct = server.client
+    for path in ("/v1/models", "/v1/models/none", "/health", "/nothing?a=b%20c"):
+        assert (front.get(path).status_code, front.get(path).json()) == (
+            direct.get(path).status_code,
+            direct.get(path).json(),
+        )
+    one, other = (client.post("/v1/chat/completions", json=HELLO).json() for client in (front, direct))
+    assert one["choices"] == other["choices"]
+    bad = front.post("/v1/chat/completions", json={**HELLO, "temperature": -1})
+    assert bad.status_code == 400 and "temperature" in bad.json()["error"]["message"]
+
+
+def test_a_stream_comes_as_it_is_made_and_ends_when_the_client_goes(front, server):
+    body = {**HELLO, "max_tokens": 400, "stream": True}
+    with front.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        arrived = [time.monotonic() for _ in response.iter_lines()]
+    assert arrived[-1] - arrived[0] > 0.02  # not all at once
+    with front.stream("POST", "/v1/chat/completions", json={**body, "n": 8}) as response:
+        next(response.iter_lines())
+    # What the client left is given up there, too: else this would wait for 3,200 tokens.
+    begun = time.monotonic()
+    assert front.post("/v1/chat/completions", json={**HELLO, "max_tokens": 1}).status_code == 200
+    assert time.monotonic() - begun < 30
+
+
+def test_an_engine_that_is_not_there_is_a_503():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    from starlette.testclient import TestClient
+
+    with TestClient(proxy.application("127.0.0.1", port)) as client:
+        assert client.get("/v1/models").status_code == 503
+        assert client.get("/").status_code == 200
