@@ -262,6 +262,54 @@ def test_bad_prompts(plain: Decoder) -> None:
     assert not engine.busy
 
 
+class Tight:
+    """A machine whose memory suffices for passes of so many tokens; like PyTorch's allocators it says so."""
+
+    def __init__(self, decoder: Decoder, tokens: int, error: Exception) -> None:
+        self.tokens, self.error = tokens, error
+        self.handle = decoder.register_forward_pre_hook(self)
+
+    def __call__(self, _: object, given: tuple[torch.Tensor, ...]) -> None:
+        if len(given[0]) > self.tokens:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()]
+)
+def test_who_finds_no_memory_takes_no_other_along(error: Exception) -> None:
+    decoder = decoder_of("gqa")
+    prompts, wish = [prompt_of(30), prompt_of(3, 1), prompt_of(17, 2)], Sampling(temperature=0, max_new_tokens=20)
+    expected = answers(Engine(decoder), prompts, [wish] * 3)
+    tight = Tight(decoder, 2, error)
+    assert answers(Engine(decoder), prompts, [wish] * 3) == expected  # in smaller passes
+    tight.tokens = 0
+    engine = Engine(decoder)
+    sequences = [engine.submit(prompt, wish) for prompt in prompts]
+    run(engine)
+    assert [sequence.finish for sequence in sequences] == ["failed"] * 3
+    assert "not enough memory" in str(sequences[0].error)
+    assert engine.pages.free == len(engine.pages.holders)
+    tight.error, tight.tokens = RuntimeError("shapes do not match"), 2
+    engine.submit(prompts[0], wish)
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.step()
+    tight.handle.remove()
+    assert answers(engine, prompts, [wish] * 3) == expected
+
+
+def test_a_pool_that_cannot_grow_serves_who_fits(plain: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, grow = Engine(plain), Pages._grow
+    small = Sampling(temperature=0, max_new_tokens=4)
+    monkeypatch.setattr(Pages, "_grow", lambda pages, count: count <= 4 and grow(pages, count))
+    large = engine.submit(prompt_of(70), small)
+    others = [engine.submit(prompt_of(30, seed), small) for seed in range(3)]
+    run(engine)
+    assert large.finish == "failed" and large.error is not None
+    assert [other.finish for other in others] == ["length"] * 3
+    assert engine.pages.free == len(engine.pages.holders)
+
+
 # ---- pages -----------------------------------------------------------------------------------------------------------
 def test_a_pool_grows_with_what_is_asked_and_keeps_what_it_holds() -> None:
     pages = Pages([GQA.cache, LATENT.cache])

@@ -220,3 +220,52 @@ def test_what_is_taken_over_lies_together_with_what_follows() -> None:
     assert pages.begin(a, names, 64, 64) == (3, 0)
     assert torch.equal(keys[a.slots[:48]], filled)
     assert pages.shares or isinstance(a.read(50), slice)
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("options", [{}, {"chunk": 7}, {"tokens": CONTEXT, "seats": 3}])
+@pytest.mark.parametrize("name", SPECS)
+def test_continuations_are_judged_as_if_alone_and_their_beginning_is_read_once(name: str, options: dict) -> None:
+    decoder = decoder_of(name)
+    engine, begun = Engine(decoder, **options), prompt_of(50)
+    texts = [[*begun, *prompt_of(n, n)] for n in (1, 3, 8, 1, 20)] + [prompt_of(4), [5]]
+    firsts = [50, 50, 50, 50, 49, 2, 1]
+    expected = []
+    for tokens, first in zip(texts, firsts, strict=True):
+        rows = engine.logits(tokens).log_softmax(-1)
+        expected.append([(int(rows[i - 1].argmax()), float(rows[i - 1, tokens[i]])) for i in range(first, len(tokens))])
+    with read(decoder) as passes:
+        judged = engine.judge_all(zip(texts, firsts, strict=True), top=1)
+    for tokens, first, made, wanted in zip(texts, firsts, judged, expected, strict=True):
+        assert [token.id for token in made] == tokens[first:]
+        assert [token.top[0][0] for token in made] == [best for best, _ in wanted]
+        assert [token.logprob for token in made] == pytest.approx([logprob for _, logprob in wanted], abs=1e-5)
+    if name != "dynamic" and "tokens" not in options:  # else keys are not the same, or some must be read again
+        assert sum(passes) == 50 + 4 + 9 + 2 + 21 + 3  # of what they have in common, three pages are taken over
+    assert engine.pages.free == len(engine.pages.holders)
+    [[alone]] = engine.judge_all([(texts[0], 50)], top=1)
+    assert alone.logprob == pytest.approx(expected[0][0][1], abs=1e-5)
+
+
+def test_judging_beside_others_who_answer(plain: Decoder) -> None:
+    engine = Engine(plain, tokens=CONTEXT)
+    sequence = engine.submit(prompt_of(9), GREEDY)
+    engine.step()
+    text = prompt_of(30, 2)
+    assert engine.score(text) == pytest.approx(Engine(plain).score(text), abs=1e-5)
+    run(engine)
+    assert [token.id for token in sequence.made] == made(Engine(plain), prompt_of(9))[0]
+
+
+def test_judging_that_is_interrupted_leaves_nothing(plain: Decoder) -> None:
+    engine = Engine(plain, chunk=8)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = plain.lm_head.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.score(prompt_of(30))
+    handle.remove()
+    assert engine.pages.free == len(engine.pages.holders)
+    assert engine.score(prompt_of(30)) == pytest.approx(Engine(plain).score(prompt_of(30)), abs=1e-5)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.engine.constrain import Constraint
+from lathe.engine.judge import Text, judge
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Adapters, Runner
 from lathe.engine.sampling import Chooser, Sampling, Token, choose, reported
@@ -88,14 +89,9 @@ class Engine:
             raise PromptError(found, f"The context holds {self.context} tokens, the answer included.", fix)
         room = self.context - len(tokens)
         extent = len(tokens) + min(sampling.max_new_tokens or room, room)
-        if not self.busy and self.state != (state := _state(self.decoder)):
-            self.pages.forget()
-            self.state = state
         stops = frozenset(stops)
         chooser = Chooser(sampling, tokens, self.decoder.spec.vocab, self.device, constraint, stops)
-        angles = [tuple(frequencies(rope, extent).tolist()) for rope in self.ropes]  # some go by how long it may become
-        names = [self.scheduler.names.root(adapter, self._adapter(adapter), salt, *angles)]
-        rank = (priority, next(self.arrivals))
+        names, rank = self._names(extent, adapter, salt), (priority, next(self.arrivals))
         sequence = Sequence(tokens, extent, stops, chooser, names, adapter, rank)
         self.scheduler.add(sequence)
         return sequence
@@ -109,11 +105,16 @@ class Engine:
     def step(self) -> list[tuple[Sequence, Token]]:
         """One pass of the decoder over a part of every sequence that runs. Returns the tokens that came of it."""
         parts = self._parts()
-        if not parts:
-            return []
-        hidden = self.runner.run(parts)  # T D
+        return self._pass(parts) if parts else []
+
+    def _pass(self, parts: list[Part]) -> list[tuple[Sequence, Token]]:
         due = [part for part in parts if part.ends]
-        made = self._chosen(self.runner.scores(hidden, parts), due) if due else []
+        try:
+            hidden = self.runner.run(parts)  # T D
+            scores = self.runner.scores(hidden, parts) if due else None  # N V
+        except (MemoryError, RuntimeError) as error:
+            return self._less(parts, error)
+        made = [] if scores is None else self._chosen(scores, due)
         for sequence, length, _ in parts:  # only now, so that a step that was interrupted can be taken again
             self.scheduler.advance(sequence, length)
         came = []
@@ -125,6 +126,18 @@ class Engine:
             if sequence.finish:
                 self.scheduler.remove(sequence)
         return came
+
+    def _less(self, parts: list[Part], error: Exception) -> list[tuple[Sequence, Token]]:
+        """What becomes of a pass for which there was not enough memory: two smaller ones, as long as they can be."""
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
+            raise error
+        [sequence, length, draft], half = parts[0], len(parts) // 2
+        if half:
+            return self._pass(parts[:half]) + self._pass(parts[half:])
+        if length > 1 or draft.tokens:
+            return self._pass([Part(sequence, max(length // 2, 1))])
+        self.scheduler.fail(sequence)
+        return []
 
     def _parts(self) -> list[Part]:
         """The parts of the next pass, those of an adapter together, with guesses at what follows where it is due."""
@@ -187,14 +200,38 @@ class Engine:
         """Natural log-probability of each token after the first, given those before it. Raises PromptError."""
         return [token.logprob for token in self.judge(tokens) if token.logprob is not None]
 
-    @torch.inference_mode()
     def judge(self, tokens: Iterable[int], top: int = 0) -> list[Token]:
         """As `score`, together with the `top` likeliest tokens in the place of each."""
-        tokens = list(tokens)
-        hidden = self._hidden(tokens)[:-1]
+        return self.judge_all([(tokens, 1)], top)[0]
+
+    @torch.inference_mode()
+    def judge_all(self, texts: Iterable[tuple[Iterable[int], int]], top: int = 0) -> list[list[Token]]:
+        """How probable the tokens of many texts are, side by side; what texts begin with alike is read once.
+
+        texts: tokens, and the number of the first that is judged, at least 1. Returns those from there on, with the
+        `top` likeliest tokens in the place of each. Raises PromptError. Requests that run meanwhile wait.
+        """
+        judged = [(self._fitting(tokens), max(first, 1)) for tokens, first in texts]
+        shared = not self.busy and all(len(tokens) <= self.context for tokens, _ in judged)
+        if not shared:  # others hold pages, or there are too few: each text by itself, without a cache
+            return [self._judge(tokens, first, top) for tokens, first in judged]
+        made = [self._text(tokens, first) for tokens, first in judged]
+        seats = Scheduler(self.pages, self.chunk, self.scheduler.seats, names=self.scheduler.names)
+        judge([text for text in made if text.first < len(text.whole)], seats, self.runner, top)
+        return [text.judged for text in made]
+
+    def _text(self, tokens: list[int], first: int) -> Text:
+        chooser = Chooser(Sampling(), (), self.decoder.spec.vocab, self.device)
+        read, rank = tokens[:-1], (0, next(self.arrivals))
+        return Text(
+            read, len(tokens), frozenset(), chooser, self._names(len(tokens)), rank=rank, whole=tokens, first=first
+        )
+
+    def _judge(self, tokens: list[int], first: int, top: int) -> list[Token]:
+        hidden = self._hidden(tokens)[first - 1 : -1]
         judged: list[Token] = []
         for rows in hidden.split(self.chunk):  # never T V at once
-            begin = len(judged) + 1
+            begin = len(judged) + first
             judged += reported(self.decoder.logits(rows).float(), tokens[begin : begin + len(rows)], [top] * len(rows))
         return judged
 
@@ -204,12 +241,24 @@ class Engine:
         return F.normalize(self._hidden(tokens).float().mean(0), dim=0).tolist()
 
     def _hidden(self, tokens: Iterable[int]) -> Tensor:
+        tokens = self._fitting(tokens)
+        return self.decoder(torch.tensor(tokens, device=self.device), Layout.of([len(tokens)], self.device))
+
+    def _fitting(self, tokens: Iterable[int]) -> list[int]:
         tokens = list(tokens)
         self._check(tokens)
         if len(tokens) > self.longest:
             found = f"The text is {len(tokens)} tokens long."
             raise PromptError(found, f"The context holds {self.longest} tokens.", "Shorten it, or take it in pieces.")
-        return self.decoder(torch.tensor(tokens, device=self.device), Layout.of([len(tokens)], self.device))
+        return tokens
+
+    def _names(self, extent: int, adapter: str | None = None, salt: str = "") -> list[bytes]:
+        """The name before the first page of a sequence: all that its keys and values depend on beside its tokens."""
+        if not self.busy and self.state != (state := _state(self.decoder)):
+            self.pages.forget()
+            self.state = state
+        angles = [tuple(frequencies(rope, extent).tolist()) for rope in self.ropes]  # some go by how long it may become
+        return [self.scheduler.names.root(adapter, self._adapter(adapter), salt, *angles)]
 
     def _check(self, tokens: list[int]) -> None:
         vocab = self.decoder.spec.vocab

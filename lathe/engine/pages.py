@@ -165,9 +165,9 @@ class Pages:
         behind, elsewhere, first = self._ages(lease, more, row)
         missed = min(behind, elsewhere)
         if self.grows and missed and (missed == HELD or len(self.holders) * self.size * self.token_bytes < GENEROUS):
-            if not self._grow(max(2 * len(self.holders), len(self.holders) + row)):
-                return False
-            behind, elsewhere, first = self._ages(lease, more, row)
+            least = len(self.holders) + row
+            if self._grow(max(2 * len(self.holders), least)) or self._grow(least):
+                behind, elsewhere, first = self._ages(lease, more, row)
         if min(behind, elsewhere) == HELD:
             return False
         if behind <= elsewhere:

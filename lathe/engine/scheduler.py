@@ -19,7 +19,7 @@ from lathe.engine.pages import Lease, Pages
 from lathe.engine.sampling import Chooser, Token
 from lathe.errors import LatheError
 
-Finish = Literal["stop", "length", "cancelled", "failed"]  # failed: its constraint says why
+Finish = Literal["stop", "length", "cancelled", "failed"]  # failed: `error` says why
 
 
 @dataclass(eq=False)
@@ -56,6 +56,7 @@ class Sequence:
     accepted: int = 0
     lease: Lease = field(default_factory=Lease)
     finish: Finish | None = None
+    failure: LatheError | None = None
     started: float = field(default_factory=time.perf_counter)
     first: float | None = None
     ended: float | None = None
@@ -65,8 +66,8 @@ class Sequence:
 
     @property
     def error(self) -> LatheError | None:
-        """Why what it must be could be followed no further."""
-        return self.chooser.constraint.error if self.chooser.constraint else None
+        """Why it failed: there was no memory, or what it must be could be followed no further."""
+        return self.failure or (self.chooser.constraint.error if self.chooser.constraint else None)
 
     @property
     def pending(self) -> int:
@@ -143,9 +144,9 @@ class Scheduler:
     """At most `seats` sequences run at once, and a pass has at most `chunk` tokens of all of them, beside guesses, for
     `ahead` of which every sequence has room."""
 
-    def __init__(self, pages: Pages, chunk: int, seats: int, ahead: int = 0) -> None:
+    def __init__(self, pages: Pages, chunk: int, seats: int, ahead: int = 0, names: Names | None = None) -> None:
         self.pages, self.chunk, self.seats, self.ahead = pages, chunk, seats, ahead
-        self.names = Names(pages.size)
+        self.names = names or Names(pages.size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
@@ -165,6 +166,8 @@ class Scheduler:
                 self._preempt(self.running[-1])
         while self.waiting and self._admit(self.waiting[0]):
             pass
+        if self.waiting and not self.running:  # a pool that was to grow could not
+            self.fail(self.waiting[0])
         lengths: dict[Sequence, int] = {}
         left, coming = self.chunk, set[bytes]()
         for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
@@ -179,6 +182,13 @@ class Scheduler:
         sequence.furthest = max(sequence.furthest, sequence.cached)
         if before // self.pages.size < sequence.cached // self.pages.size:
             self.pages.keep(sequence.lease, self._names(sequence, sequence.cached), before // self.pages.size)
+
+    def fail(self, sequence: Sequence) -> None:
+        """End a sequence for which there is no memory."""
+        fix = "Ask for less, or try again when there is less to do."
+        sequence.failure = LatheError("There is not enough memory for this request.", fix=fix)
+        sequence.finish = "failed"
+        self.remove(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands, and its pages back."""
