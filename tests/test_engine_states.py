@@ -1,0 +1,197 @@
+"""Any history of an engine: nothing is lost or lent twice, and every answer is what its request gets alone."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from test_engine import CONTEXT, answers, decoder_of, prompt_of
+from test_engine_adapters import parts_of
+from test_speculate import Wrong, near
+
+from lathe.engine import DraftModel, Engine, Sampling, Sequence
+from lathe.errors import UsageError
+from lathe.transforms import adapt
+from lathe.transforms.adapt import Parts
+from lathe.transforms.roster import Roster
+
+NAMES = ("a", "b", "apart")
+METHODS = {"a": "lora", "b": "dora", "apart": "lora"}
+
+
+@functools.cache
+def numbers(kind: str, name: str, version: int) -> Parts:
+    return parts_of(decoder_of(kind), METHODS[name], 10 * version + NAMES.index(name))
+
+
+@functools.cache
+def alone(kind: str, prompt: tuple[int, ...], wish: Sampling, adapter: tuple[str, int] | None) -> list[int]:
+    decoder = decoder_of(kind)
+    if adapter is not None:
+        adapt.put(decoder, "x", numbers(kind, *adapter))
+    return answers(Engine(decoder), [list(prompt)], [wish])[0]
+
+
+class Apart(Roster):
+    """One adapter is as those that need passes of their own."""
+
+    def _notice(self) -> None:
+        super()._notice()
+        self.apart |= {"apart"} & set(self.keys)
+
+
+class History(RuleBasedStateMachine):
+    kind: str
+
+    @initialize(
+        tokens=st.none() | st.integers(CONTEXT // 2, 3 * CONTEXT),
+        chunk=st.integers(1, 40),
+        seats=st.integers(1, 6),
+        guesser=st.sampled_from([None, None, "near", "wrong"]),
+        shares=st.booleans(),
+    )
+    def begin(self, tokens: int | None, chunk: int, seats: int, guesser: str | None, shares: bool) -> None:
+        decoder = decoder_of(self.kind)
+        draft = {"near": lambda: DraftModel(near(decoder), 3, chunk=9), "wrong": lambda: Wrong(2, 3)}.get(guesser or "")
+        self.roster, self.versions = Apart(decoder), dict[str, int]()
+        self.engine: Any = Engine(
+            decoder, tokens=tokens, chunk=chunk, seats=seats, drafter=draft and draft(), adapters=self.roster
+        )
+        self.engine.pages.shares = shares
+        self.load("a", 0)
+        self.asked: list[tuple[Sequence, tuple[int, ...], Sampling, tuple[str, int] | None]] = []
+
+    def _submit(self, prompt: list[int], wish: Sampling, adapter: str | None, **told: Any) -> None:
+        if len(prompt) >= self.engine.context:
+            return
+        room = self.engine.context - len(prompt)  # a pool may be smaller than a context
+        wish = replace(wish, max_new_tokens=min(wish.max_new_tokens or room, room))
+        version = None if adapter is None else (adapter, self.versions[adapter])
+        sequence = self.engine.submit(prompt, wish, adapter=adapter, **told)
+        self.asked.append((sequence, tuple(prompt), wish, version))
+
+    @rule(
+        data=st.data(),
+        lengths=st.lists(st.sampled_from([1, 15, 16, 17, 33, 34, 45]), min_size=1, max_size=5),
+        seed=st.integers(0, 1),
+        n=st.integers(1, 25),
+        salt=st.sampled_from(["", "", "mine"]),
+        priority=st.integers(-1, 1),
+        sampled=st.none() | st.integers(0, 3),
+    )
+    def submit(
+        self, data: st.DataObject, lengths: list[int], seed: int, n: int, salt: str, priority: int, sampled: int | None
+    ) -> None:
+        """Several whose prompts begin alike, for one adapter or another."""
+        wish = Sampling(temperature=0, max_new_tokens=n)
+        if sampled is not None and self.engine.drafter is None:  # a draft draws from the dice, too
+            wish = Sampling(seed=sampled, max_new_tokens=n, repetition_penalty=1.1)
+        for length in lengths:
+            adapter = data.draw(st.sampled_from([None, *self.versions]))
+            self._submit(prompt_of(length, seed), wish, adapter, salt=salt, priority=priority)
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), n=st.integers(1, 4), more=st.integers(0, 3))
+    def fork(self, data: st.DataObject, n: int, more: int) -> None:
+        """Several go on from where one is, or has ended."""
+        root, _, _, version = data.draw(st.sampled_from(self.asked))
+        if version is None or self.versions.get(version[0]) == version[1]:
+            for i in range(n):
+                wish = Sampling(temperature=0, max_new_tokens=5 + i)
+                self._submit([*root.tokens, *prompt_of(more, i)], wish, version and version[0])
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.engine.cancel(data.draw(st.sampled_from(self.asked))[0])
+
+    @rule(times=st.integers(1, 20))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            self.engine.step()
+
+    @rule(name=st.sampled_from(NAMES), version=st.integers(0, 1))
+    def load(self, name: str, version: int) -> None:
+        if name not in self.versions:
+            self.roster.put(name, numbers(self.kind, name, version))
+            self.versions[name] = version
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data())
+    def unload(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.versions)))
+        used = any(version and version[0] == name and not sequence.finish for sequence, _, _, version in self.asked)
+        if used:
+            with pytest.raises(UsageError, match="in use"):
+                self.engine.take_off(name)
+        else:
+            self.engine.take_off(name)
+            del self.versions[name]
+
+    @rule()
+    def forget(self) -> None:
+        self.engine.pages.forget()
+
+    @rule(length=st.integers(1, 60), seed=st.integers(0, 2))
+    def score(self, length: int, seed: int) -> None:
+        text = prompt_of(length, seed)
+        assert self.engine.score(text) == pytest.approx(Engine(decoder_of(self.kind)).score(text), abs=1e-4)
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        pages, scheduler = self.engine.pages, self.engine.scheduler
+        lent = [page for sequence, *_ in self.asked for page in sequence.lease.pages]
+        assert [lent.count(page) for page in range(len(pages.holders))] == pages.holders.tolist()
+        held = set(lent)
+        known = set(pages.names) - held
+        blank = set(range(len(pages.holders))) - held - known
+        assert len(held) + len(known) + len(blank) == len(pages.holders)
+        assert pages.free == len(known) + len(blank)
+        assert {pages.known[name]: name for name in pages.known} == pages.names and pages.drafted <= set(pages.names)
+        assert all(pages.used[page] > 0 for page in known) and all(pages.used[page] == 0 for page in blank)
+        if not pages.shares:  # then who holds a page with others holds only what all of them read
+            shared = {page for page in held if lent.count(page) > 1}
+            assert shared <= set(pages.names)
+        assert len(scheduler.running) <= scheduler.seats
+        for sequence, *_ in self.asked:
+            assert 0 <= sequence.cached <= len(sequence.tokens) <= sequence.extent
+            assert 0 <= sequence.reused <= max(sequence.prompt - 1, 0)
+            if sequence.finish and sequence not in (*scheduler.running, *scheduler.waiting):
+                assert not sequence.lease.pages
+
+    @invariant()
+    def every_answer_is_its_own(self) -> None:
+        for sequence, prompt, wish, version in self.asked:
+            expected = alone(self.kind, prompt, wish, version)
+            assert [token.id for token in sequence.made] == expected[: len(sequence.made)]
+
+    def teardown(self) -> None:
+        while self.engine.busy:
+            self.engine.step()
+        self.engine.step()  # what was cancelled last is swept
+        for sequence, prompt, wish, version in self.asked:
+            if sequence.finish != "cancelled":
+                assert [token.id for token in sequence.made] == alone(self.kind, prompt, wish, version)
+        self.nothing_is_lost()
+        assert self.engine.pages.free == len(self.engine.pages.holders)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("gqa", 12), ("window", 4), ("latent", 4), ("experts", 3)])
+def test_any_history(kind: str, count: int) -> None:
+    machine = type("Of" + kind, (History,), {"kind": kind})
+    wanted = settings(
+        max_examples=count, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(machine, settings=wanted)
