@@ -41,7 +41,8 @@ TOOLS = (  # a template that knows tools, as Hermes writes them, and reasoning
     "{{ message.content }}{% for call in message.tool_calls %}<tool_call>\n"
     "{{ '{\"name\": \"' + call.function.name + '\", \"arguments\": ' + call.function.arguments | tojson + '}' }}"
     "\n</tool_call>{{ '\n' if not loop.last }}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "<think>\n{{ '\n</think>\n\n' if not enable_thinking }}{% endif %}"
 )
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -12,8 +12,9 @@ from jsonschema import validate
 from test_turns import TOOLS, WAYS, called, found, read, written
 
 from lathe.engine.constrain import Grammars
+from lathe.errors import UsageError
 from lathe.server.ask import Form, Tool, ToolChoice
-from lathe.server.grammar import grammar
+from lathe.server.grammar import blamed, grammar
 from lathe.server.refusals import Unsupported
 from lathe.tokenizer.turns import Calls, Reasoning, Turns
 
@@ -241,3 +242,35 @@ def test_nothing_is_held_to_nothing() -> None:
         grammar(Turns(THINK, HERMES), {}, choice=ToolChoice("required"))
     with pytest.raises(Unsupported, match="schema"):
         grammar(Turns(), {}, form=Form("schema", "[1"))
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (Form("schema", {"type": "hiccup"}), "hiccup"),
+        (Form("schema", {"type": "string", "pattern": "(?=a)"}), "look-around"),
+        (Form("schema", {"not": {}}, "text.format"), "not"),
+        (Form("regex", "a(?!b)"), "look-around"),
+        (Form("regex", "(a"), "unclosed"),
+        (Form("lark", 'start: "a" nowhere\n\n\nother: "b"'), "nowhere"),
+        (Form("lark", "start: } {"), ""),
+    ],
+)
+def test_what_cannot_be_held_to_is_blamed_on_its_field(form: Form, says: str) -> None:
+    for reasoning in (None, THINK):
+        held = Held(Turns(reasoning, HERMES), form=form)
+        with pytest.raises(UsageError) as caught:
+            held.words.constraint(held.grammar or "")
+        error = blamed(held.grammar or "", caught.value)
+        assert isinstance(error, Unsupported) and error.param == form.field and says in str(error)
+
+
+def test_a_tool_that_cannot_be_held_to_is_named() -> None:
+    bad = Tool("bad", "", {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}})
+    held = Held(Turns(None, HERMES), tools=[*OFFERED, bad])
+    with pytest.raises(UsageError) as caught:
+        held.words.constraint(held.grammar or "")
+    error = blamed(held.grammar or "", caught.value)
+    assert isinstance(error, Unsupported) and error.param == "tools.2" and "nowhere" in str(error)
+    other = UsageError("The machine is tired.")
+    assert blamed(held.grammar or "", other) is other

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from lathe.server import prompts
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Word
+from lathe.server.grammar import blamed
 from lathe.server.line import Line, heard
 from lathe.server.prompts import Prompt
 from lathe.server.refusals import Broken, Full, Overflow, Unknown, Unready
@@ -157,7 +158,7 @@ class Desk:
             }
             try:
                 served.line.send("ask", first, request)
-                async for event in _events(served, inbox, tellings):
+                async for event in _events(served, inbox, tellings, grammar):
                     yield event
             finally:
                 for id, telling in tellings.items():
@@ -212,13 +213,16 @@ def _most(ask: Ask, served: Served, left: int) -> int:
     return left if told is None else min(told, left)
 
 
-async def _events(served: Served, inbox: Inbox, tellings: Mapping[int, Telling]) -> AsyncIterator[Event]:
+async def _events(
+    served: Served, inbox: Inbox, tellings: Mapping[int, Telling], grammar: str | None
+) -> AsyncIterator[Event]:
     """What an inbox's messages say, until all is told. An answer that a stop string ended is cancelled at once."""
     begun = False
     while not all(telling.ended for telling in tellings.values()):
         id, kind, *rest = await inbox.get()
         if kind == "refused":
-            raise heard(rest[0])
+            error = heard(rest[0])
+            raise blamed(grammar, error) if grammar else error
         for event in _heard(kind, rest, tellings[id]):
             if isinstance(event, Begun):
                 if begun:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lathe.errors import LatheError
 from lathe.server import arguments
 from lathe.server.ask import Form, Tool, ToolChoice
 from lathe.server.refusals import Unsupported
@@ -27,6 +28,7 @@ from lathe.tokenizer.turns import Calls, Reasoning, Turns
 from lathe.tokenizer.turns_calling import entry_mark
 
 _AUTO = ToolChoice()
+_FIELD = re.compile(r" // ([\w.]+)$")  # as `Rules.rule` writes it
 
 
 def grammar(
@@ -52,10 +54,23 @@ def grammar(
     if not named and form is None:
         return None
     try:
-        return _Grammar(turns, special, named, choice, form).whole(prompt)
+        places = {tool.name: at for at, tool in enumerate(tools)}
+        return _Grammar(turns, special, named, choice, form, places).whole(prompt)
     except RecursionError:
         field = "tools" if named else str(form and form.field)
         raise Unsupported(field, "A schema is nested too deeply.", fix="Make it simpler.") from None
+
+
+def blamed(grammar: str, error: LatheError) -> LatheError:
+    """What was found wrong with a grammar, as what is wrong with the field whose rule it was found in."""
+    found = re.search(r"\b(\d+)\(\d+\): (.*)", error.found, re.DOTALL)
+    if found is None:
+        return error
+    named = [(at, origin[1]) for at, line in enumerate(grammar.split("\n"), 1) if (origin := _FIELD.search(line))]
+    before = [field for at, field in named if at < int(found[1])]
+    after = [field for at, field in named if at >= int(found[1])]  # a rule of several lines has it in its last
+    field = (after or before[-1:] or [""])[0]
+    return Unsupported(field, f"What {field} asks for cannot be held to: {found[2]}") if field else error
 
 
 def chosen(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
@@ -77,10 +92,16 @@ class _Grammar:
     """One answer's grammar."""
 
     def __init__(
-        self, turns: Turns, special: Mapping[str, int], tools: Sequence[Tool], choice: ToolChoice, form: Form | None
+        self,
+        turns: Turns,
+        special: Mapping[str, int],
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        form: Form | None,
+        places: Mapping[str, int],
     ) -> None:
         self.reasoning, self.calls = turns.reasoning, turns.calls or Calls("json")
-        self.turns, self.tools, self.form = turns, tools, form
+        self.turns, self.tools, self.form, self.places = turns, tools, form, places
         self.asked = bool(tools) and (choice.mode == "required" or choice.name is not None)
         self.several = choice.parallel and self.calls.several
         self.entry = entry_mark(self.calls)
@@ -137,11 +158,11 @@ class _Grammar:
         """Text of a form."""
         match form.kind:
             case "json" | "schema":
-                return self.rules.rule(json_rule(wanted(form)))
+                return self.rules.rule(json_rule(wanted(form)), field=form.field)
             case "regex":
-                return self.rules.rule(f"/{slashed(str(form.source))}/")
+                return self.rules.rule(f"/{slashed(str(form.source))}/", field=form.field)
             case "lark":
-                return self.rules.rule(f"%lark {{\n{form.source}\n}}")
+                return self.rules.rule(f"%lark {{\n{form.source}\n}}", field=form.field)
 
     # ------------------------------------------------------------ calls
 
@@ -177,7 +198,8 @@ class _Grammar:
             case "python":
                 return "(", f'{arguments.keywords(self.rules, schema)} ")"'
             case _:
-                return "", self.rules.rule(json_rule({"type": "object", **schema}, lenient=True))
+                body = json_rule({"type": "object", **schema}, lenient=True)
+                return "", self.rules.rule(body, field=f"tools.{self.places[tool.name]}")
 
     def bare(self, form: Form | None) -> str:
         """A call that no mark begins, as JSON; or JSON of the form."""
@@ -187,7 +209,8 @@ class _Grammar:
             schemas[f"tool{at}"] = {"type": "object", **tool.parameters}
             named = {str(self.calls.name): {"const": tool.name}, self.calls.arguments: {"$ref": f"#/$defs/tool{at}"}}
             options.append({"type": "object", "properties": named, "required": [*named], "additionalProperties": False})
-        return self.rules.rule(json_rule({"anyOf": options, "$defs": moved(schemas)}, lenient=True))
+        field = "tools" if form is None else form.field
+        return self.rules.rule(json_rule({"anyOf": options, "$defs": moved(schemas)}, lenient=True), field=field)
 
     def harmony(self) -> str:
         """Thoughts and preambles, then the answer in its own channel, or one call."""

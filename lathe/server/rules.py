@@ -28,9 +28,12 @@ class Rules:
         self._split = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         self.written: list[str] = []
 
-    def rule(self, body: str, *, lazy: bool = False) -> str:
-        """A rule of this body; returns its name. lazy: its text ends where it can first."""
-        return self.fill(self.place(), body, lazy=lazy)
+    def rule(self, body: str, *, lazy: bool = False, field: str = "") -> str:
+        """A rule of this body; returns its name.
+
+        lazy: its text ends where it can first. field: the client's word for where the body is from; stands behind it.
+        """
+        return self.fill(self.place(), f"{body} // {field}" if field else body, lazy=lazy)
 
     def place(self) -> str:
         """The name of a rule that is yet to be filled, so that it can stand within itself."""

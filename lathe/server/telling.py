@@ -38,7 +38,7 @@ class Telling:
         self._stops = StopStrings([*ask.stop, *ends])
         self.ended, self.last = False, -1
         self._words = _Words()
-        self._tokens = self._reasoning = 0
+        self._tokens = self._reasoning = self._shown = 0
         self._begun = time.perf_counter()
         self._first: float | None = None
 
@@ -70,14 +70,15 @@ class Telling:
         if not text:
             return
         if self._parser is None:
-            yield Said(self.index, text, words=self._words.shown(len(text)))
+            yield Said(self.index, text, words=self._words.within(self._shown, len(text)))
+            self._shown += len(text)
         else:
             yield from map(self._event, self._parser.push(text))
 
     def _event(self, delta: Delta) -> Event:
         match delta:
-            case Text(kind, text):
-                return Said(self.index, text, kind, self._words.fitting(text))
+            case Text(kind, text, start):
+                return Said(self.index, text, kind, self._words.within(start, len(text)))
             case Call(call, id, name, arguments):
                 return Called(self.index, call, arguments, id, name)
 
@@ -110,31 +111,18 @@ class _Words:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[int, Word]] = deque()  # with where in the text each begins
-        self._made = self._shown = 0  # characters
-        self._rest = b""  # of a token that is shown in part
+        self._made = 0  # characters
 
     def add(self, word: Word, text: str) -> None:
         self._waiting.append((self._made, word))
         self._made += len(text)
 
-    def shown(self, count: int) -> tuple[Word, ...]:
-        """Those of which so many characters more are made, where nothing is left out."""
-        self._shown += count
+    def within(self, start: int, size: int) -> tuple[Word, ...]:
+        """Those that wrote some of this text; what came before it and is not told yet wrote marks, and is not told."""
         words = []
-        while self._waiting and self._waiting[0][0] < self._shown:
-            words.append(self._waiting.popleft()[1])
-        return tuple(words)
-
-    def fitting(self, text: str) -> tuple[Word, ...]:
-        """Those that write this text; what comes before them wrote marks, and space that was left out."""
-        left, words = text.encode(), []
-        begun = min(len(left), len(self._rest))
-        if left[:begun] == self._rest[:begun]:
-            left, self._rest = left[begun:], self._rest[begun:]
-        while left and self._waiting:
-            word = self._waiting.popleft()[1]
-            spelt = word.text if left.startswith(word.text[: len(left)]) else word.text.lstrip()
-            if spelt and left.startswith(spelt[: len(left)]):
+        while self._waiting and self._waiting[0][0] < start + size:
+            at, word = self._waiting.popleft()
+            end = self._waiting[0][0] if self._waiting else self._made
+            if at >= start or end > start:
                 words.append(word)
-                left, self._rest = left[len(spelt) :], spelt[len(left) :]
         return tuple(words)

@@ -67,6 +67,7 @@ class Parser:
         harmony = turns.calls is not None and turns.calls.form == "harmony"
         self._reading = self._harmony() if harmony else self._turn(opened)
         self._done = False
+        self._run()  # up to where it needs text
 
     @property
     def calls(self) -> int:
