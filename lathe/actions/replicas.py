@@ -5,6 +5,9 @@ Each replica has an engine process of its own, and all wires; Ray sends each req
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,10 +32,16 @@ def run(options: serving.Options) -> int:
     import ray
     from ray import serve
 
-    ray.init(ignore_reinit_error=True, logging_level="warning")
-    serve.start(http_options={"host": options.host, "port": options.port})
     try:
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(logging_level="warning")
+        else:
+            ray.init(logging_level="warning", include_dashboard=False)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has put its own handler there
+        serve.start(http_options={"host": options.host, "port": options.port})
         serve.run(application(options), name="lathe")
+        where = f"http://{options.host}:{options.port}"
+        print(f"Serving {options.replicas} replicas of {options.model} at {where}", file=sys.stderr, flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
@@ -53,7 +62,7 @@ def application(options: serving.Options) -> Any:
     def built() -> FastAPI:
         return app(settled)
 
-    cards = {} if settled.device == "cpu" else {"num_gpus": 1}
+    cards = {"num_cpus": 0, "num_gpus": int(settled.device != "cpu")}  # an engine shares the cores with its neighbours
     made = serve.deployment(serve.ingress(built)(Replica))
     room = options.max_seqs + options.max_queue
     return made.options(

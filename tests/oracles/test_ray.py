@@ -1,0 +1,83 @@
+"""Replicas of the engine behind Ray Serve answer as one engine alone, streams too, and end when told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from lathe.llm import LLM
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTIONS = [f"What is {number} and {number}?" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from serving import tiny
+
+    return tiny(tmp_path_factory.mktemp("ray"))
+
+
+@pytest.fixture(scope="module")
+def process(model) -> Iterator[tuple[subprocess.Popen, httpx2.Client]]:
+    python = Path(os.environ.get("LATHE_RAY", ROOT / ".venv-ray" / "bin" / "python"))
+    if not python.is_file():
+        pytest.fail(f"{python.parent.parent} is not there: run `make oracles`, which makes it.")
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    words = ["--engine", "ray", "--replicas", "2", "--device", "cpu", "--port", str(port)]
+    process = subprocess.Popen([str(python), "-m", "lathe", "serve", str(model), *words], env=environment)
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        until = time.monotonic() + 240
+        while time.monotonic() < until and process.poll() is None:
+            try:
+                if client.get("/health").status_code == 200:
+                    break
+            except httpx2.TransportError:
+                time.sleep(0.2)
+        yield process, client
+    process.kill()
+    process.wait()
+
+
+def test_answers_of_replicas_are_those_of_one_engine(process, model):
+    _, client = process
+    alone = LLM.load(model, device="cpu")
+
+    def answer(question: str) -> str:
+        messages = [{"role": "user", "content": question}]
+        body = {"messages": messages, "max_tokens": 16, "temperature": 0}
+        return client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(answer, QUESTIONS))
+    assert answers == [alone.generate(question, temperature=0, max_new_tokens=16) for question in QUESTIONS]
+
+
+def test_streams_and_the_page_come_through(process):
+    _, client = process
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0, "stream": True}
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]" and len(lines) > 5
+    assert client.get("/").text.startswith("<!doctype html>")
+
+
+def test_it_ends_when_told(process):
+    running, _ = process
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(120) == 0
