@@ -15,6 +15,7 @@ from lathe import checkpoint, engine, hub
 from lathe.errors import PromptError, UsageError, did_you_mean
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import StopStrings, TextStream, Tokenizer, forms
+from lathe.transforms import pack
 from lathe.transforms.shard import Group, Share, echo
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ class LLM:
         prompt_style: str = "auto",
         devices: int | Literal["auto"] = 1,
         strategy: Literal["tensor", "layers"] = "layers",
+        native: bool = True,
         checkpoints: str | Path = "checkpoints",
     ) -> LLM:
         """The model in a folder or file, or with a repo id: found below `checkpoints` or in the cache, or downloaded.
@@ -214,6 +216,7 @@ class LLM:
             answers have the same distribution, and are the same where they are greedy, but come sooner. Or "ngram",
             which takes no model: what followed the last tokens before is guessed, and the answers are the same.
 
+        native: on a CPU, compute by kernels that are compiled for this processor when they are first used.
         prompt_style: "auto" writes conversations by the style that LitGPT left beside the weights, else by the chat
             template; the name of a style takes the place of both, and "none" is plain text.
 
@@ -242,9 +245,13 @@ class LLM:
             small = checkpoint.open(hub.find(str(draft), Path(checkpoints)))
             same_vocabulary(small, tokenizer, opened.path)
             guesser = small.load(around[0], kind)
+            if native and around[0].type == "cpu":
+                pack.pack(guesser)
             count = 4 if draft_tokens is None else draft_tokens
             drafter = engine.DraftModel(echo(guesser, group) if divided else guesser, count)
         decoder = opened.load(around, kind, share, quantize)
+        if native and around[0].type == "cpu":
+            pack.pack(decoder)
         return LLM(decoder, tokenizer, opened.config, opened.generation, drafter)
 
     def generate(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> str:

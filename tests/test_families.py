@@ -25,6 +25,7 @@ from lathe.families import towers
 from lathe.families.keys import NOISE
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
+from lathe.transforms import pack
 from lathe.weights import rules, safetensors
 from lathe.weights.tensors import Box, Ref
 
@@ -37,6 +38,14 @@ def reference(request, tmp_path_factory) -> Reference:
 @pytest.fixture(scope="session")
 def decoder(reference) -> Decoder:
     return checkpoint.open(reference.folder).load()
+
+
+@pytest.fixture(scope="session")
+def quick(reference) -> Decoder:
+    """One that goes through kernels of its own where it has them."""
+    decoder = checkpoint.open(reference.folder).load()
+    pack.pack(decoder)
+    return decoder
 
 
 def same(ours: Tensor, theirs: Tensor) -> bool:
@@ -67,8 +76,10 @@ def test_sequences_packed_on_one_ribbon(reference, decoder, order):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("chunks", [(1,), (3, 5, 1), (11,)], ids=["token by token", "in chunks", "past the window"])
-def test_through_a_cache(reference, decoder, chunks):
+@pytest.mark.parametrize("way", ["decoder", "quick"])
+def test_through_a_cache(reference, request, way, chunks):
     """All sequences at once, each starting one step after the one before, so that a ribbon mixes chunks and tokens."""
+    decoder = request.getfixturevalue(way)
     cuts = [cut(len(s), chunks) for s in reference.sequences]
     slots = lend(cuts)
     kept = [room(layer.mixer.cache, sum(map(len, slots))) for layer in decoder.spec.layers]

@@ -59,6 +59,8 @@ class Options:
     """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
     quantize: str | None = None
     """Keep the matrices of layers in fewer bits, to make room: nf4, nf4-dq (a little less) or int8."""
+    native: bool = True
+    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
 
@@ -125,6 +127,7 @@ def load(options: Options, place: Path) -> Loaded:
         device=options.device,
         dtype=options.precision,
         quantize=options.quantize,
+        native=options.native,
         prompt_style=options.prompt_style,
         checkpoints=options.checkpoints,
     )

@@ -57,25 +57,44 @@ class Block(nn.Module):
         return torch.add(x, y, alpha=self.residual)
 
 
-class PreNorm(Block):
+class Sequential(Block):
+    """The MLP sees what the mixer has added."""
+
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        x = self.add(x, self.self_attn(self.input_layernorm(x), layout, cache))
+        return self.feed(self.mix(x, layout, cache))
+
+    def mix(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        raise NotImplementedError
+
+    def feed(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class PreNorm(Sequential):
+    def mix(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        return self.add(x, self.self_attn(self.input_layernorm(x), layout, cache))
+
+    def feed(self, x: Tensor) -> Tensor:
         return self.add(x, self.mlp(self.post_attention_layernorm(x)))
 
 
-class PostNorm(Block):
+class PostNorm(Sequential):
     norms = ("post_attention_layernorm", "post_feedforward_layernorm")
 
-    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        x = self.add(x, self.post_attention_layernorm(self.self_attn(x, layout, cache)))
+    def mix(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        return self.add(x, self.post_attention_layernorm(self.self_attn(x, layout, cache)))
+
+    def feed(self, x: Tensor) -> Tensor:
         return self.add(x, self.post_feedforward_layernorm(self.mlp(x)))
 
 
-class Sandwich(Block):
+class Sandwich(Sequential):
     norms = (*Block.norms, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
-    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        x = self.add(x, self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), layout, cache)))
+    def mix(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        return self.add(x, self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), layout, cache)))
+
+    def feed(self, x: Tensor) -> Tensor:
         return self.add(x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
 
 

@@ -27,21 +27,31 @@ struct bf16 {
 };
 
 inline float wide(float x) { return x; }
-inline float wide(bf16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
+inline float wide(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
 
 // To the nearest, of two as near to the even one; what is no number stays none.
 template <class E> inline E narrow(float x);
 template <> inline float narrow<float>(float x) { return x; }
 template <> inline bf16 narrow<bf16>(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
   return {uint16_t((x != x ? 0x7fc00000u : rounded) >> 16)};
+}
+
+// e to the power of x, within 2 units in the last place; such that a loop of it becomes vectors.
+inline float power(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // whose last bits are the nearest whole number
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  return y * __builtin_bit_cast(float, (__builtin_bit_cast(int32_t, shifted) - 0x4b400000 + 127) << 23);
 }
 
 // Whole numbers from `first` to `last` that one of the threads takes, of `count` in all.

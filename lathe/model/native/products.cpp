@@ -7,9 +7,10 @@ template <class E>
 static void linear(const E* x, const E* w, const E* bias, E* y, i64 T, i64 N, i64 K, i64 stride, i64 threads) {
 #pragma omp parallel num_threads(threads)
   {
-    const Share rows(N, R);
-    product(w, rows.first, rows.last, K, x, stride, T, [&](i64 t, i64 n, float sum) {
-      y[t * N + n] = narrow<E>(bias ? sum + wide(bias[n]) : sum);
+    const Share rows(N, 16);
+    const E* const matrix[] = {w};
+    products(matrix, rows.first, rows.last, K, x, stride, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
+      for (i64 r = 0; r < count; r++) y[t * N + n + r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);
     });
   }
 }

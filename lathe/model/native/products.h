@@ -7,14 +7,12 @@
 
 namespace lathe {
 
-constexpr int R = 4;  // rows of weights in a tile
-
 #ifdef __AVX512F__
 using Sum = __m512;
 inline Sum zero() { return _mm512_setzero_ps(); }
 
 // The sums of four accumulators' lanes.
-inline void totals(const Sum s[R], float out[R]) {
+inline void totals(const Sum s[4], float out[4]) {
   const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(s[0], s[1]), _mm512_unpackhi_ps(s[0], s[1]));
   const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(s[2], s[3]), _mm512_unpackhi_ps(s[2], s[3]));
   const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
@@ -61,8 +59,8 @@ template <> struct Lanes<bf16> {
 #else  // any processor: eight lanes, which the compiler makes of what there is
 typedef float Sum __attribute__((vector_size(32)));
 inline Sum zero() { return Sum{}; }
-inline void totals(const Sum s[R], float out[R]) {
-  for (int r = 0; r < R; r++)
+inline void totals(const Sum s[4], float out[4]) {
+  for (int r = 0; r < 4; r++)
     out[r] = ((s[r][0] + s[r][4]) + (s[r][1] + s[r][5])) + ((s[r][2] + s[r][6]) + (s[r][3] + s[r][7]));
 }
 template <class E> struct Lanes {
@@ -83,8 +81,9 @@ template <class E> struct Lanes {
 #endif
 
 // R sums for each of M rows of x: out[m][r]. w: the first of K numbers of each row; rows of x are `stride` apart.
-template <class E, int M>
-inline void tile(const E* const w[R], i64 K, const E* x, i64 stride, float out[][R]) {
+// `Far`: rows that come next lie `next` numbers behind, and are asked of the memory now.
+template <class E, int R, int M, bool Far>
+inline void tile(const E* const w[R], i64 K, i64 next, const E* x, i64 stride, float out[][R]) {
   using L = Lanes<E>;
   Sum sums[M][R];
   for (int m = 0; m < M; m++)
@@ -98,35 +97,62 @@ inline void tile(const E* const w[R], i64 K, const E* x, i64 stride, float out[]
     }
   };
   i64 k = 0;
-  for (; k + L::width <= K; k += L::width) step([k](const E* row) { return L::load(row + k); });
+  for (; k + L::width <= K; k += L::width) {
+    if constexpr (Far)
+      for (int r = 0; r < R; r++) __builtin_prefetch(w[r] + next + k, 0, 3);
+    step([k](const E* row) { return L::load(row + k); });
+  }
   if (k < K) step([k, K](const E* row) { return L::part(row + k, K - k); });
-  for (int m = 0; m < M; m++) totals(sums[m], out[m]);
+  for (int m = 0; m < M; m++)
+    for (int r = 0; r < R; r += 4) totals(sums[m] + r, out[m] + r);
 }
 
-template <class E, int M>
+constexpr int MOST = 6;  // rows of x in a tile
+
+template <class E, int R, int M, bool Far>
 inline void tile_of(i64 m, const E* const w[R], i64 K, const E* x, i64 stride, float out[][R]) {
   if (m == M)
-    tile<E, M>(w, K, x, stride, out);
+    tile<E, R, M, Far>(w, K, R * K, x, stride, out);
   else if constexpr (M > 1)
-    tile_of<E, M - 1>(m, w, K, x, stride, out);
+    tile_of<E, R, M - 1, Far>(m, w, K, x, stride, out);
 }
 
-// done(t, n, sum of x[t] w[n]) for T rows of x and the rows of w from `first` to `last`.
-template <class E, class Done>
-inline void product(const E* w, i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
-  constexpr i64 most = 6;
-  const i64 blocks = (T + most - 1) / most, each = (T + blocks - 1) / blocks;  // alike in size
-  float out[most][R];
+// done(t, n, count, sums): of x[t], for `count` <= R rows of each of `W` matrices from row n on; sums[i][r].
+template <class E, int R, int W, class Done>
+inline void tiles(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
+  const i64 blocks = (T + MOST - 1) / MOST, each = (T + blocks - 1) / blocks;  // alike in size
+  float out[W][MOST][R];
   for (i64 n = first; n < last; n += R) {
-    const E* rows[R];
-    for (i64 r = 0; r < R; r++) rows[r] = w + (n + r < last ? n + r : last - 1) * K;
+    const i64 count = last - n < R ? last - n : R;
+    const E* rows[W][R];
+    for (int i = 0; i < W; i++)
+      for (i64 r = 0; r < R; r++) rows[i][r] = w[i] + (r < count ? n + r : last - 1) * K;
     for (i64 t = 0; t < T; t += each) {
       const i64 m = T - t < each ? T - t : each;
-      tile_of<E, most>(m, rows, K, x + t * stride, stride, out);
-      for (i64 i = 0; i < m; i++)
-        for (i64 r = 0; r < R && n + r < last; r++) done(t + i, n + r, out[i][r]);
+      for (int i = 0; i < W; i++) {
+        if (t == 0 && T > 1)
+          tile_of<E, R, MOST, true>(m, rows[i], K, x, stride, out[i]);
+        else if (T > 1)
+          tile_of<E, R, MOST, false>(m, rows[i], K, x + t * stride, stride, out[i]);
+        else
+          tile<E, R, 1, false>(rows[i], K, 0, x, stride, out[i]);
+      }
+      for (i64 j = 0; j < m; j++) {
+        const float* sums[W];
+        for (int i = 0; i < W; i++) sums[i] = out[i][j];
+        done(t + j, n, count, sums);
+      }
     }
   }
+}
+
+// One row is a matter of memory: more rows of weights at once keep more of it on the way.
+template <class E, int W, class Done>
+inline void products(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
+  if (T == 1)
+    tiles<E, 16 / W, W>(w, first, last, K, x, stride, T, done);
+  else
+    tiles<E, 4, W>(w, first, last, K, x, stride, T, done);
 }
 
 }  // namespace lathe

@@ -1,0 +1,300 @@
+// One residual layer of a decoder for a few tokens: all its parts one after the other, in one flight of threads.
+//
+//     y = x + r after(mixer(before(x)))        then        y += r after(mlp(before(y)))
+//
+// where norms may be missing, and parallel layers give the MLP x and not y. Either half may be left out.
+#include <vector>
+
+#include "attention.h"
+#include "norms.h"
+
+namespace lathe {
+
+struct Matrix {  // as the Python side fills them, all below
+  const void* weight;
+  const void* bias;
+  i64 rows;
+};
+
+struct Rope {
+  i64 channels, interleaved;
+};
+
+struct Mixer {
+  i64 there;
+  Look look;
+  Rope rope;  // channels: 0 for none
+  Matrix q, k, v, o;
+  Norm q_norm, k_norm;
+  i64 normed;  // 0 not at all, 1 whole rows, 2 heads, 3 heads that have turned
+  i64 own;     // whether each head has weights of its own
+  double clip;  // 0 for none
+  const void* sinks;
+};
+
+struct Mlp {
+  i64 there, act, width;  // gated where `gate` has a weight
+  Matrix gate, up, down;
+};
+
+struct Block {
+  i64 width, parallel;
+  double residual;
+  Norm before_mixer, after_mixer, before_mlp, after_mlp;
+  Mixer mixer;
+  Mlp mlp;
+};
+
+struct Turn {  // what the tokens' positions say
+  const float *cos, *sin;  // T channels
+  const float* warm;       // T, or null
+};
+
+// The activations of spec.Activation, in its order.
+inline void activate(i64 act, float* x, i64 n) {
+  switch (act) {
+    case 0:
+      for (i64 i = 0; i < n; i++) x[i] = x[i] / (1.0f + power(-x[i]));
+      break;
+    case 1:
+      for (i64 i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
+      break;
+    case 2:
+      for (i64 i = 0; i < n; i++)
+        x[i] = 0.5f * x[i] * (1.0f + std::tanh(0.79788456f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
+      break;
+    case 3:
+      for (i64 i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] : 0;
+      break;
+    default:
+      for (i64 i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+  }
+}
+
+// What a matrix makes of rows: y[t] from row `first` to `last` of it.
+template <class E>
+inline void map_rows(const Matrix& m, i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, E* y, i64 to) {
+  const E* const weights[] = {(const E*)m.weight};
+  const E* bias = (const E*)m.bias;
+  products(weights, first, last, K, x, stride, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
+    for (i64 r = 0; r < count; r++) y[t * to + n + r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);
+  });
+}
+
+// The same, with what is added to `in` and written to `out`.
+template <class E>
+inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, float residual,
+                     const E* in, E* out, i64 D) {
+  const E* const weights[] = {(const E*)m.weight};
+  const E* bias = (const E*)m.bias;
+  products(weights, first, last, K, x, stride, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
+    for (i64 r = 0; r < count; r++) {
+      const float y = bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r];
+      out[t * D + n + r] = narrow<E>(wide(in[t * D + n + r]) + residual * y);
+    }
+  });
+}
+
+template <class E>
+inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, E* y) {
+  const E *gates = (const E*)mlp.gate.bias, *ups = (const E*)mlp.up.bias;
+  const auto done = [&](i64 t, i64 n, i64 count, const float* const* sums) {
+    float gate[16];  // of a plain MLP, what is activated itself
+    const bool gated = mlp.gate.weight;
+    const E* bias = gated ? gates : ups;
+    for (i64 r = 0; r < count; r++) gate[r] = bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r];
+    activate(mlp.act, gate, count);
+    if (gated)
+      for (i64 r = 0; r < count; r++) gate[r] *= ups ? sums[1][r] + wide(ups[n + r]) : sums[1][r];
+    for (i64 r = 0; r < count; r++) y[t * mlp.width + n + r] = narrow<E>(gate[r]);
+  };
+  if (mlp.gate.weight) {
+    const E* const weights[] = {(const E*)mlp.gate.weight, (const E*)mlp.up.weight};
+    products(weights, first, last, K, x, stride, T, done);
+  } else {
+    const E* const weights[] = {(const E*)mlp.up.weight};
+    products(weights, first, last, K, x, stride, T, done);
+  }
+}
+
+// Heads of one token, normed, turned and warmed, where they lie or to `out`, `step` apart. x: count heads.
+template <class E>
+inline void turn_heads(const Mixer& m, const Norm& norm, const E* x, i64 count, const float* cos, const float* sin,
+                       float warm, E* out, i64 step) {
+  const i64 C = m.look.channels, n = m.rope.channels, half = n / 2;
+  const Scale row = m.normed == 1 ? scale_of(norm, x, count * C) : Scale{0, 1};
+  float v[WIDEST], turned[WIDEST];
+  for (i64 h = 0; h < count; h++) {
+    const E* head = x + h * C;
+    const i64 from = m.own ? h * C : 0;
+    if (m.normed == 1)
+      apply<E>(norm, row, head, C, h * C, v);
+    else
+      for (i64 c = 0; c < C; c++) v[c] = wide(head[c]);
+    if (m.clip != 0)
+      for (i64 c = 0; c < C; c++) v[c] = std::min(std::max(v[c], -float(m.clip)), float(m.clip));
+    if (m.normed == 2) apply<E>(norm, scale_of(norm, v, C), v, C, from, v);
+    if (n && m.rope.interleaved) {
+      for (i64 c = 0; c < n; c++) turned[c] = v[c] * cos[c] + v[c ^ 1] * sin[c];
+      std::memcpy(v, turned, size_t(n) * sizeof(float));
+    } else if (n) {
+      for (i64 c = 0; c < half; c++) turned[c] = v[c] * cos[c] + v[c + half] * sin[c];
+      for (i64 c = half; c < n; c++) turned[c] = v[c] * cos[c] + v[c - half] * sin[c];
+      std::memcpy(v, turned, size_t(n) * sizeof(float));
+    }
+    if (m.normed == 3) apply<E>(norm, scale_of(norm, v, C), v, C, from, v);
+    for (i64 c = 0; c < C; c++) out[h * step + c] = narrow<E>(v[c] * warm);
+  }
+}
+
+// The part of `rows` that lies between `from` and `from + rows` of all rows that a thread has.
+inline Share part(const Share& share, i64 from, i64 rows) {
+  Share own = share;
+  own.first = std::min(std::max(share.first - from, i64(0)), rows);
+  own.last = std::min(std::max(share.last - from, i64(0)), rows);
+  return own;
+}
+
+// Room that a flight of threads works in; kept by the thread that calls.
+struct Room {
+  std::vector<char> bytes;
+  size_t used = 0;
+  template <class X> size_t place(i64 count) {
+    const size_t at = used;
+    used = (used + size_t(count) * sizeof(X) + 63) / 64 * 64;
+    return at;
+  }
+};
+
+template <class E>
+static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E>& cache, const Turn& turn) {
+  const Mixer& m = b.mixer;
+  const i64 T = p.tokens, D = b.width, C = m.look.channels, H = m.look.heads, K = m.look.kv_heads, F = b.mlp.width;
+  const i64 across = (H + 2 * K) * C, group = m.there ? H / K : 1, wideness = padded(C);
+  const float r = float(b.residual);
+
+  thread_local Room room;
+  thread_local std::vector<i64> tasks;  // of each token, the number of its first span among all
+  room.used = 0;
+  tasks.assign(size_t(T + 1), 0);
+  if (m.there)
+    for (i64 t = 0; t < T; t++) tasks[size_t(t) + 1] = tasks[size_t(t)] + spans_of(m.look, p.lengths[t]);
+  const i64 spans = tasks[size_t(T)];
+  const size_t at_normed = room.place<E>(T == 1 ? D * p.threads : T * D), at_heads = room.place<E>(T * across),
+               at_seen = room.place<E>(T * H * C), at_after = room.place<E>(T * D), at_inner = room.place<E>(T * F),
+               at_sums = room.place<float>(spans * H * wideness), at_parts = room.place<Part>(spans * H);
+  if (room.bytes.size() < room.used) room.bytes.resize(room.used);
+  char* const base = room.bytes.data();
+  E *const normed = (E*)(base + at_normed), *const heads = (E*)(base + at_heads), *const seen = (E*)(base + at_seen),
+           *const after = (E*)(base + at_after), *const inner = (E*)(base + at_inner);
+  float* const sums = (float*)(base + at_sums);
+  Part* const parts = (Part*)(base + at_parts);
+  const i64* const first_task = tasks.data();
+
+#pragma omp parallel num_threads(p.threads)
+  {
+    // One row is normed by every thread for itself: sooner than waiting for another.
+    const auto prepared = [&](const Norm& norm, const E* from) -> const E* {
+      if (!norm.kind) return from;
+      if (T == 1) {
+        E* own = normed + omp_get_thread_num() * D;
+        norm_row(norm, from, D, own);
+        return own;
+      }
+      const Share rows(T);
+      for (i64 t = rows.first; t < rows.last; t++) norm_row(norm, from + t * D, D, normed + t * D);
+#pragma omp barrier
+      return normed;
+    };
+    // What a matrix makes of `rows` of `width` numbers, added to `in`.
+    const auto added = [&](const Matrix& matrix, const Norm& norm, const E* rows, i64 width, const E* in) {
+      const Share share(D, 16);
+      if (!norm.kind) {
+        add_rows(matrix, share.first, share.last, width, rows, width, T, r, in, y, D);
+      } else {
+        map_rows(matrix, share.first, share.last, width, rows, width, T, after, D);
+#pragma omp barrier
+        const Share own(T);
+        for (i64 t = own.first; t < own.last; t++) {
+          norm_row(norm, after + t * D, D, after + t * D);
+          for (i64 c = t * D; c < (t + 1) * D; c++) y[c] = narrow<E>(wide(in[c]) + r * wide(after[c]));
+        }
+      }
+#pragma omp barrier
+    };
+
+    if (m.there) {
+      const E* rows = prepared(b.before_mixer, x);
+      const Share share(across, 16);
+      const Share q = part(share, 0, H * C), k = part(share, H * C, K * C), v = part(share, (H + K) * C, K * C);
+      map_rows(m.q, q.first, q.last, D, rows, D, T, heads, across);
+      map_rows(m.k, k.first, k.last, D, rows, D, T, heads + H * C, across);
+      map_rows(m.v, v.first, v.last, D, rows, D, T, heads + (H + K) * C, across);
+#pragma omp barrier
+      const Share tokens(T);
+      for (i64 t = tokens.first; t < tokens.last; t++) {
+        E *own = heads + t * across, *key = cache.keys + p.write[t] * cache.key_slot,
+          *value = cache.values + p.write[t] * cache.value_slot;
+        const float *cos = turn.cos + t * m.rope.channels, *sin = turn.sin + t * m.rope.channels;
+        turn_heads(m, m.q_norm, own, H, cos, sin, turn.warm ? turn.warm[t] : 1.0f, own, C);
+        turn_heads(m, m.k_norm, own + H * C, K, cos, sin, 1.0f, key, cache.key_head);
+        for (i64 h = 0; h < K; h++)
+          for (i64 c = 0; c < C; c++) {
+            const E stored = own[(H + K + h) * C + c];
+            const float clipped = std::min(std::max(wide(stored), -float(m.clip)), float(m.clip));
+            value[h * cache.value_head + c] = m.clip != 0 ? narrow<E>(clipped) : stored;
+          }
+      }
+#pragma omp barrier
+      // A task is a span of a token's past and a head of keys; those of one token lie together.
+      const Share looks(spans * K);
+      i64 t = 0;
+      for (i64 i = looks.first; i < looks.last; i++) {
+        while (i >= first_task[t + 1] * K) t++;
+        const i64 count = first_task[t + 1] - first_task[t], rest = i - first_task[t] * K, kv = rest / count;
+        const i64 oldest_seen = oldest(m.look, p.lengths[t]), from = oldest_seen + rest % count * SPAN;
+        const i64 to = std::min(from + SPAN, p.lengths[t]);
+        for (i64 g = 0; g < group; g += MOST) {
+          const i64 n = (first_task[t] + rest % count) * H + kv * group + g;
+          look_at(m.look, p, cache, t, kv, std::min(group - g, i64(MOST)), from, to,
+                  heads + t * across + (kv * group + g) * C, sums + n * wideness, parts + n);
+        }
+      }
+#pragma omp barrier
+      const Share all_heads(T * H);
+      for (i64 i = all_heads.first; i < all_heads.last; i++) {
+        const i64 of = i / H, n = first_task[of] * H + i % H;
+        const float sink = m.sinks ? wide(((const E*)m.sinks)[i % H]) : 0;
+        together(parts + n, sums + n * wideness, first_task[of + 1] - first_task[of], H, H * wideness, C,
+                 m.sinks ? &sink : nullptr, seen + i * C);
+      }
+#pragma omp barrier
+      added(m.o, b.after_mixer, seen, H * C, x);
+    }
+    if (b.mlp.there) {
+      const E* rows = prepared(b.before_mlp, m.there && !b.parallel ? y : x);
+      const Share share(F, 16);
+      activated(b.mlp, share.first, share.last, D, rows, D, T, inner);
+#pragma omp barrier
+      added(b.mlp.down, b.after_mlp, inner, F, m.there ? y : x);
+    }
+  }
+}
+
+template <class E>
+static void run(const Block& b, const Pass& p, const void* x, void* y, void* keys, void* values, const i64* steps,
+                const Turn& turn) {
+  block<E>(b, p, (const E*)x, (E*)y, {(E*)keys, (E*)values, steps[0], steps[1], steps[2], steps[3]}, turn);
+}
+
+}  // namespace lathe
+
+// A layer. x, y: T D, of one type with all weights and the cache; y may be x. steps: of keys and values, how many numbers
+// lie between slots and between heads. cos, sin: T channels; warm: T, or null.
+LATHE_API void lathe_block(const void* layer, const void* pass, const void* x, void* y, void* keys, void* values,
+                           const void* steps, const void* cos, const void* sin, const void* warm, int64_t type) {
+  using namespace lathe;
+  const Turn turn = {(const float*)cos, (const float*)sin, (const float*)warm};
+  (type == 0 ? run<float> : run<bf16>)(*(const Block*)layer, *(const Pass*)pass, x, y, keys, values,
+                                       (const i64*)steps, turn);
+}

@@ -1,0 +1,280 @@
+"""A decoder becomes one that answers quickly on a CPU: its layers go through kernels of their own where a pass has few
+tokens, and the plain way wherever no kernel fits (many tokens, gradients, adapters, parts that are not known here).
+
+Nothing is copied and no name changes: the kernels read the parameters as they are stored, and look each time whether
+these are still the ones they know.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from operator import eq, is_
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lathe.model import attention, layers, mlps, native, rope, spec
+from lathe.model.decoder import Block, Decoder, Parallel, PostNorm, PreNorm, Sandwich, Sequential, Shared
+from lathe.model.kernels import Cache
+from lathe.model.layout import Layout
+from lathe.model.native import structures
+
+FEW = 32  # rows that kernels of our own multiply sooner than torch's
+WIDEST = 512  # channels of a head, as in attention.h
+NORMS = {  # where a block's norms stand
+    PreNorm: {"before_mixer": "input_layernorm", "before_mlp": "post_attention_layernorm"},
+    PostNorm: {"after_mixer": "post_attention_layernorm", "after_mlp": "post_feedforward_layernorm"},
+    Sandwich: {
+        "before_mixer": "input_layernorm",
+        "after_mixer": "post_attention_layernorm",
+        "before_mlp": "pre_feedforward_layernorm",
+        "after_mlp": "post_feedforward_layernorm",
+    },
+    Parallel: {"before_mixer": "input_layernorm", "before_mlp": "post_attention_layernorm"},
+    Shared: {"before_mixer": "input_layernorm", "before_mlp": "input_layernorm"},
+}
+NORMED = {None: 0, "rows": 1, "heads": 2, "turned heads": 3}
+
+
+def pack(decoder: Decoder) -> None:
+    """Make a decoder quick, in place. Nothing happens where there are no kernels."""
+    kernels = native.library()
+    if kernels is None:
+        return
+    for name, module in [*decoder.named_modules()]:
+        if type(module) is layers.Linear and not _hooked(module):
+            decoder.set_submodule(name, QuickLinear(module, kernels))
+    for name, module in [*decoder.model.layers.named_children()]:
+        if isinstance(module, Block) and type(module) in NORMS and not _hooked(module):
+            decoder.model.layers.set_submodule(name, Quick(module, kernels))
+
+
+def unpack(decoder: Decoder) -> None:
+    """The decoder as it was before `pack`; what was put into it since stays."""
+    for name, module in [*decoder.model.layers.named_children()]:
+        if isinstance(module, Quick):
+            decoder.model.layers.set_submodule(name, module.plain)
+    for name, module in [*decoder.named_modules()]:
+        if isinstance(module, QuickLinear):
+            decoder.set_submodule(name, module.plain)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something is done before or after it that a kernel would not do."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+class QuickLinear(layers.Linear):
+    """A linear map with the parameters of another."""
+
+    plain: layers.Linear
+
+    def __init__(self, plain: layers.Linear, kernels: ctypes.CDLL) -> None:
+        nn.Module.__init__(self)
+        self.__dict__ |= {"_parameters": plain._parameters, "plain": plain, "training": plain.training}
+        self.product = kernels.lathe_product
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, bias = self.weight, self.bias
+        known = x.dtype == w.dtype and x.dtype in native.TYPES and x.device.type == w.device.type == "cpu"
+        if not known or torch.is_grad_enabled() or x.numel() > FEW * w.shape[1] or not w.is_contiguous():
+            return F.linear(x, w, bias)
+        rows = x.contiguous()
+        n, k = w.shape
+        y = x.new_empty(*x.shape[:-1], n)
+        places = (rows.data_ptr(), w.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr())
+        self.product(*places, x.numel() // k, n, k, k, native.TYPES[x.dtype], torch.get_num_threads())
+        return y
+
+
+class Quick(Block):
+    """A block with the modules of another, which it asks wherever it has no quick way."""
+
+    plain: Block
+
+    def __init__(self, plain: Block, kernels: ctypes.CDLL) -> None:
+        nn.Module.__init__(self)
+        self.__dict__ |= {"_modules": plain._modules, "plain": plain, "training": plain.training}
+        self.residual, self.run = plain.residual, kernels.lathe_block
+        self.plan: Plan | None = None
+
+    def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        if cache is None or len(x) > FEW or torch.is_grad_enabled() or x.device.type != "cpu":
+            return self.plain(x, layout, cache)
+        if self.plan is None or not self.plan.stands():
+            self.plan = Plan(self.plain)
+        plan = self.plan
+        if plan.type != native.TYPES.get(x.dtype) or cache[0].dtype != x.dtype or not (plan.mixes or plan.feeds):
+            return self.plain(x, layout, cache)
+        if not plan.mixes:
+            assert isinstance(self.plain, Sequential)
+            x = self.plain.mix(x, layout, cache)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        x = x.contiguous()
+        told = layout.once("native", lambda: Seats(layout))
+        self.run(
+            plan.address, told.address, x.data_ptr(), y.data_ptr(), *plan.room(cache), *plan.turn(layout), plan.type
+        )
+        if not plan.feeds:
+            assert isinstance(self.plain, Sequential)
+            return self.plain.feed(y)
+        return y
+
+
+class Seats:
+    """Where the tokens of a pass sit in a cache, as the kernels want it."""
+
+    def __init__(self, layout: Layout) -> None:
+        assert layout.write is not None and layout.read is not None
+        starts: list[int] = []
+        tables: list[int] = []
+        lengths: list[int] = []
+        for read, n in zip(layout.read, layout.lengths, strict=True):
+            if isinstance(read, slice):
+                m, start, table = read.stop - read.start, read.start, 0
+            else:
+                assert read.dtype == torch.int64 and read.is_contiguous()
+                m, start, table = len(read), -1, read.data_ptr()
+            starts += [start] * n
+            tables += [table] * n
+            lengths += range(m - n + 1, m + 1)
+        self.kept = torch.tensor([starts, tables, lengths]), layout.write.contiguous(), layout.read
+        rows = [row.data_ptr() for row in self.kept[0]]
+        self.told = structures.Pass(len(starts), torch.get_num_threads(), self.kept[1].data_ptr(), *rows)
+        self.address = ctypes.addressof(self.told)
+
+
+class Unknown(Exception):
+    """A part that the kernels do not know."""
+
+
+class Plan:
+    """A block as the kernels are told of it, and the parameters that it was made of.
+
+    mixes, feeds: whether the kernels do the mixer, and the MLP. type: of all numbers, as in native.TYPES.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.holders: list[dict[str, Any]] = []  # where something was found, by which name, and what
+        self.names: list[str] = []
+        self.ones: list[Any] = []
+        self.parameters: list[Tensor] = []
+        self.places: list[int] = []
+        self.types: set[torch.dtype] = set()
+        self.told = structures.Block(residual=block.residual, parallel=not isinstance(block, Sequential))
+        self.address = ctypes.addressof(self.told)
+        self.rope: spec.Rope | None = None
+        self.heat: spec.Temperature | None = None
+        self.cache: Cache | None = None
+        stands = NORMS[type(block)]
+        self.mixes = self._known(lambda: self._mixer(block, stands))
+        self.feeds = self._known(lambda: self._mlp(block, stands))
+        self.type = native.TYPES.get(next(iter(self.types))) if len(self.types) == 1 else None
+        if not isinstance(block, Sequential) and not (self.mixes and self.feeds):
+            self.mixes = self.feeds = False
+        self.told.mixer.there, self.told.mlp.there = self.mixes, self.feeds
+
+    def stands(self) -> bool:
+        """Whether the block still has the modules and parameters that this was made of."""
+        found = map(dict.get, self.holders, self.names)  # without a step of Python for each: it is asked every time
+        return all(map(is_, found, self.ones)) and all(map(eq, map(Tensor.data_ptr, self.parameters), self.places))
+
+    def room(self, cache: Cache) -> tuple[Any, ...]:
+        """Addresses of keys, values and of the steps between their numbers."""
+        keys, values = cache
+        if self.cache is None or self.cache[0] is not keys or self.cache[1] is not values:
+            self.cache = cache
+            assert keys.stride(-1) == values.stride(-1) == 1
+            self.steps = structures.Steps(keys.stride(0), keys.stride(1), values.stride(0), values.stride(1))
+            self.kept = (keys.data_ptr(), values.data_ptr(), ctypes.addressof(self.steps))
+        return self.kept
+
+    def turn(self, layout: Layout) -> tuple[int | None, ...]:
+        """Addresses of cosines, sines and temperatures of the pass's tokens."""
+        cos, sin = (None, None) if self.rope is None else rope.angles(self.rope, layout)
+        warm = None if self.heat is None else attention.heat(self.heat, layout)
+        return tuple(None if x is None else x.data_ptr() for x in (cos, sin, warm))
+
+    def _known(self, tell: Callable[[], None]) -> bool:
+        try:
+            tell()
+        except Unknown:
+            return False
+        return True
+
+    def _mixer(self, block: Block, stands: dict[str, str]) -> None:
+        told, one = self.told.mixer, self._module(block, "self_attn", attention.Attention)
+        part = one.part
+        turned = part.rope.channels if part.rope else 0
+        if part.channels > WIDEST or turned % 2 or one.__dict__.get("look"):
+            raise Unknown
+        for name in ("q", "k", "v", "o"):
+            self._matrix(one, f"{name}_proj", getattr(told, name))
+        if part.qk_norm is not None:
+            for name in ("q_norm", "k_norm"):
+                self._norm(one, name, getattr(told, name))
+            told.own = part.qk_norm.over == "own head"
+        told.normed = NORMED[one.normed]
+        told.look = structures.Look(
+            part.heads, part.kv_heads, part.channels, part.window or 0, part.chunk or 0, part.scale, part.softcap or 0
+        )
+        told.rope_channels, told.interleaved = turned, bool(part.rope and part.rope.interleaved)
+        told.clip = part.clip or 0
+        told.sinks = self._parameter(one, "sinks")
+        for place, name in stands.items():
+            if place.endswith("mixer"):
+                self._norm(block, name, getattr(self.told, place))
+        self.told.width, self.rope, self.heat = one.q_proj.weight.shape[1], part.rope, part.temperature
+
+    def _mlp(self, block: Block, stands: dict[str, str]) -> None:
+        told, one = self.told.mlp, self._module(block, "mlp", mlps.Gated, mlps.Plain)
+        for name in ("gate", "up", "down") if isinstance(one, mlps.Gated) else ("up", "down"):
+            self._matrix(one, f"{name}_proj", getattr(told, name))
+        found = [name for name in get_args(spec.Activation) if mlps.ACTIVATIONS[name] is one.act]
+        if not found:
+            raise Unknown
+        told.act = get_args(spec.Activation).index(found[0])
+        told.width = one.up_proj.weight.shape[0]
+        self.told.width = one.up_proj.weight.shape[1]
+        for place, name in stands.items():
+            if place.endswith("mlp"):
+                self._norm(block, name, getattr(self.told, place))
+
+    def _note(self, holder: dict[str, Any], name: str, one: Any) -> None:
+        self.holders.append(holder)
+        self.names.append(name)
+        self.ones.append(one)
+
+    def _module(self, holder: nn.Module, name: str, *kinds: type[nn.Module]) -> Any:
+        one: Any = holder._modules.get(name)
+        self._note(holder._modules, name, one)
+        if type(one) not in kinds or _hooked(one):
+            raise Unknown
+        return one
+
+    def _parameter(self, holder: nn.Module, name: str) -> int | None:
+        one = holder._parameters.get(name)
+        self._note(holder._parameters, name, one)
+        if one is None:
+            return None
+        if not one.is_contiguous() or one.device.type != "cpu":
+            raise Unknown
+        self.parameters.append(one)
+        self.places.append(one.data_ptr())
+        self.types.add(one.dtype)
+        return one.data_ptr()
+
+    def _matrix(self, holder: nn.Module, name: str, told: Any) -> None:
+        one = self._module(holder, name, layers.Linear, QuickLinear)
+        told.weight, told.bias = self._parameter(one, "weight"), self._parameter(one, "bias")
+        told.rows = one.weight.shape[0]
+
+    def _norm(self, holder: nn.Module, name: str, told: Any) -> None:
+        kinds = (layers.RMSNorm, layers.OffsetRMSNorm, layers.LayerNorm, layers.OffsetLayerNorm, layers.OwnLayerNorm)
+        one = self._module(holder, name, *kinds)
+        told.kind = 1 if isinstance(one, layers.RMSNorm) else 2
+        told.weight, told.bias = self._parameter(one, "weight"), self._parameter(one, "bias")
+        told.eps, told.offset = one.eps, getattr(one, "offset", 0.0)

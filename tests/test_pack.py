@@ -1,0 +1,118 @@
+"""Quick decoders: as the plain ones in a batch and alone, whatever is put into them; nothing copied, nothing renamed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from families import CASES
+
+from lathe import checkpoint, families
+from lathe.engine import Engine, Sampling
+from lathe.model import native
+from lathe.model.decoder import Decoder
+from lathe.model.layout import Layout
+from lathe.transforms import adapt, begin, pack
+from lathe.transforms.terms import Lora
+
+LLAMA = next(case.config for case in CASES if case.name == "llama-biased")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels():
+    if native.library() is None:
+        pytest.skip("no C++ compiler")
+
+
+def made(dtype=torch.float32, config=LLAMA, seed=0) -> Decoder:
+    torch.manual_seed(seed)
+    decoder = Decoder(families.read(config)).to(dtype).eval()
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(False).normal_(0, 0.2)
+    return decoder
+
+
+def answers(decoder: Decoder, prompts: list[list[int]], together: bool = True) -> list[list[int]]:
+    engine, sampling = Engine(decoder), Sampling(temperature=0, max_new_tokens=12)
+    found = []
+    for group in [prompts] if together else [[prompt] for prompt in prompts]:
+        asked = [engine.submit(prompt, sampling) for prompt in group]
+        while engine.busy:
+            engine.step()
+        found += [[token.id for token in sequence.made] for sequence in asked]
+    return found
+
+
+PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8], [11] * 20]
+
+
+def test_answers_are_the_plain_ones_alone_and_side_by_side():
+    decoder = made()
+    plain = answers(decoder, PROMPTS)
+    pack.pack(decoder)
+    assert answers(decoder, PROMPTS) == plain
+    assert answers(decoder, PROMPTS, together=False) == plain
+
+
+def test_scores_in_bfloat16_are_as_near_as_the_plain_ones_and_do_not_depend_on_company():
+    exact, decoder = made(torch.bfloat16), made(torch.bfloat16)
+    pack.pack(decoder)
+    wide = exact.to(torch.float64)
+    alone = scores(decoder, PROMPTS[2])
+    together = scores(decoder, [*PROMPTS[2], *PROMPTS[0]], lengths=[8, 3])[:8]
+    assert torch.equal(alone, together)
+    plain, best = scores(made(torch.bfloat16), PROMPTS[2]), scores(wide, PROMPTS[2])
+    assert (alone - best).abs().mean() <= 1.2 * (plain - best).abs().mean()
+
+
+@torch.inference_mode()
+def scores(decoder, tokens, lengths=None):
+    whole = Layout.of(lengths or [len(tokens)])
+    slots = torch.arange(len(tokens))
+    read = tuple(slice(a, b) for a, b in zip(whole.seams, whole.seams[1:], strict=False))
+    layout = Layout(whole.positions, whole.seams, whole.extents, slots, read)
+    kind = next(decoder.parameters()).dtype
+    shapes = [layer.mixer.cache for layer in decoder.spec.layers]
+    cache = [tuple(torch.zeros(64, s.heads, s.key_channels, dtype=kind) for _ in range(2)) for s in shapes]
+    return decoder.logits(decoder(torch.tensor(tokens), layout, cache)).double()
+
+
+def test_a_long_past_is_looked_at_in_spans():
+    config = {**LLAMA, "max_position_embeddings": 1024}
+    decoder, prompt = made(config=config), [int(i) for i in torch.randint(0, 90, (700,))]
+    plain = answers(decoder, [prompt, *PROMPTS])
+    pack.pack(decoder)
+    assert answers(decoder, [prompt, *PROMPTS]) == plain
+
+
+def test_adapters_and_changed_weights_count_at_once():
+    decoder, same = made(), made()
+    pack.pack(decoder)
+    answers(decoder, PROMPTS)
+    for one in (decoder, same):
+        torch.manual_seed(1)
+        parts = begin.lora(one, Lora(rank=4, alpha=64, targets=r".*(q_proj|down_proj)"))
+        for part in (part for parts_ in parts.values() for part in parts_):
+            torch.nn.init.normal_(part.b)
+        adapt.put(one, "first", parts)
+    assert answers(decoder, PROMPTS) == answers(same, PROMPTS)
+    for one in (decoder, same):
+        one.model.layers[0].input_layernorm.weight = torch.nn.Parameter(torch.full((64,), 0.5), requires_grad=False)
+        one.model.layers[1].mlp.up_proj.weight.mul_(0.5)
+    assert answers(decoder, PROMPTS) == answers(same, PROMPTS)
+
+
+def test_nothing_is_copied_or_renamed_and_saving_knows_no_difference(tmp_path):
+    decoder = made()
+    before = {name: parameter.data_ptr() for name, parameter in decoder.named_parameters()}
+    modules = [name for name, _ in decoder.named_modules()]
+    pack.pack(decoder)
+    assert {name: parameter.data_ptr() for name, parameter in decoder.named_parameters()} == before
+    assert [name for name, _ in decoder.named_modules()] == modules
+    checkpoint.save(tmp_path / "saved", decoder, LLAMA)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["hidden_size"] == 64
+    types = {type(module) for module in decoder.modules()}
+    pack.unpack(decoder)
+    assert {pack.Quick, pack.QuickLinear} <= types
+    assert not {pack.Quick, pack.QuickLinear} & {type(module) for module in decoder.modules()}
