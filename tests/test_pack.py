@@ -1,4 +1,4 @@
-"""Quick decoders: as the plain ones in a batch and alone, whatever is put into them; nothing copied, nothing renamed."""
+"""Quick decoders: as the plain ones in a batch and alone, whatever is put into them; nothing copied or renamed."""
 
 from __future__ import annotations
 
