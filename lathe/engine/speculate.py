@@ -71,7 +71,7 @@ class DraftModel:
             going = [i for i, n in enumerate(wanted) if turn < n]
             choosers = [sequences[i].chooser.after(guesses[i]) for i in going]
             q = self._chances([pieces[i] for i in going], choosers)
-            drawn = draw(q, [1.0 - dice[i].random() for i in going]).tolist()
+            drawn = draw(q.clone(), [1.0 - dice[i].random() for i in going]).tolist()
             for i, row, id in zip(going, q, drawn, strict=True):
                 sequence, start = sequences[i], len(sequences[i].tokens) + turn
                 sequence.drafted = len(sequence.tokens) - 1  # the last is read again if this step is interrupted
