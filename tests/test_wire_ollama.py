@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import in_process, serving
+from serving import in_process
 from starlette.testclient import TestClient
 
 from lathe.llm import LLM
@@ -193,27 +193,39 @@ def test_no_body_breaks_it(client, path, body, options):
     assert response.status_code == 200 or isinstance(response.json()["error"], str)
 
 
-def test_ollamas_own_client_reads_all_of_it(tiny_model, alone):
+def test_ollamas_own_client_reads_all_of_it(tool_server):
     client = pytest.importorskip("ollama", reason="the ollama client is not installed")
-    expected = alone.complete(HELLO, temperature=0, max_new_tokens=16).text
-    with serving(tiny_model, "--served-model-name", "tiny") as server:
-        mine = client.Client(host=server.url)
-        assert mine.chat("tiny", HELLO, options=GREEDY).message.content == expected
-        parts = list(mine.chat("tiny", HELLO, options=GREEDY, stream=True))
-        assert "".join(part.message.content for part in parts) == expected
-        assert parts[-1].done and parts[-1].eval_count == 16
-        assert mine.generate("tiny", "Hello there", options=GREEDY).response == expected
-        assert (
-            "".join(part.response for part in mine.generate("tiny", "Hello there", options=GREEDY, stream=True))
-            == expected
-        )
-        [listed] = mine.list().models
-        assert (listed.model, listed.details.format) == ("tiny", "safetensors")
-        shown = mine.show("tiny")
-        assert "completion" in shown.capabilities
-        assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 512
-        [running] = mine.ps().models
-        assert (running.model, running.context_length) == ("tiny", 512)
-        with pytest.raises(client.ResponseError, match="other") as refused:
-            mine.chat("other", HELLO)
-        assert refused.value.status_code == 404
+    mine = client.Client(host=tool_server.url)
+    [listed] = mine.list().models
+    name = listed.model
+    assert listed.details.format == "safetensors"
+    whole = mine.chat(name, HELLO, options=GREEDY)
+    parts = list(mine.chat(name, HELLO, options=GREEDY, stream=True))
+    assert "".join(part.message.content for part in parts) == whole.message.content
+    assert parts[-1].done and parts[-1].eval_count == whole.eval_count == 16
+    whole = mine.generate(name, "Hello there", options=GREEDY).response
+    assert "".join(part.response for part in mine.generate(name, "Hello there", options=GREEDY, stream=True)) == whole
+    shown = mine.show(name)
+    assert shown.capabilities == ["completion", "tools", "thinking"]
+    assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 1024
+    [running] = mine.ps().models
+    assert (running.model, running.context_length) == (name, 1024)
+    with pytest.raises(client.ResponseError, match="other") as refused:
+        mine.chat("other", HELLO)
+    assert refused.value.status_code == 404
+
+
+def test_thinking_and_forms_are_asked_for_in_ollamas_words(tool_server):
+    client = pytest.importorskip("ollama", reason="the ollama client is not installed")
+    mine = client.Client(host=tool_server.url)
+    [listed] = mine.list().models
+    thought = mine.chat(listed.model, HELLO, think=True, options=GREEDY).message
+    assert thought.thinking and not thought.content
+    parts = [part.message.thinking for part in mine.chat(listed.model, HELLO, think=True, options=GREEDY, stream=True)]
+    assert "".join(part or "" for part in parts) == thought.thinking
+    schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    schema["additionalProperties"] = False
+    options = {"temperature": 1, "seed": 3, "num_predict": 100}
+    told = json.loads(mine.chat(listed.model, HELLO, format=schema, options=options).message.content)
+    assert isinstance(told["sure"], bool) and len(told) == 1
+    assert isinstance(json.loads(mine.generate(listed.model, "a", format=schema, options=options).response), dict)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lathe.server.desk import Served
+from lathe.server.refusals import Misused
 
 UNKNOWN = "X-Lathe-Unknown-Fields"
 
@@ -27,3 +28,11 @@ def head(kind: str, model: str | None, served: Served) -> dict[str, Any]:
 def warning(unknown: Sequence[str]) -> dict[str, str]:
     """A header that names the fields of the body that nobody knows, as a JSON list; none where there are none."""
     return {UNKNOWN: json.dumps([name[:64] for name in unknown[:16]])} if unknown else {}
+
+
+def known(unknown: list[str], strict: bool) -> list[str]:
+    """The same names. Raises Misused for the first of them where the server is strict."""
+    if unknown and strict:
+        found = f'"{unknown[0]:.64}" is not a field of this request.'
+        raise Misused(unknown[0], found, fix="Leave it out.")
+    return unknown

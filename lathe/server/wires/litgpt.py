@@ -19,7 +19,7 @@ from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Refusal
 from lathe.server.wires.fields import Finite
 from lathe.server.wires.frames import LINES, Stream, gathered
-from lathe.server.wires.head import warning
+from lathe.server.wires.head import known, warning
 
 
 class PredictBody(BaseModel):
@@ -72,7 +72,7 @@ def router(desk: Desk, path: str = "/predict", stream: bool = False) -> APIRoute
     @routes.post(path)
     async def predict(request: Request, body: PredictBody) -> Response:
         """The answer to one prompt: {"output": TEXT}; as a stream, such an object with each piece on a line."""
-        headers = warning(list(body.model_extra or ()))
+        headers = warning(known(list(body.model_extra or ()), desk.strict))
         answer = desk.answer(body.ask(desk.find(body.model)))
         if stream if body.stream is None else body.stream:
             return await Stream.begin([answer], Lines(), headers, media=LINES)

@@ -21,7 +21,7 @@ from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
 from lathe.server.wires.chat import logprob
 from lathe.server.wires.frames import LINES, Stream, gathered
-from lathe.server.wires.head import warning
+from lathe.server.wires.head import known, warning
 from lathe.server.wires.ollama_bodies import ChatBody, GenerateBody, ShowBody
 from lathe.server.wires.ollama_models import listed, now, resolved, running, shown
 
@@ -176,9 +176,8 @@ def router(desk: Desk) -> APIRouter:
     since = now()
 
     async def answered(request: Request, body: ChatBody | GenerateBody) -> Response:
-        headers = warning(body.unknown())
-        served = desk.find(resolved(desk, body.model))
-        ask = body.ask(served)
+        headers = warning(known(body.unknown(), desk.strict))
+        ask = body.ask(desk.named(resolved(desk, body.model)))
         answer = Answer(body.model, isinstance(body, ChatBody), bool(body.logprobs or body.top_logprobs))
         if ask is None:
             return JSONResponse(answer.nothing("unload" if body.unloads() else "load"), headers=headers)
@@ -199,17 +198,17 @@ def router(desk: Desk) -> APIRouter:
     @routes.get("/tags")
     async def tags() -> dict[str, Any]:
         """All models and adapters that a request can name."""
-        return {"models": [listed(desk.find(name), since) for name in desk.served]}
+        return {"models": [listed(desk.named(name), since) for name in desk.names]}
 
     @routes.get("/ps")
     async def ps() -> dict[str, Any]:
         """Those that are loaded, which are the same."""
-        return {"models": [running(desk.find(name)) for name in desk.served]}
+        return {"models": [running(desk.named(name)) for name in desk.names]}
 
     @routes.post("/show", openapi_extra=described(ShowBody))
     async def show(body: Annotated[ShowBody, Depends(posted(ShowBody))]) -> dict[str, Any]:
         """What a model is, and what it can do."""
-        return shown(desk.find(resolved(desk, body.model or body.name or "")), since)
+        return shown(desk.named(resolved(desk, body.model or body.name or "")), since)
 
     @routes.get("/version")
     async def version() -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lathe.server.ask import Ask, Form, Tool
-from lathe.server.desk import Served
+from lathe.server.desk import Named
 from lathe.server.refusals import Unsupported
 from lathe.server.wires.fields import MOST_STOPS, MOST_TOP, Finite
 from lathe.server.wires.messages import MOST_MESSAGES, MOST_TOOLS, ToolBody, offered
@@ -169,12 +169,12 @@ class ChatBody(Body):
     messages: list[Message] | None = Field(None, max_length=MOST_MESSAGES)
     tools: list[ToolBody] | None = Field(None, max_length=MOST_TOOLS)
 
-    def ask(self, served: Served) -> Ask | None:
+    def ask(self, named: Named) -> Ask | None:
         """None where nothing is asked. Raises Unsupported, Misused."""
         if not self.messages:
             return None
         tools: Sequence[Tool] = offered(self.tools)
-        return Ask([message.plainly() for message in self.messages], tools=tuple(tools), **self.common(served.name))
+        return Ask([message.plainly() for message in self.messages], tools=tuple(tools), **self.common(named.name))
 
 
 class GenerateBody(Body):
@@ -188,7 +188,7 @@ class GenerateBody(Body):
     template: str | None = None
     context: list[int] | None = None
 
-    def ask(self, served: Served) -> Ask | None:
+    def ask(self, named: Named) -> Ask | None:
         """None where nothing is asked. Raises Unsupported."""
         refuse_images(self.images)
         for field in ("suffix", "template", "context"):
@@ -196,11 +196,11 @@ class GenerateBody(Body):
                 raise Unsupported(field, f"{field} is not supported.", fix="Leave it out.")
         if not self.prompt:
             return None
-        if self.raw or not served.tokenizer.has_template:
+        if self.raw or not named.served.tokenizer.has_template:
             system = None if self.raw else self.system
-            return Ask("\n\n".join(filter(None, (system, self.prompt))), **self.common(served.name))
+            return Ask("\n\n".join(filter(None, (system, self.prompt))), **self.common(named.name))
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        return Ask([*messages, {"role": "user", "content": self.prompt}], **self.common(served.name))
+        return Ask([*messages, {"role": "user", "content": self.prompt}], **self.common(named.name))
 
 
 class ShowBody(Loose):

@@ -6,7 +6,8 @@ from datetime import datetime, timezone
 from hashlib import sha256
 from typing import Any
 
-from lathe.server.desk import Desk, Served
+from lathe.server.desk import Desk, Named
+from lathe.server.served import Served
 
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # as GGUF calls them
 NEVER = "9999-12-31T23:59:59Z"  # when a model is unloaded
@@ -19,46 +20,56 @@ def now() -> str:
 
 def resolved(desk: Desk, name: str) -> str:
     """A name as it is here: Ollama's clients add a tag where there is none."""
-    return name if name in desk.served else name.removesuffix(":latest")
+    return name if name in desk.names else name.removesuffix(":latest")
 
 
-def listed(served: Served, since: str) -> dict[str, Any]:
+def listed(named: Named, since: str) -> dict[str, Any]:
     """One of /api/tags. since: when the server was started, for a model is not modified while it is served."""
-    return {**_named(served), "modified_at": since}
+    return {**_told(named), "modified_at": since}
 
 
-def running(served: Served) -> dict[str, Any]:
+def running(named: Named) -> dict[str, Any]:
     """One of /api/ps."""
+    served = named.served
     size = served.about.get("bytes", 0)
     apart = 0 if served.about.get("device") == "cpu" else size
-    return {**_named(served), "expires_at": NEVER, "size_vram": apart, "context_length": served.context}
+    return {**_told(named), "expires_at": NEVER, "size_vram": apart, "context_length": served.context}
 
 
-def shown(served: Served, since: str) -> dict[str, Any]:
+def shown(named: Named, since: str) -> dict[str, Any]:
     """/api/show. The template is the checkpoint's own, in Jinja; where Ollama's would be in Go's."""
+    served = named.served
     family = served.about.get("family", "")
     defaults = {name: value for name, value in served.defaults.items() if value is not None}
     return {
-        "modelfile": f"FROM {served.name}\n",
+        "modelfile": f"FROM {named.name}\n",
         "parameters": "\n".join(f"{name} {value}" for name, value in defaults.items()),
         "template": served.tokenizer.template or "",
-        "details": details(served),
+        "details": details(named),
         "model_info": {
             "general.architecture": family,
-            "general.basename": served.name,
+            "general.basename": named.name,
             "general.parameter_count": served.about.get("parameters", 0),
             f"{family}.context_length": served.context,
             f"{family}.vocab_size": served.vocab,
         },
-        "capabilities": ["completion"],
+        "capabilities": capabilities(served),
         "modified_at": since,
     }
 
 
-def details(served: Served) -> dict[str, Any]:
+def capabilities(served: Served) -> list[str]:
+    """As far as the chat template says: which it tells of tools, or lets think."""
+    turns = served.turns
+    can = {"tools": turns.calls is not None and turns.calls.told, "thinking": turns.reasoning is not None}
+    return ["completion", *(name for name, known in can.items() if known)]
+
+
+def details(named: Named) -> dict[str, Any]:
+    served = named.served
     family = served.about.get("family", "")
     return {
-        "parent_model": "",
+        "parent_model": served.name if named.adapter else "",
         "format": "safetensors",
         "family": family,
         "families": [family],
@@ -67,10 +78,10 @@ def details(served: Served) -> dict[str, Any]:
     }
 
 
-def _named(served: Served) -> dict[str, Any]:
-    digest = sha256(served.name.encode()).hexdigest()  # clients compare it; the weights' own would take long to make
-    size = served.about.get("bytes", 0)
-    return {"name": served.name, "model": served.name, "size": size, "digest": digest, "details": details(served)}
+def _told(named: Named) -> dict[str, Any]:
+    digest = sha256(named.name.encode()).hexdigest()  # clients compare it; the weights' own would take long to make
+    size = named.served.about.get("bytes", 0)
+    return {"name": named.name, "model": named.name, "size": size, "digest": digest, "details": details(named)}
 
 
 def _size(parameters: int) -> str:
