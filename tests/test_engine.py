@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lathe.engine import memory
 from lathe.engine.engine import Engine
 from lathe.engine.pages import Lease, Pages
 from lathe.engine.sampling import Sampling
@@ -308,6 +309,17 @@ def test_a_pool_that_cannot_grow_serves_who_fits(plain: Decoder, monkeypatch: py
     assert large.finish == "failed" and large.error is not None
     assert [other.finish for other in others] == ["length"] * 3
     assert engine.pages.free == len(engine.pages.holders)
+
+
+def test_a_pool_that_fits(plain: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = 2 * (2 * 2 * 8) * 4  # layers, keys and values of 2 heads of 8 channels, float32
+    for free, seats, expected in ((10**12, 3, 3 * CONTEXT), (400 * each, 64, 200), (0, 1, 16)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        assert memory.fitting(plain, seats) == expected
+        assert len(Engine(plain, tokens=expected).pages.holders) == -(-expected // 16)
+    monkeypatch.undo()
+    free = memory.free_bytes(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------------

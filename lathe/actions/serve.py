@@ -119,8 +119,10 @@ def run(options: Options) -> int:
 def load(options: Options, place: Path) -> Loaded:
     """In the engine process: the model, ready to answer."""
     from lathe.engine import Engine
+    from lathe.engine.memory import fitting
     from lathe.llm import LLM
     from lathe.server.room import Loaded
+    from lathe.transforms.roster import Roster
 
     llm = LLM.load(
         place,
@@ -131,7 +133,8 @@ def load(options: Options, place: Path) -> Loaded:
         prompt_style=options.prompt_style,
         checkpoints=options.checkpoints,
     )
-    engine = Engine(llm.decoder, seats=options.max_seqs)
+    pool = fitting(llm.decoder, options.max_seqs)
+    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=Roster(llm.decoder))
     defaults = {**llm.defaults, "logprobs": None, "max_new_tokens": llm.generation.get("max_new_tokens")}
     weight, *others = llm.decoder.parameters()
     about = {

@@ -77,8 +77,7 @@ class Pages:
     @property
     def token_bytes(self) -> int:
         """What one slot takes, in all layers together."""
-        channels = sum(s.heads * (s.key_channels + s.value_channels * (not s.values_in_keys)) for s in self.shapes)
-        return channels * self.dtype.itemsize
+        return token_bytes(self.shapes, self.dtype)
 
     # ---- room --------------------------------------------------------------------------------------------------------
     def begin(self, lease: Lease, names: Iterable[bytes], tokens: int, extent: int) -> tuple[int, int] | None:
@@ -255,6 +254,12 @@ class Pages:
         if shape.values_in_keys:
             return keys, keys[..., : shape.value_channels]
         return keys, torch.empty(slots, shape.heads, shape.value_channels, device=device, dtype=self.dtype)
+
+
+def token_bytes(shapes: Iterable[CacheShape], dtype: torch.dtype) -> int:
+    """What a token's keys and values take, in all layers together."""
+    channels = sum(s.heads * (s.key_channels + s.value_channels * (not s.values_in_keys)) for s in shapes)
+    return channels * dtype.itemsize
 
 
 def _most(numbers: np.ndarray, count: int) -> np.ndarray:

@@ -1,0 +1,34 @@
+"""A device's free memory becomes how many tokens a pool may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lathe.engine.pages import token_bytes
+from lathe.model.decoder import Decoder
+
+SHARE = {"cuda": 0.85, "cpu": 0.5}  # of what is free; on a CPU others want some of it, too
+
+
+def fitting(decoder: Decoder, seats: int) -> int | None:
+    """Slots for the keys and values of `seats` whole contexts, or as many as there is memory for; at least those of one
+    page. None where nobody says how much memory is free."""
+    weight, spec = next(decoder.parameters()), decoder.spec
+    free = free_bytes(weight.device)
+    if free is None:
+        return None
+    each = token_bytes([layer.mixer.cache for layer in spec.layers], weight.dtype)
+    return max(min(seats * spec.context, int(free * SHARE[weight.device.type]) // each), 16)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can be had on a GPU, or on a CPU where the system is Linux; None elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    told = Path("/proc/meminfo")
+    if device.type != "cpu" or not told.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in told.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
