@@ -131,6 +131,8 @@ class Engine:
         """What becomes of a pass for which there was not enough memory: two smaller ones, as long as they can be."""
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
             raise error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         [sequence, length, draft], half = parts[0], len(parts) // 2
         if half:
             return self._pass(parts[:half]) + self._pass(parts[half:])
