@@ -5,6 +5,7 @@ The model is loaded in the engine process, by `load`; this one imports no torch.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lathe.actions.place import named, weights_at
 from lathe.actions.terminal import dimmed
-from lathe.errors import UsageError
+from lathe.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from lathe.server.desk import Served
@@ -31,6 +32,18 @@ class Options:
     """The port to listen on; 0 for any that is free."""
     served_model_name: str | None = None
     """What clients call the model. By default its repo id, or the name of its folder or file."""
+    api_key: tuple[str, ...] = ()
+    """A key that clients must send, as Authorization: Bearer KEY or X-Api-Key: KEY. May be given several times."""
+    api_key_file: Path | None = None
+    """A file with such keys, one a line: other users of this machine can see what is typed, and not what is in it."""
+    insecure: bool = False
+    """Listen for other machines without a key: whoever reaches the port may use the model."""
+    cors_origin: tuple[str, ...] = ()
+    """Let web pages of this origin, as https://example.org, use the server; * lets all. May be given several times."""
+    allowed_host: tuple[str, ...] = ()
+    """A name by which the server may be called, beside localhost, as behind a proxy. May be given several times."""
+    max_body: int = 32 << 20
+    """The largest body of a request in bytes."""
     any_model_name: bool = False
     """Answer for this model whatever a request calls it, as clients with a name of their own built in need it."""
     strict: bool = False
@@ -65,7 +78,8 @@ class Options:
     """Where models named by their repo id are looked for and downloaded to."""
 
     def __post_init__(self) -> None:
-        for name, least in (("port", 0), ("max_queue", 0), ("max_seqs", 1), ("drain", 0), ("replicas", 1)):
+        numbers = ("port", 0), ("max_queue", 0), ("max_seqs", 1), ("max_body", 1), ("drain", 0), ("replicas", 1)
+        for name, least in numbers:
             if (value := getattr(self, name)) < least:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
         if self.port > 65535:
@@ -74,6 +88,9 @@ class Options:
             raise UsageError(f"--replicas is {self.replicas}.", "", "Add --engine ray, which has them.")
         if (self.gate or self.dry_run) and self.engine in ("lathe", "ray"):
             raise UsageError("--gate and --dry-run are of no use here.", "They are for another --engine than Lathe's.")
+        for origin in self.cors_origin:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise UsageError(f"--cors-origin is {origin}.", "An origin looks like https://example.org, or is *.")
 
 
 def run(options: Options) -> int:
@@ -94,12 +111,24 @@ def run(options: Options) -> int:
     from lathe.server.line import Line
     from lathe.server.refusals import Broken
 
+    keys = (*options.api_key, *_lines(options.api_key_file)) if options.api_key_file else options.api_key
     place = weights_at(options.model, options.checkpoints)
     line = Line.begin(partial(load, options, place))  # first of all: it takes longest
     try:
         from lathe.server.app import listen, serve
         from lathe.server.desk import Desk
+        from lathe.server.gate import Rules, loopback
 
+        if not loopback(options.host) and not keys and not options.insecure:
+            found = f"--host {options.host} lets other machines use the model, and there is no key."
+            raise UsageError(found, "", "Give an --api-key-file or --api-key, or --insecure if that is meant.")
+        hosts = frozenset({"localhost", "127.0.0.1", "::1", options.host, *options.allowed_host})
+        rules = Rules(
+            keys=keys,
+            hosts=hosts if loopback(options.host) else None,
+            origins=options.cors_origin,
+            most=options.max_body,
+        )
         bound = listen(options.host, options.port)
         desk = Desk(
             {options.served_model_name or named(options.model): line},
@@ -108,12 +137,23 @@ def run(options: Options) -> int:
             options.any_model_name,
         )
         port = bound.getsockname()[1]
-        return serve(desk, bound, drain=options.drain, ready=lambda: greet(desk.find(), options.host, port))
+        return serve(desk, bound, rules, drain=options.drain, ready=lambda: greet(desk.find(), options.host, port))
     except Broken as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     finally:
         line.close(patience=0)
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file that hold something. Raises MissingError, UsageError."""
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingError(f"The keys in {file} cannot be read: {error}.") from None
+    if not any(lines):
+        raise UsageError(f"There is no key in {file}.", "It must hold one a line.")
+    return [line for line in lines if line]
 
 
 def load(options: Options, place: Path) -> Loaded:

@@ -11,15 +11,19 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from lathe import __version__
 from lathe.errors import LatheError, UsageError
-from lathe.server import page
+from lathe.server import metrics, page, reference
 from lathe.server.desk import Desk
+from lathe.server.gate import Gate, Rules
 from lathe.server.refusals import Refusal
 from lathe.server.wires import (
     anthropic,
@@ -33,6 +37,8 @@ from lathe.server.wires import (
     responses,
     tokens,
 )
+
+HEADERS_WITHIN = 20.0  # seconds
 
 # Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
 WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
@@ -49,8 +55,10 @@ WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
 )
 
 
-def application(desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIRES) -> FastAPI:
-    """All routes. The desk listens to its lines from the application's start to its end."""
+def application(
+    desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIRES, rules: Rules | None = None
+) -> FastAPI:
+    """All routes, behind a gate with these rules. The desk listens from the application's start to its end."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,21 +66,12 @@ def application(desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIR
         yield
         await desk.close()
 
-    app = FastAPI(title="Lathe", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Lathe", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, rules=rules or Rules())
     for wire in wires:
         app.include_router(wire(desk))
     app.include_router(page.router())
-
-    @app.get("/health")
-    def health() -> JSONResponse:
-        """200 when every model is ready, 503 while one is loading or the server ends, 500 when an engine is gone."""
-        try:
-            for name in desk.served:
-                desk.find(name)
-        except LatheError as error:
-            refusal = Refusal.of(error)
-            return JSONResponse({"status": "unavailable", **refusal.body("/")}, refusal.status, dict(refusal.headers))
-        return JSONResponse({"status": "ok"})
+    app.include_router(_about(desk, app))
 
     @app.exception_handler(LatheError)
     async def refused(request: Request, error: LatheError) -> JSONResponse:
@@ -81,6 +80,10 @@ def application(desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIR
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _answer(
+                request, Refusal(400, "invalid_request_error", f"The body is no JSON: {first['ctx']['error']}.")
+            )
         place = ".".join(str(part) for part in first["loc"][1:])
         message = f"{place}: {first['msg']}." if place else f"{first['msg']}."
         return _answer(request, Refusal(400, "invalid_request_error", message, place or None))
@@ -90,7 +93,40 @@ def application(desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIR
         kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
         return _answer(request, Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {}))
 
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        # What it was is in the log, by uvicorn, and none of the client's business.
+        return _answer(request, Refusal(500, "server_error", "The server failed on this request."))
+
     return app
+
+
+def _about(desk: Desk, app: FastAPI) -> APIRouter:
+    """What is said of the server itself."""
+    routes = APIRouter(tags=["Server"])
+
+    @routes.get("/health")
+    async def health() -> JSONResponse:
+        """200 when every model is ready, 503 while one is loading or the server ends, 500 when an engine is gone."""
+        try:
+            for name in desk.served:
+                desk.find(name)
+        except LatheError as error:
+            refusal = Refusal.of(error)
+            return JSONResponse({"status": "unavailable", **refusal.body("/")}, refusal.status, dict(refusal.headers))
+        return JSONResponse({"status": "ok"})
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def counts() -> PlainTextResponse:
+        """Counts for Prometheus."""
+        told = {name: (served.metrics, served.state) for name, served in desk.served.items()}
+        return PlainTextResponse(metrics.text(told), media_type=metrics.TYPE)
+
+    @routes.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(reference.page(app.openapi()))
+
+    return routes
 
 
 def _answer(request: Request, refusal: Refusal) -> JSONResponse:
@@ -110,6 +146,32 @@ def listen(host: str, port: int) -> socket.socket:
         fix = "Choose another --port, or 0 for any that is free."
         raise UsageError(f"Cannot listen on {host}, port {port}: {error.strerror}.", "", fix) from None
     return bound
+
+
+class Patient(H11Protocol):
+    """uvicorn's connection, which ends where a request's headers do not come within HEADERS_WITHIN seconds."""
+
+    waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._wait(False)
+        elif self.waiting is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait(False)
+        super().connection_lost(exc)
+
+    def _wait(self, begin: bool = True) -> None:
+        if self.waiting is not None:
+            self.waiting.cancel()
+        self.waiting = self.loop.call_later(HEADERS_WITHIN, self.transport.close) if begin else None
 
 
 class Server(uvicorn.Server):
@@ -147,12 +209,20 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(desk: Desk, bound: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
+def serve(desk: Desk, bound: socket.socket, rules: Rules, *, drain: float, ready: Callable[[], None]) -> int:
     """Answer on a socket until told to end. ready: called when the models are loaded. Returns the exit status.
 
     Raises what a model failed of when it was loaded, and Broken where an engine ends before it should.
     """
-    config = uvicorn.Config(application(desk), log_level="warning", ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        application(desk, rules=rules),
+        http=Patient,
+        ws="none",
+        log_level="warning",
+        h11_max_incomplete_event_size=64 << 10,  # more than the gate lets in, so that it can say so
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
     server = Server(config, desk, drain)
 
     async def run() -> int:
