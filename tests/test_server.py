@@ -22,7 +22,7 @@ from lathe.llm import LLM
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Form, Reading, Said, Tool, ToolChoice
 from lathe.server.desk import Desk
 from lathe.server.line import Line
-from lathe.server.refusals import Broken, Full, Overflow, Unknown
+from lathe.server.refusals import Broken, Full, Overflow, Unknown, Unready
 from lathe.server.room import Loaded, occupy
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -139,27 +139,53 @@ def test_a_client_that_goes_is_forgotten_within_a_step(tiny_model: Path) -> None
         assert run(work)["held"] == 0
 
 
-def test_only_the_last_gives_way_where_memory_runs_out(tiny_model: Path) -> None:
+def test_who_has_no_memory_fails_alone(tiny_model: Path) -> None:
     def tighten(loaded: Loaded) -> None:
         run = loaded.engine.runner.run
 
         def tight(parts: Any) -> Any:
-            if len(parts) > 2:
+            if any(7 in part.sequence.tokens[:2] for part in parts):
                 raise MemoryError
             return run(parts)
 
         loaded.engine.runner.run = tight
 
-    async def work(desk: Desk) -> list[Any]:
+    made, state = _asked_at_once(tiny_model, tighten)
+    assert [type(one) for one in made] == [list, list, Unready, list] and state["held"] == 0
+    assert "memory" in str(made[2])
+
+
+def test_an_engine_that_stumbles_goes_on(tiny_model: Path) -> None:
+    """Whoever was in the step is told, and nothing of the inside; the next requests are answered."""
+
+    def spoil(loaded: Loaded) -> None:
+        run, calls = loaded.engine.runner.run, iter(range(10**6))
+
+        def spoilt(parts: Any) -> Any:
+            if next(calls) == 3:
+                raise ValueError("a secret of the inside")
+            return run(parts)
+
+        loaded.engine.runner.run = spoilt
+
+    async def work(desk: Desk) -> tuple[list[Any], list[Event]]:
         asks = [Ask([n, n], wishes=GREEDY) for n in range(5, 9)]
         made = await asyncio.gather(*(events(desk, ask) for ask in asks), return_exceptions=True)
-        return [*made, await settled(desk)]
+        return made, await events(desk, asks[0])
 
-    with desk_of(tiny_model, tighten) as run:
-        *made, state = run(work)
-    kinds = [type(one) for one in made]
-    assert kinds.count(Broken) == 2 and kinds.count(list) == 2 and state["held"] == 0
-    assert "memory" in str(next(one for one in made if isinstance(one, Broken)))
+    with desk_of(tiny_model, spoil) as run:
+        made, after = run(work)
+    assert all(isinstance(one, Broken) and "secret" not in str(one) for one in made) and text(after)
+
+
+def _asked_at_once(model: Path, change: Callable[[Loaded], None]) -> tuple[list[Any], dict[str, int]]:
+    async def work(desk: Desk) -> tuple[list[Any], dict[str, int]]:
+        asks = [Ask([n, n], wishes=GREEDY) for n in range(5, 9)]
+        made = await asyncio.gather(*(events(desk, ask) for ask in asks), return_exceptions=True)
+        return made, await settled(desk)
+
+    with desk_of(model, change) as run:
+        return run(work)
 
 
 def test_what_one_request_does_wrong_is_its_own(tiny_model: Path) -> None:

@@ -16,7 +16,7 @@ class Full(LatheError):
 
 
 class Unready(LatheError):
-    """The server is loading a model, or ending."""
+    """The server is loading a model, or ending, or has no memory for this now."""
 
     after = 2
 

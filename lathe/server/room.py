@@ -26,12 +26,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lathe.engine import Constraint, Engine, Grammars, Sampling, Sequence, Token
 from lathe.errors import LatheError
 from lathe.server.line import told
-from lathe.server.refusals import Broken
+from lathe.server.refusals import Broken, Unready
 from lathe.tokenizer import Tokenizer
 
 
@@ -205,7 +203,9 @@ class Room:
                 made["read"].append([id, sequence.cached, sequence.prompt])
             if sequence.finish:
                 del self.open[id]
-                if sequence.finish == "failed" and sequence.error:
+                if sequence.failure:
+                    _send(self.pipe, "refused", id, told(Unready(sequence.failure.found, "", sequence.failure.fix)))
+                elif sequence.finish == "failed" and sequence.error:
                     _send(self.pipe, "refused", id, told(sequence.error))
                 else:
                     made["ended"].append([id, sequence.finish])
@@ -217,27 +217,24 @@ class Room:
             self._safely(id, self._ask, id, self.behind.pop(id)[1])
 
     def _trouble(self, error: Exception) -> None:
-        """A step failed. Where memory ran out, the last of those who run gives way; else all, whatever it was.
+        """A step failed, not for want of memory: nobody knows through whom, so all who ran are refused.
 
-        Raises the error where nobody can be blamed for it.
+        Raises the error where nobody did.
         """
         running = self.engine.scheduler.running
-        tight = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-        guilty = [id for id, sequence in self.open.items() if sequence in (running[-1:] if tight else running)]
+        guilty = [id for id, sequence in self.open.items() if sequence in running]
         if not guilty:
             raise error
         for id in guilty:
             self.engine.cancel(self.open.pop(id))
-            self._broken(id, "There was not enough memory for this answer." if tight else "")
-        if tight and self.engine.device.type == "cuda":
-            torch.cuda.empty_cache()
+            self._broken(id)
 
-    def _broken(self, id: int, found: str = "") -> None:
+    def _broken(self, id: int) -> None:
         """Refuse one request for what happened here; the log has it all."""
         traceback.print_exc()
         sys.stderr.flush()
-        fix = "Try again later, or ask for less." if found else "The server's log says more."
-        _send(self.pipe, "refused", id, told(Broken(found or "The engine failed on this request.", "", fix)))
+        broken = Broken("The engine failed on this request.", "", "The server's log says more.")
+        _send(self.pipe, "refused", id, told(broken))
 
 
 def _send(pipe: Connection, *message: Any) -> None:
