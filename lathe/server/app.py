@@ -19,7 +19,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lathe import __version__
 from lathe.errors import LatheError, UsageError
 from lathe.server import metrics, page, reference
 from lathe.server.desk import Desk
@@ -66,7 +65,7 @@ def application(
         yield
         await desk.close()
 
-    app = FastAPI(title="Lathe", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Lathe", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, rules=rules or Rules())
     for wire in wires:
         app.include_router(wire(desk))
