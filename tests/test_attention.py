@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from lathe.model import attention, blockwise, kernels, spec
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
+from lathe.model.native import looking
 
 
 def by_definition(
@@ -143,6 +144,35 @@ def test_gradients_are_those_of_the_definition(block, lengths, reach, softcap, s
     theirs = torch.autograd.grad((p.answer() * pull).sum(), leaves)
     for mine, right in zip(ours, theirs, strict=True):
         assert_close(mine, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "reach", [blockwise.Reach(), blockwise.Reach(window=20), blockwise.Reach(chunk=24)], ids=["all", "window", "chunk"]
+)
+@pytest.mark.parametrize("lengths", [(130,), (40, 1, 33, 97), (64, 64)], ids=str)
+@pytest.mark.parametrize(("kv_heads", "channels", "value_channels"), [(2, 16, 32), (1, 48, 48), (4, 64, 80)])
+def test_the_kernel_is_as_near_to_the_definition_as_torch(
+    lengths, reach, kv_heads, channels, value_channels, monkeypatch
+):
+    """Values and gradients, in bfloat16; keys and values are parts of wider rows."""
+    layout, n = Layout.of(lengths), sum(lengths)
+    q = torch.randn(n, 4, channels).bfloat16()
+    kv = torch.randn(n, kv_heads, channels + value_channels).bfloat16()
+    pull = torch.randn(n, 4, value_channels).bfloat16()
+
+    def found(dtype: torch.dtype) -> list[torch.Tensor]:
+        """As float32: what is gathered, and the gradients."""
+        leaves = [x.to(dtype).requires_grad_() for x in (q, kv)]
+        k, v = leaves[1].split([channels, value_channels], dim=-1)
+        y = blockwise.attend(leaves[0], k, v, layout, channels**-0.5, reach)
+        return [x.float() for x in (y, *torch.autograd.grad(y, leaves, pull.to(dtype)))]
+
+    if not looking.takes(q, *kv.split([channels, value_channels], dim=-1), len(lengths)):
+        pytest.skip("no kernel for this processor, or too many threads")
+    right, kernel = found(torch.float32), found(torch.bfloat16)
+    monkeypatch.setattr(looking, "takes", lambda *_: False)
+    for wanted, got, plain in zip(right, kernel, found(torch.bfloat16), strict=True):
+        assert (got - wanted).norm() < 1.1 * (plain - wanted).norm() < 0.01 * wanted.norm()
 
 
 def test_a_cache_of_fewer_bits_rounds_keys_and_values():

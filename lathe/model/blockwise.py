@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lathe.model.layout import Layout
+from lathe.model.native import looking
 
 QUERIES = 128  # in a block: small enough that few scores are computed to be masked, large enough for fast products
 
@@ -44,11 +45,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, reach:
     """
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    if looking.takes(q, k, v, len(layout.lengths)):
+        return looking.Look.apply(q, k, v, *layout.once(("oldest", reach), lambda: _oldest(layout, reach)), scale)
     n = layout.lengths[0]
     alike = all(length == n for length in layout.lengths)  # equal lengths are a batch, cut into the same blocks
     seams = (0, n) if alike else layout.seams
     blocks = layout.once((reach, q.dtype), lambda: list(_blocks(seams, reach, q)))
     return Attend.apply(q, k, v, len(layout.lengths) if alike else 1, blocks, scale)
+
+
+def _oldest(layout: Layout, reach: Reach) -> tuple[Tensor, Tensor]:
+    """The first token on the ribbon that each one sees, int32; and the seams, int64."""
+    seams = torch.tensor(layout.seams)
+    begin = seams[:-1].repeat_interleave(seams.diff())  # of each token's sequence
+    token = torch.arange(len(begin))
+    oldest = begin if reach.window is None else begin.maximum(token + 1 - reach.window)
+    if reach.chunk is not None:
+        oldest = oldest.maximum(token - (token - begin) % reach.chunk)
+    return oldest.to(torch.int32), seams
 
 
 def _blocks(seams: tuple[int, ...], reach: Reach, like: Tensor) -> Iterator[Block]:

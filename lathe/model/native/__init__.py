@@ -28,6 +28,9 @@ SIGNATURES = {
     "lathe_judge": "PPPNNFNN",
     "lathe_add": "PPNN",
     "lathe_adamw": "PPPPPNFFFFFFNN",
+    "lathe_looks": "P",
+    "lathe_look": "PPPPPPPPNNNNNNFN",
+    "lathe_look_back": "PPPPPPPPPPPNNNNNNFN",
 }
 KINDS = {"P": ctypes.c_void_p, "N": ctypes.c_int64, "F": ctypes.c_float}
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # what the kernels call types of numbers

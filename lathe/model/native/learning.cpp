@@ -2,6 +2,8 @@
 //
 // Tensors are float32 or bfloat16, as `type` numbers say; sums are float32, and results are rounded once. Where rows of
 // one tensor are not next to each other, a stride says how many numbers apart they are.
+#include <vector>
+
 #include "numbers.h"
 
 namespace lathe {
@@ -126,20 +128,26 @@ template <class X> static void gate_back(const X* x, const X* up, const X* g, X*
 // Each row's cross entropy, and z times the square of the logarithm of its denominator; scores become their gradients.
 template <class X>
 static void judge(X* scores, const i64* targets, float* losses, i64 rows, i64 V, float z, i64 threads) {
+  std::vector<float> room(threads * V);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 row = 0; row < rows; row++) {
+    float* powers = room.data() + omp_get_thread_num() * V;
     X* s = scores + row * V;
     float most = wide(s[0]), sum = 0;
 #pragma omp simd reduction(max : most)
     for (i64 i = 0; i < V; i++) most = wide(s[i]) > most ? wide(s[i]) : most;
 #pragma omp simd reduction(+ : sum)
-    for (i64 i = 0; i < V; i++) sum += exponential(wide(s[i]) - most);
+    for (i64 i = 0; i < V; i++) {
+      const float power = exponential(wide(s[i]) - most);
+      powers[i] = power;
+      sum += power;
+    }
     const float size = most + std::log(sum), chosen = wide(s[targets[row]]);
     losses[row] = size - chosen + z * size * size;
-    const float slope = 1.0f + 2.0f * z * size;
-    const float of_target = exponential(chosen - size) * slope - 1.0f;
+    const float slope = 1.0f + 2.0f * z * size, scale = slope / sum;
+    const float of_target = powers[targets[row]] * scale - 1.0f;
 #pragma omp simd
-    for (i64 i = 0; i < V; i++) s[i] = narrow<X>(exponential(wide(s[i]) - size) * slope);
+    for (i64 i = 0; i < V; i++) s[i] = narrow<X>(powers[i] * scale);
     s[targets[row]] = narrow<X>(of_target);
   }
 }
