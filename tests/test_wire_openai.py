@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -15,8 +16,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serving import in_process, serving, tiny
 
 from lathe.llm import LLM
+from lathe.server.wires.chat import ChatBody
 from lathe.tokenizer import Tokenizer
 
+ROOT = Path(__file__).resolve().parents[1]
 HELLO = [{"role": "user", "content": "Hello there"}]
 GREEDY = {"messages": HELLO, "temperature": 0, "max_tokens": 12}
 
@@ -92,6 +95,15 @@ def test_the_answer_is_what_the_model_says_alone(chat, alone: LLM) -> None:
     assert whole.usage.completion_tokens == told.usage.completion_tokens
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert whole.object == "chat.completion" and whole.id.startswith("chatcmpl-")
+
+
+def test_the_page_on_it_is_true(server, capsys) -> None:
+    page = (ROOT / "docs" / "openai.md").read_text()
+    [program] = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    exec(program.replace("http://127.0.0.1:8000", server.url), {})
+    assert capsys.readouterr().out
+    table = page[page.index("| what | fields |") : page.index("What is not said")]
+    assert set(re.findall(r"`(\w+)`", table)) == set(ChatBody.model_fields)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
@@ -312,17 +324,27 @@ def test_a_client_that_goes_away_ends_its_answer(tmp_path: Path) -> None:
     """Whole or streamed: the one seat is free again at once, and not after the minutes that the answer would take."""
     with serving(tiny(tmp_path, max_position_embeddings=1 << 16), "--max-queue", "0", "--max-seqs", "1") as server:
         endless = {"messages": HELLO, "ignore_eos": True}
-        brief = {"prompt": "A", "max_tokens": 1}
-        for stream in (False, True):
-            with suppress(httpx2.TimeoutException):
-                body = {**endless, "stream": stream}
-                with server.client.stream("POST", "/v1/chat/completions", json=body, timeout=0.5) as answer:
-                    coming = answer.iter_raw()  # kept: without it the client would close the stream here
-                    next(coming)
-                    assert server.client.post("/v1/completions", json=brief).status_code == 429
-            until = time.monotonic() + 20
-            while server.client.post("/v1/completions", json=brief).status_code != 200:
-                assert time.monotonic() < until
+
+        def taken() -> bool:
+            brief = server.client.post("/v1/completions", json={"prompt": "A", "max_tokens": 1})
+            assert brief.status_code in (200, 429)
+            return brief.status_code == 429
+
+        def until(taken_or_not: bool) -> None:
+            end = time.monotonic() + 30
+            while taken() is not taken_or_not:
+                assert time.monotonic() < end
+
+        with server.client.stream("POST", "/v1/chat/completions", json={**endless, "stream": True}) as answer:
+            next(answer.iter_raw())
+            assert answer.status_code == 200 and taken()
+        until(False)
+        with ThreadPoolExecutor(1) as thread, httpx2.Client(base_url=server.url, timeout=3) as other:
+            asked = thread.submit(other.post, "/v1/chat/completions", json=endless)
+            until(True)
+            with pytest.raises(httpx2.TimeoutException):
+                asked.result()
+        until(False)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +368,14 @@ def test_a_client_that_goes_away_ends_its_answer(tmp_path: Path) -> None:
 def test_a_body_that_is_none_is_refused(server, body: bytes) -> None:
     answer = server.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+def test_a_body_that_does_not_say_that_it_is_json_is_not_read(server, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/completion"):
+        answer = server.client.post(path, content=json.dumps(GREEDY).encode(), headers=headers)
+        assert answer.status_code == 415 and answer.json()["error"]["message"]
 
 
 def test_a_prompt_too_long_is_told_in_tokens(server) -> None:
@@ -374,3 +404,11 @@ def test_usage_can_be_in_every_chunk(server) -> None:
     answer = server.client.post("/v1/chat/completions", json={**GREEDY, "stream": True, "stream_options": options})
     told = [json.loads(frame[6:])["usage"]["completion_tokens"] for frame in answer.text.split("\n\n")[:-2]]
     assert told == sorted(told) and told[0] == 0 and told[-1] == 12
+
+
+def test_times_can_be_in_every_chunk(server) -> None:
+    answer = server.client.post("/v1/chat/completions", json={**GREEDY, "stream": True, "timings_per_token": True})
+    first, *rest = [json.loads(frame[6:]) for frame in answer.text.split("\n\n")[:-2]]
+    assert "timings" not in first
+    made = [chunk["timings"]["predicted_n"] for chunk in rest]
+    assert made == sorted(made) and made[-1] == 12 and all(chunk["timings"]["prompt_ms"] > 0 for chunk in rest)

@@ -16,7 +16,7 @@ from pydantic import Field
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Said, Word
 from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Misused, Refusal
-from lathe.server.wires.fields import MOST_TOP, StreamOptions, Wished
+from lathe.server.wires.fields import JSON, MOST_TOP, StreamOptions, Wished
 from lathe.server.wires.frames import DONE, Stream, frame, gathered
 from lathe.server.wires.head import head, warning
 from lathe.server.wires.messages import MOST_MESSAGES, Conversation, Format, Message, NamedTool, chosen, formed
@@ -102,6 +102,8 @@ class Answer:
             more.setdefault("usage", self.tally.usage())
         elif self.options.include_usage:
             more.setdefault("usage", None)
+        if self.body.timings_per_token and self.tally.made:
+            more.setdefault("timings", self.tally.timings())
         return frame({**self.head, "object": "chat.completion.chunk", "choices": choices, **more})
 
     def _told(self, tokens: Iterable[Word], kind: str) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def _token(text: bytes, logprob: float | None) -> dict[str, Any]:
 
 
 def router(desk: Desk) -> APIRouter:
-    routes = APIRouter(tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"], dependencies=[JSON])
 
     @routes.post(PATH)
     @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)  # as llama.cpp has it, too

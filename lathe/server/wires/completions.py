@@ -14,7 +14,7 @@ from pydantic import Field
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
 from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Refusal, Unsupported
-from lathe.server.wires.fields import MOST_TOP, StreamOptions, Text, Wished, several
+from lathe.server.wires.fields import JSON, MOST_TOP, StreamOptions, Text, Wished, several
 from lathe.server.wires.frames import DONE, Stream, frame, gathered
 from lathe.server.wires.head import head, warning
 from lathe.server.wires.messages import Format, formed
@@ -119,6 +119,8 @@ class Answer:
             more.setdefault("usage", self.tally.usage())
         elif self.options.include_usage:
             more.setdefault("usage", None)
+        if self.body.timings_per_token and self.tally.made:
+            more.setdefault("timings", self.tally.timings())
         return frame({**self.head, "choices": choices, **more})
 
     def _told(self, index: int, words: Sequence[Word]) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def _text(token: bytes) -> str:
 
 
 def router(desk: Desk) -> APIRouter:
-    routes = APIRouter(tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"], dependencies=[JSON])
 
     @routes.post(PATH)
     async def completions(request: Request, body: CompletionBody) -> Response:

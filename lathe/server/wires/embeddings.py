@@ -14,7 +14,7 @@ from pydantic import Field
 
 from lathe.server.desk import Desk
 from lathe.server.refusals import Unsupported
-from lathe.server.wires.fields import Body, Text, several
+from lathe.server.wires.fields import JSON, Body, Text, several
 from lathe.server.wires.frames import gathered
 from lathe.server.wires.head import warning
 
@@ -32,7 +32,7 @@ class EmbeddingBody(Body):
 
 
 def router(desk: Desk) -> APIRouter:
-    routes = APIRouter(tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"], dependencies=[JSON])
 
     @routes.post(PATH)
     @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
+from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from lathe.errors import did_you_mean
@@ -84,6 +85,15 @@ class StructuredOutputs(BaseModel):
     choice: list[str] | None = Field(None, min_length=1)
     grammar: str | None = None
 
+
+def _json_only(request: Request) -> None:
+    """Also keeps pages of other sites out: a browser asks before it sends JSON for them, and is refused."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise HTTPException(415, "The body must be JSON, and the header Content-Type say so: application/json.")
+
+
+JSON = Depends(_json_only)
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]

@@ -14,7 +14,7 @@ from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
 from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Misused, Refusal
 from lathe.server.wires.completions import MOST_PROMPTS
-from lathe.server.wires.fields import MOST_BIASES, MOST_TOP, Bias, TokenId, Wished
+from lathe.server.wires.fields import JSON, MOST_BIASES, MOST_TOP, Bias, TokenId, Wished
 from lathe.server.wires.frames import Stream, frame, gathered
 from lathe.server.wires.head import warning
 from lathe.server.wires.tally import Tally
@@ -111,7 +111,8 @@ class Answer:
                 yield frame({"prompt_progress": self.tallies[which].progress(event)})
             case Said():
                 self._keep(which, event)
-                yield frame({**self._chunk(which, event.index, [event]), "stop": False})
+                timings = {"timings": self.tallies[which].timings()} if self.body.timings_per_token else {}
+                yield frame({**self._chunk(which, event.index, [event]), "stop": False, **timings})
             case Ended():
                 yield frame(self.told(which, event, streamed=True))
 
@@ -209,7 +210,7 @@ def likely(word: Word) -> dict[str, Any]:
 
 
 def router(desk: Desk) -> APIRouter:
-    routes = APIRouter(tags=["llama.cpp"])
+    routes = APIRouter(tags=["llama.cpp"], dependencies=[JSON])
 
     @routes.post(PATH)
     @routes.post("/completions", include_in_schema=False)

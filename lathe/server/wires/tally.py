@@ -14,8 +14,9 @@ class Tally:
     def __init__(self) -> None:
         self.prompt = self.cached = self.made = self.reasoned = 0
         self._said: dict[tuple[int, int], int] = {}
-        self._seconds = [0.0, 0.0]
+        self._seconds = (0.0, 0.0)  # reading and making, of the longest answer that has ended
         self._begun = time.perf_counter()
+        self._first: float | None = None
 
     def count(self, which: int, event: Event) -> None:
         match event:
@@ -23,13 +24,14 @@ class Tally:
                 self.prompt += event.prompt
                 self.cached += event.cached
             case Said():  # only until the answer's end tells it exactly, with the tokens that wrote nothing
+                self._first = self._first or time.perf_counter()
                 self.made += len(event.words)
                 at = which, event.index
                 self._said[at] = self._said.get(at, 0) + len(event.words)
             case Ended():
                 self.made += event.tokens - self._said.pop((which, event.index), 0)
                 self.reasoned += event.reasoning
-                self._seconds = [max(pair) for pair in zip(self._seconds, event.seconds, strict=True)]
+                self._seconds = max(self._seconds, event.seconds, key=sum)
 
     def usage(self) -> dict[str, Any]:
         return {
@@ -41,9 +43,11 @@ class Tally:
         }
 
     def timings(self) -> dict[str, Any]:
-        """In milliseconds; the first token counts as read, not as made."""
+        """In milliseconds, as far as it has come."""
         read, made = self.prompt - self.cached, self.made
-        reading, making = self._seconds
+        now = time.perf_counter()
+        first = self._first or now
+        reading, making = self._seconds if any(self._seconds) else (first - self._begun, now - first)
         return {
             "cache_n": self.cached,
             "prompt_n": read,

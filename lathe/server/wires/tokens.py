@@ -11,7 +11,7 @@ from lathe.server.ask import Ask
 from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Misused, Unsupported
 from lathe.server.wires.chat import ChatBody
-from lathe.server.wires.fields import TokenId
+from lathe.server.wires.fields import JSON, TokenId
 from lathe.server.wires.messages import MOST_MESSAGES, Conversation, Message
 
 
@@ -57,7 +57,7 @@ class DetokenizeBody(BaseModel):
 
 
 def router(desk: Desk) -> APIRouter:
-    routes = APIRouter(tags=["Tokens"])
+    routes = APIRouter(tags=["Tokens"], dependencies=[JSON])
 
     # Plain functions, which run in threads: a long text takes its time.
 
