@@ -297,12 +297,16 @@ def test_what_nobody_knows_is_told(server) -> None:
 
 
 def test_a_strict_server_refuses_what_it_does_not_know(tiny_model: Path) -> None:
-    with in_process(tiny_model, strict=True, any_model_name=True, max_queue=0, max_seqs=2) as client:
+    with in_process(tiny_model, strict=True, any_model_name=True, max_queue=0, max_seqs=2, seed=5) as client:
         refused = client.post("/v1/chat/completions", json={**GREEDY, "temprature": 0})
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "temprature"
         assert 'Did you mean "temperature"?' in refused.json()["error"]["message"]
         taken = client.post("/v1/chat/completions", json={**GREEDY, "model": "gpt-4.1", "user": "me"})
         assert taken.status_code == 200 and taken.json()["model"] == "gpt-4.1"
+        warm = {"messages": HELLO, "max_tokens": 12, "n": 2}  # by the server's own seed, and the next
+        again = [client.post("/v1/chat/completions", json=warm).json()["choices"] for _ in range(2)]
+        seeded = client.post("/v1/chat/completions", json={**warm, "seed": 5}).json()["choices"]
+        assert again[0] == again[1] == seeded and seeded[0]["message"] != seeded[1]["message"]
         full = client.post("/v1/chat/completions", json={**GREEDY, "n": 3})
         assert full.status_code == 429 and full.headers["retry-after"] == "1"
 
@@ -339,8 +343,13 @@ def test_a_client_that_goes_away_ends_its_answer(tmp_path: Path) -> None:
             chunks = answer.iter_raw()  # kept, for the connection goes with it
             assert next(chunks) and taken()
         until(False)
-        with ThreadPoolExecutor(1) as thread, httpx2.Client(base_url=server.url, timeout=3) as other:
-            asked = thread.submit(other.post, "/v1/chat/completions", json=endless)
+        with ThreadPoolExecutor(1) as thread, httpx2.Client(base_url=server.url, timeout=5) as other:
+
+            def ask() -> None:
+                while other.post("/v1/chat/completions", json=endless).status_code == 429:
+                    pass  # the seat was taken for a moment by who asked whether it is
+
+            asked = thread.submit(ask)
             until(True)
             with pytest.raises(httpx2.TimeoutException):
                 asked.result()

@@ -48,6 +48,8 @@ class Options:
     """Answer for this model whatever a request calls it, as clients with a name of their own built in need it."""
     strict: bool = False
     """Refuse requests with fields that nobody knows, which are otherwise named in the answer's header."""
+    seed: int | None = None
+    """Answer requests that name no seed as if they named this one; by default each is answered anew."""
     max_queue: int = 256
     """How many answers may wait their turn; further requests get 429, and are told when to come again."""
     max_seqs: int = 64
@@ -175,7 +177,8 @@ def load(options: Options, place: Path) -> Loaded:
     )
     pool = fitting(llm.decoder, options.max_seqs)
     engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=Roster(llm.decoder))
-    defaults = {**llm.defaults, "logprobs": None, "max_new_tokens": llm.generation.get("max_new_tokens")}
+    defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
+    defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
     weight, *others = llm.decoder.parameters()
     about = {
         "dtype": str(weight.dtype).removeprefix("torch."),

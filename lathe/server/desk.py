@@ -150,7 +150,7 @@ class Desk:
                 "grammar": grammar,
                 "salt": ask.salt,
                 "priority": ask.priority,
-                "more": [[id, _seeded(ask, index)] for index, id in enumerate(others, 1)],
+                "more": [[id, _seeded(ask, served, index)] for index, id in enumerate(others, 1)],
             }
             hidden = frozenset(stops)
             tellings = {
@@ -201,9 +201,9 @@ class Desk:
         return prompts.render(served.tokenizer, served.turns, ask)
 
 
-def _seeded(ask: Ask, index: int) -> dict[str, Any]:
+def _seeded(ask: Ask, served: Served, index: int) -> dict[str, Any]:
     """What differs in the wishes of a further answer."""
-    seed = ask.wishes.get("seed")
+    seed = ask.wishes.get("seed", served.defaults.get("seed"))
     return {} if seed is None else {"seed": seed + index}
 
 

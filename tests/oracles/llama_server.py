@@ -45,7 +45,8 @@ def folder(told: argparse.Namespace, stories: Path, place: Path) -> Path:
     shutil.copytree(stories, place, dirs_exist_ok=True)
     config = json.loads((place / "config.json").read_text())
     # llama-server divides its context among its slots; Lathe's is each request's own.
-    config["max_position_embeddings"] = int(told.ctx_size or 512) // int(told.parallel or 1)
+    slots = 1 if told.kv_unified else int(told.parallel or 1)
+    config["max_position_embeddings"] = int(told.ctx_size or 512) // slots
     (place / "config.json").write_text(json.dumps(config))
     generation = {"eos_token_id": 2, "temperature": float(told.temp or 0.8), "top_k": 40, "top_p": 0.95, "min_p": 0.05}
     if told.n_predict:
@@ -60,7 +61,13 @@ def folder(told: argparse.Namespace, stories: Path, place: Path) -> Path:
 
 
 def command(told: argparse.Namespace, model: Path) -> list[str]:
-    options = {"host": told.host, "port": told.port, "max-seqs": told.parallel, "api-key": told.api_key}
+    options = {
+        "host": told.host,
+        "port": told.port,
+        "max-seqs": told.parallel,
+        "api-key": told.api_key,
+        "seed": told.seed,
+    }
     options |= {"served-model-name": told.alias or "tinyllama-2", "cors-origins": told.cors_origins, "device": "cpu"}
     named = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
     template = model / "chat_template.jinja"
