@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +271,16 @@ def test_judging_that_is_interrupted_leaves_nothing(plain: Decoder) -> None:
     handle.remove()
     assert engine.pages.free == len(engine.pages.holders)
     assert engine.score(prompt_of(30)) == pytest.approx(Engine(plain).score(prompt_of(30)), abs=1e-5)
+
+
+def test_the_page_runs(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    page = (Path(__file__).parents[1] / "docs/engine.md").read_text()
+    (tmp_path / "out/demo").mkdir(parents=True)
+    (tmp_path / "out/demo/final").symlink_to(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)[0], {})
+    told = capsys.readouterr().out
+    reused, prompt = map(int, re.search(r"(\d+) of (\d+) tokens were read before; 0 for", told).groups())  # type: ignore[union-attr]
+    assert prompt - 16 <= reused < prompt
