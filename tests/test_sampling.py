@@ -91,15 +91,25 @@ def test_repetition_counts_the_prompt_and_the_answer() -> None:
     assert torch.allclose(folded(sampling, logits, said=(8, 5)), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("spread", [0.01, 2.0, 5.0])
-def test_top_p_of_a_large_vocabulary_with_and_without_its_short_cut(spread: float) -> None:
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 0.9999, 1 - 1e-12])
+@pytest.mark.parametrize("spread", [0.0, 0.01, 2.0, 5.0, 50.0])
+def test_top_p_of_a_large_vocabulary_with_and_without_its_short_cut(spread: float, p: float) -> None:
     logits = scores(vocab=3000, spread=spread)
-    logits[1] *= 3  # one row whose best thousand suffice, beside one whose do not
-    expected = hf.TopPLogitsWarper(0.9)(torch.zeros(3, 1, dtype=torch.int64), logits)
-    candidates = TopP(0.9)(Candidates(logits), [])
+    logits[1] *= 3  # one row whose likely tokens suffice, beside one whose do not
+    logits[2, ::2] = -math.inf
+    expected = torch.full_like(logits, -math.inf)
+    for row in range(3):  # as it is defined
+        mass = logits[row].double().softmax(-1)
+        before = 0.0
+        for id in logits[row].argsort(descending=True, stable=True).tolist():
+            if before < p or before == 0.0:
+                expected[row, id] = logits[row, id]
+            before += float(mass[id])
+    candidates = TopP(p)(Candidates(logits), [])
     assert candidates.ids is not None
     got = torch.full_like(logits, -math.inf).scatter_reduce(-1, candidates.ids, candidates.logits, "amax")
-    assert int((got != expected).sum()) <= 2  # a token on the very edge may fall to either side
+    mass = torch.where((got != expected), logits.softmax(-1), 0.0)
+    assert mass.count_nonzero() <= 2 or mass.sum() < 1e-5  # a token on the very edge may fall to either side
 
 
 def test_rules_only_for_what_is_asked() -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from lathe.engine.constrain import Constraint
 
 BANNED, FORCED = -100.0, 100.0  # a bias so low rules a token out, one so high all others (as in OpenAI's API)
 TAIL = 1e-4  # top-p looks among tokens at least this fraction as probable as the best, before it looks among all
+FINE, STEPS = 64, 2048  # the steps on which it puts all scores: so many to a unit, and the last for all below
+
+Array = np.ndarray[Any, Any]
 
 
 class Request(Protocol):
@@ -43,8 +46,8 @@ class Request(Protocol):
 class Candidates:
     """What may still be chosen, for N requests. logits: N K, float32; -inf is ruled out.
 
-    ids: N K, the tokens that the columns stand for, the best first; None while every token has its own column. Rows
-        with fewer tokens than others are filled up with any, ruled out.
+    ids: N K, the tokens that the columns stand for; None while every token has its own column. Rows with fewer tokens
+        than others are filled up with any, ruled out.
     """
 
     logits: Tensor
@@ -140,14 +143,13 @@ class Temperature:
 
     def __call__(self, candidates: Candidates, requests: Sequence[Request]) -> Candidates:
         x = candidates.logits
-        return Candidates(
-            (x - x.amax(-1, keepdim=True)).div_(self.temperature), candidates.ids
-        )  # the best stays finite
+        best = x.amax(-1, keepdim=True)  # it becomes 0, so that the coldest leaves it finite
+        return Candidates((x - best).div_(self.temperature), candidates.ids)
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Exactly k, also where the next has the same score."""
+    """Exactly k, the best first, also where the next has the same score."""
 
     k: int
 
@@ -164,21 +166,37 @@ class TopP:
 
     def __call__(self, candidates: Candidates, requests: Sequence[Request]) -> Candidates:
         total = total_of(candidates.logits)
+        if candidates.ids is None and candidates.logits.is_cpu:
+            pairs = zip(candidates.logits.numpy(), total[:, 0].tolist(), strict=True)
+            return _gathered(candidates.logits, [_nucleus(row, whole, self.p) for row, whole in pairs])
         if candidates.ids is None:
-            candidates = self._ranked(candidates.logits, total)
+            candidates = Candidates(*candidates.logits.sort(stable=True, descending=True))
         mass = (candidates.logits - total).exp_()
         kept = mass.cumsum(-1) - mass < self.p
         kept[:, 0] = True
         return candidates.keep(kept)
 
-    def _ranked(self, logits: Tensor, total: Tensor) -> Candidates:
-        """The best tokens of each row in order, so many that they have the probability p together."""
-        if not logits.is_cpu:
-            return Candidates(*logits.sort(stable=True, descending=True))
-        least = logits.amax(-1, keepdim=True) + math.log(TAIL)
-        found = _above(logits, least)
-        short = (found.logits - total).exp_().sum(-1, keepdim=True) < self.p
-        return _above(logits, least.masked_fill(short, float("-inf"))) if short.any() else found
+
+def _nucleus(row: Array, total: float, p: float) -> Array:
+    """The ids that top-p leaves of V scores; equal ones go by their ids, in any company.
+
+    Sorting a whole vocabulary takes longer than a layer of a model. So only tokens not much less likely than the best
+    are sorted; where these are not enough, all are put on steps by their scores, and those of the last step are sorted.
+    """
+    best = row.max()
+    sure, sorts, before = row[:0].astype(np.int64), np.flatnonzero(row >= best + math.log(TAIL)), 0.0
+    if np.exp(row[sorts] - total).sum() < p:
+        steps = np.minimum((best - row) * FINE, STEPS - 1).astype(np.int64)
+        mass = np.bincount(steps, np.exp(row - total), STEPS).cumsum()
+        last = min(int(np.searchsorted(mass, p)), STEPS - 1)
+        sure, sorts = np.flatnonzero(steps < last), np.flatnonzero(steps == last)
+        before = mass[last - 1] if last else 0.0
+    sorts = sorts[np.argsort(-row[sorts], kind="stable")]
+    mass = np.exp(row[sorts] - total)
+    kept = before + mass.cumsum() - mass < p
+    if not len(sure):
+        kept[0] = True
+    return np.concatenate((sure, sorts[kept]))
 
 
 @dataclass(frozen=True)
@@ -187,23 +205,18 @@ class MinP:
 
     def __call__(self, candidates: Candidates, requests: Sequence[Request]) -> Candidates:
         x = candidates.logits
-        least = x.amax(-1, keepdim=True) + math.log(self.p)
-        return _above(x, least) if candidates.ids is None and x.is_cpu else candidates.keep(x >= least)
+        kept = x >= x.amax(-1, keepdim=True) + math.log(self.p)
+        if candidates.ids is None and x.is_cpu:
+            return _gathered(x, [np.flatnonzero(flags) for flags in kept.numpy()])
+        return candidates.keep(kept)
 
 
-def _above(logits: Tensor, least: Tensor) -> Candidates:
-    """The tokens of each row that have at least this score, the best first and equal ones by their ids. On a CPU.
-
-    logits: N V. least: N 1. What is left is nearly always so little that it is done with in no time.
-    """
-    found = []
-    for row, flags in zip(logits.numpy(), (logits >= least).numpy(), strict=True):
-        some = np.flatnonzero(flags)
-        found.append(some[np.argsort(-row[some], kind="stable")])
-    most = max(len(some) for some in found)
-    ids = torch.from_numpy(np.stack([np.pad(some, (0, most - len(some))) for some in found]))  # N K
-    beyond = torch.arange(most) >= torch.tensor([[len(some)] for some in found])
-    return Candidates(logits.gather(-1, ids).masked_fill_(beyond, float("-inf")), ids)
+def _gathered(logits: Tensor, ids: Sequence[Array]) -> Candidates:
+    """Some of N V scores, by their ids; they are mostly so few that the rest is done with in no time."""
+    most = max(len(some) for some in ids)
+    columns = torch.from_numpy(np.stack([np.pad(some, (0, most - len(some))) for some in ids]))  # N K
+    beyond = torch.arange(most) >= torch.tensor([[len(some)] for some in ids])
+    return Candidates(logits.gather(-1, columns).masked_fill_(beyond, float("-inf")), columns)
 
 
 def total_of(logits: Tensor) -> Tensor:
