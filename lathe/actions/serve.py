@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lathe import hub
 from lathe.actions.place import named, weights_at
 from lathe.actions.terminal import dimmed
 from lathe.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
-    from lathe.server.desk import Served
+    from lathe.server.desk import Desk
+    from lathe.server.gate import Rules
     from lathe.server.room import Loaded
 
 
@@ -32,6 +35,18 @@ class Options:
     """The port to listen on; 0 for any that is free."""
     served_model_name: str | None = None
     """What clients call the model. By default its repo id, or the name of its folder or file."""
+    also: tuple[str, ...] = ()
+    """NAME=MODEL: serve another model beside the first, in a process of its own. May be given several times."""
+    adapter: tuple[str, ...] = ()
+    """NAME=PATH: an adapter for the model, a folder or repo id. Requests name it as their model; those that do not are
+    answered without it. May be given several times."""
+    adapter_dir: Path | None = None
+    """Let the admin put on adapters from this folder while the server runs, by /v1/load_lora_adapter."""
+    admin_key: str | None = None
+    """The admin's key. It is one of the keys, too."""
+    cache_tokens: int | None = None
+    """How many tokens of all prompts and answers are kept at once. By default as many as --max-seqs answers of the
+    longest context need, or as there is memory for."""
     api_key: tuple[str, ...] = ()
     """A key that clients must send, as Authorization: Bearer KEY or X-Api-Key: KEY. May be given several times."""
     api_key_file: Path | None = None
@@ -86,6 +101,11 @@ class Options:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
         if self.port > 65535:
             raise UsageError(f"--port is {self.port}.", "It must be at most 65535.")
+        if self.cache_tokens is not None and self.cache_tokens < 16:
+            raise UsageError(f"--cache-tokens is {self.cache_tokens}.", "It must be at least 16.")
+        for option, values in (("--also", self.also), ("--adapter", self.adapter)):
+            if wrong := next((value for value in values if not re.fullmatch(r"[\w.-]+=.+", value)), None):
+                raise UsageError(f"{option} is {wrong}.", "It must be NAME=PATH.")
         if self.replicas > 1 and self.engine != "ray":
             raise UsageError(f"--replicas is {self.replicas}.", "", "Add --engine ray, which has them.")
         if (self.gate or self.dry_run) and self.engine in ("lathe", "ray"):
@@ -114,37 +134,51 @@ def run(options: Options) -> int:
     from lathe.server.refusals import Broken
 
     keys = (*options.api_key, *_lines(options.api_key_file)) if options.api_key_file else options.api_key
-    place = weights_at(options.model, options.checkpoints)
-    line = Line.begin(partial(load, options, place))  # first of all: it takes longest
+    models = {options.served_model_name or named(options.model): options.model} | _pairs(options.also)
+    places = {name: weights_at(model, options.checkpoints) for name, model in models.items()}
+    adapters = {name: hub.find(path, options.checkpoints) for name, path in _pairs(options.adapter).items()}
+    if len(models) <= len(options.also) or models.keys() & adapters.keys():
+        raise UsageError("Two models or adapters have the same name.", "Clients tell them apart by it.")
+    lines: dict[str, Line] = {}
     try:
+        for name, place in places.items():  # first of all: it takes longest
+            lines[name] = Line.begin(partial(load, options, place, None if lines else adapters))
+
         from lathe.server.app import listen, serve
         from lathe.server.desk import Desk
-        from lathe.server.gate import Rules, loopback
 
-        if not loopback(options.host) and not keys and not options.insecure:
-            found = f"--host {options.host} lets other machines use the model, and there is no key."
-            raise UsageError(found, "", "Give an --api-key-file or --api-key, or --insecure if that is meant.")
-        hosts = frozenset({"localhost", "127.0.0.1", "::1", options.host, *options.allowed_host})
-        rules = Rules(
-            keys=keys,
-            hosts=hosts if loopback(options.host) else None,
-            origins=options.cors_origin,
-            most=options.max_body,
-        )
+        rules = gate(options, keys)
         bound = listen(options.host, options.port)
-        desk = Desk(
-            {options.served_model_name or named(options.model): line},
-            options.max_queue,
-            options.strict,
-            options.any_model_name,
-        )
+        desk = Desk(lines, options.max_queue, options.strict, options.any_model_name, options.adapter_dir)
         port = bound.getsockname()[1]
-        return serve(desk, bound, rules, drain=options.drain, ready=lambda: greet(desk.find(), options.host, port))
+        ready = partial(greet, desk, options.host, port)
+        return serve(desk, bound, rules, drain=options.drain, ready=ready)
     except Broken as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     finally:
-        line.close(patience=0)
+        for line in lines.values():
+            line.close(patience=0)
+
+
+def gate(options: Options, keys: tuple[str, ...]) -> Rules:
+    """Who may come in. Raises UsageError where everybody could, from other machines, and nobody said so."""
+    from lathe.server.gate import Rules, loopback
+
+    here = loopback(options.host)
+    if not here and not keys and not options.insecure:
+        found = f"--host {options.host} lets other machines use the model, and there is no key."
+        raise UsageError(found, "", "Give an --api-key-file or --api-key, or --insecure if that is meant.")
+    hosts = frozenset({"localhost", "127.0.0.1", "::1", options.host, *options.allowed_host})
+    return Rules(keys, options.admin_key, hosts if here else None, options.cors_origin, options.max_body)
+
+
+def _pairs(given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=PATH, several times, by name. Raises UsageError for two of one name."""
+    pairs = {name: path for name, _, path in (pair.partition("=") for pair in given)}
+    if len(pairs) < len(given):
+        raise UsageError(f"Two of {', '.join(given)} have the same name.", "Clients tell them apart by it.")
+    return pairs
 
 
 def _lines(file: Path) -> list[str]:
@@ -158,11 +192,14 @@ def _lines(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def load(options: Options, place: Path) -> Loaded:
-    """In the engine process: the model, ready to answer."""
+def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = None) -> Loaded:
+    """In the engine process: the model, ready to answer, with adapters by their names."""
+    from lathe import checkpoint
+    from lathe.checkpoint.adapters import read
     from lathe.engine import Engine
     from lathe.engine.memory import fitting
     from lathe.llm import LLM
+    from lathe.server.line import key
     from lathe.server.room import Loaded
     from lathe.transforms.roster import Roster
 
@@ -175,8 +212,15 @@ def load(options: Options, place: Path) -> Loaded:
         prompt_style=options.prompt_style,
         checkpoints=options.checkpoints,
     )
-    pool = fitting(llm.decoder, options.max_seqs)
-    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=Roster(llm.decoder))
+    roster = Roster(llm.decoder)
+
+    def adapt(name: str, path: Path) -> None:
+        roster.put(name, read(path, checkpoint.open(place, options.checkpoints)).parts)
+
+    for name, path in (adapters or {}).items():
+        adapt(key(name), path)
+    pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs)
+    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster)
     defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
     defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
     weight, *others = llm.decoder.parameters()
@@ -185,19 +229,22 @@ def load(options: Options, place: Path) -> Loaded:
         "device": str(weight.device),
         "family": llm.config.get("model_type") or llm.config["architectures"][0].removesuffix("ForCausalLM").lower(),
         "parameters": sum(one.numel() for one in (weight, *others)),
+        "tokens": pool,
         "bytes": sum(one.numel() * one.element_size() for one in (weight, *others)),
     }
-    return Loaded(engine, llm.tokenizer, llm.grammars, defaults, llm.stops, about)
+    return Loaded(engine, llm.tokenizer, llm.grammars, adapt, tuple(adapters or ()), defaults, llm.stops, about)
 
 
-def greet(served: Served, host: str, port: int) -> None:
+def greet(desk: Desk, host: str, port: int) -> None:
     """Say where the server is and what it serves."""
-    told = {name: value for name, value in served.defaults.items() if value is not None}
     where = f"[{host}]" if ":" in host else host
-    lines = [
-        f"Serving {served.name} at http://{where}:{port}",
-        f"  {served.about['dtype']} on {served.about['device']}, {served.context} tokens of context, "
-        f"{served.seats} answers at once",
-        f"  by default {', '.join(f'{name} {value}' for name, value in told.items())}",
-    ]
-    print("\n".join([lines[0], *map(dimmed, lines[1:])]), file=sys.stderr, flush=True)
+    print(f"Serving at http://{where}:{port}", file=sys.stderr)
+    for served in desk.served.values():
+        told = {name: value for name, value in served.defaults.items() if value is not None}
+        lines = [
+            f"  {served.name}: {served.about['dtype']} on {served.about['device']}, "
+            f"{served.context:,} tokens of context, {served.seats} answers at once",
+            f"    by default {', '.join(f'{name} {value}' for name, value in told.items())}",
+            *(f"    adapter {name}" for name in served.adapters),
+        ]
+        print("\n".join(map(dimmed, lines)), file=sys.stderr, flush=True)

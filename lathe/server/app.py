@@ -25,6 +25,7 @@ from lathe.server.desk import Desk
 from lathe.server.gate import Gate, Rules
 from lathe.server.refusals import Refusal
 from lathe.server.wires import (
+    adapters,
     anthropic,
     chat,
     completions,
@@ -41,6 +42,7 @@ HEADERS_WITHIN = 20.0  # seconds
 
 # Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
 WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
+    adapters.router,
     anthropic.router,
     chat.router,
     completions.router,
@@ -234,6 +236,8 @@ def serve(desk: Desk, bound: socket.socket, rules: Rules, *, drain: float, ready
             server.should_exit = True
             await serving
             await desk.close(patience=0 if server.force_exit else 5)
+            if server.force_exit:  # which spares uvicorn this
+                await server.lifespan.shutdown()
         return 1 if server.force_exit else 0
 
     return asyncio.run(run())

@@ -10,14 +10,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lathe.server import prompts
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Word
 from lathe.server.grammar import blamed
-from lathe.server.line import Line, heard
+from lathe.server.line import Line, heard, key
 from lathe.server.prompts import Prompt
-from lathe.server.refusals import Broken, Full, Overflow, Unknown, Unready
+from lathe.server.refusals import Broken, Full, Misused, Overflow, Unknown, Unready
 from lathe.server.served import Inbox, Served
 from lathe.server.telling import Telling
 
@@ -43,16 +44,22 @@ class Desk:
         queue: how many answers may wait for a seat in an engine; None for any number.
         strict: wires refuse fields that they do not know, where they otherwise only say so.
         any_name: a model that is not there stands for the first.
+        folder: where adapters lie that may be put on; None: none may.
 
     Attributes:
-        names: all that a request can name. draining: no more is taken.
+        draining: no more is taken.
     """
 
     def __init__(
-        self, lines: Mapping[str, Line], queue: int | None = 256, strict: bool = False, any_name: bool = False
+        self,
+        lines: Mapping[str, Line],
+        queue: int | None = 256,
+        strict: bool = False,
+        any_name: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.served = {name: Served(name, line) for name, line in lines.items()}
-        self.names = {name: Named(name, served) for name, served in self.served.items()}
+        self.folder = folder
         self.queue, self.strict, self.any_name, self.draining = queue, strict, any_name, False
         self._readers = ThreadPoolExecutor(READERS)
 
@@ -90,13 +97,22 @@ class Desk:
 
     # ------------------------------------------------------------ who is asked
 
+    @property
+    def names(self) -> dict[str, Named]:
+        """All that a request can name; models go before adapters."""
+        put_on = {name: Named(name, served, key(name)) for served in self.served.values() for name in served.adapters}
+        return {name: Named(name, served) for name, served in self.served.items()} | {
+            name: named for name, named in put_on.items() if name not in self.served
+        }
+
     def named(self, name: str | None = None) -> Named:
         """A model, or an adapter on one, that is ready. Raises Unknown, Unready, Broken."""
-        if name is not None and name not in self.names:
+        names = self.names
+        if name is not None and name not in names:
             if self.any_name:
                 return self.named()
             raise Unknown(f"There is no model {name!r:.200} here.", "", "GET /v1/models lists those that there are.")
-        found = self.names[name or next(iter(self.names))]
+        found = names[name or next(iter(names))]
         if self.draining:
             raise Unready("The server is ending and takes no more requests.")
         if found.served.wrong:
@@ -108,6 +124,28 @@ class Desk:
     def find(self, name: str | None = None) -> Served:
         """The model that is asked by this name. Raises as `named`."""
         return self.named(name).served
+
+    async def put(self, name: str, path: str) -> None:
+        """Put an adapter on the first model. path: within `folder`. Raises Misused, Unknown, what is wrong with it."""
+        served = self.find()
+        if name in self.names:
+            raise Misused("lora_name", f"There is a model or adapter {name!r} already.")
+        if self.folder is None:
+            raise Misused("lora_path", "The server was started without --adapter-dir.")
+        folder = self.folder.resolve()
+        place = (folder / path).resolve()
+        if not place.is_relative_to(folder) or not place.is_dir():
+            raise Unknown(f"There is no folder {path!r} among the adapters.")
+        await served.told("adapt", key(name), str(place))
+        served.adapters.append(name)
+
+    async def take_off(self, name: str) -> None:
+        """Take an adapter off. Raises Unknown, and UsageError while somebody uses it."""
+        named = self.names.get(name)
+        if named is None or named.adapter is None:
+            raise Unknown(f"There is no adapter {name!r}.")
+        await named.served.told("take off", named.adapter)
+        named.served.adapters.remove(name)
 
     @contextmanager
     def _admitted(self, served: Served, count: int) -> Iterator[None]:

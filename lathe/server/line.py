@@ -3,7 +3,8 @@
 Nothing on it is ever unpickled but the function that loads the model, which this program itself hands over. Imports no
 torch: that is the engine process's.
 
-    to the engine   ["ask", id, {...}], ["cancel", id], ["embed", id, [tokens]], ["judge", id, [tokens], top], ["stop"]
+    to the engine   ["ask", id, {...}], ["cancel", id], ["embed", id, [tokens]], ["judge", id, [tokens], top],
+                    ["adapt", id, name, path], ["take off", id, name], ["stop"]
     from it         ["ready", {...}], ["failed", error], ["made", {...}] after a step (see `room`),
                     ["refused", id, error], ["done", id, value]; and from the line itself, at last, ["gone", exit code]
     error           [class, found, expected, fix]
@@ -99,6 +100,11 @@ def _engine(pipe: Connection, load: Callable[[], Loaded]) -> None:
     from lathe.server.room import occupy
 
     occupy(pipe, load)
+
+
+def key(name: str) -> str:
+    """An adapter's name among the engine's, which become parts of other names: any that clients use, made fit."""
+    return "lora_" + "".join(letter if letter.isalnum() else f"_{ord(letter)}_" for letter in name)
 
 
 def told(error: LatheError) -> list[str]:

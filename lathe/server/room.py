@@ -37,6 +37,8 @@ from lathe.tokenizer import Tokenizer
 class Loaded:
     """A model that is ready to answer.
 
+    adapt: puts the adapter in a folder on, by a name, for requests that name it. adapters: what
+        clients call those that are on, see `line.key`.
     defaults: fields of Sampling, where a request does not say. stops: ids that end an answer.
     about: what else is told of it, by wires and on the screen, as JSON.
     """
@@ -44,6 +46,8 @@ class Loaded:
     engine: Engine
     tokenizer: Tokenizer
     grammars: Grammars
+    adapt: Callable[[str, Path], None]
+    adapters: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stops: frozenset[int] = frozenset()
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +81,7 @@ def _introduced(loaded: Loaded) -> dict[str, Any]:
         "vocab": loaded.engine.decoder.spec.vocab,
         "width": loaded.engine.decoder.spec.width,
         "seats": loaded.engine.scheduler.seats,
+        "adapters": list(loaded.adapters),
         "about": dict(loaded.about),
     }
 
@@ -127,7 +132,7 @@ class Room:
                 _send(self.pipe, "made", made)
                 self._said = {"state": made["state"]}
             for id in list(self.readings)[:1]:  # one between two steps, so that nobody waits for more
-                self._safely(id, self._read, id)
+                self._safely(id, self._do, id, self.readings.pop(id))
 
     @property
     def state(self) -> dict[str, int]:
@@ -142,6 +147,10 @@ class Room:
         match word:
             case "ask":
                 self._safely(id, self._ask, id, Asked(**rest[0]))
+            case "adapt":
+                self._safely(id, self._do, id, partial(self.loaded.adapt, rest[0], Path(rest[1])))
+            case "take off":
+                self._safely(id, self._do, id, partial(self.engine.take_off, rest[0]))
             case "embed" | "judge":
                 self.readings[id] = partial(getattr(self.engine, word), *rest)
             case "cancel":
@@ -159,8 +168,8 @@ class Room:
         except Exception:
             self._broken(id)
 
-    def _read(self, id: int) -> None:
-        _send(self.pipe, "done", id, self.readings.pop(id)())
+    def _do(self, id: int, work: Callable[[], Any]) -> None:
+        _send(self.pipe, "done", id, work())
 
     def _ask(self, id: int, asked: Asked) -> None:
         for other, wishes in asked.more:

@@ -26,6 +26,7 @@ class Served:
     Attributes:
         name: what it is called first. held: answers that were admitted and are not finished.
         state: what its engine said of itself last, see `room.Room.state`. metrics: what was counted.
+        adapters: the names of those that requests can name.
         ready, gone: set when it is loaded, and when it is no more; `wrong` says why.
         tokenizer, turns; context, in tokens; vocab, how many ids there are; width; seats, answers made at once;
         defaults, fields of Sampling; stops, ids that end an answer; about, what else is told: all once it is ready.
@@ -38,6 +39,7 @@ class Served:
         self.held = 0
         self.state: dict[str, int] = {}
         self.metrics = Metrics()
+        self.adapters: list[str] = []
         self._inboxes: dict[int, Inbox] = {}
         self._ids = itertools.count()
 
@@ -72,7 +74,7 @@ class Served:
         except LatheError as error:
             return self._lost(error)
         self.context, self.vocab, self.width = facts["context"], facts["vocab"], facts["width"]
-        self.seats = facts["seats"]
+        self.seats, self.adapters = facts["seats"], facts["adapters"]
         self.defaults, self.stops, self.about = facts["defaults"], facts["stops"], facts["about"]
         self.ready.set()
         return None
