@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from lathe import cli
+from lathe.actions import serve
+from lathe.engine import Sampling
 from lathe.llm import LLM
 
 ONCE = "Once upon a time"
@@ -304,3 +306,13 @@ def test_likely_tokens_and_unwanted_ones(model: str, capsys: pytest.CaptureFixtu
     assert generate(*words, "--logit-bias", f"{first}=-100,{first + 1}=0.5") == 0
     [other] = json.loads(capsys.readouterr().out)["samples"]
     assert first not in other["tokens"] and "top_logprobs" not in other
+
+
+def test_a_server_guesses_too(model: str) -> None:
+    loaded = serve.load(serve.Options(model, draft="ngram", device="cpu"), Path(model))
+    prompt = loaded.tokenizer.encode(ONCE)
+    sequence = loaded.engine.submit(prompt, Sampling(seed=1, max_new_tokens=120, top_k=50, temperature=0.8))
+    tokens = [token.id for token in loaded.engine.stream(sequence)]
+    llm = LLM.load(model, device="cpu")
+    assert tokens == llm.complete(prompt, seed=1, max_new_tokens=120, top_k=50, temperature=0.8).tokens
+    assert sequence.accepted > 0

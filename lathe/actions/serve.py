@@ -91,6 +91,9 @@ class Options:
     """Keep the matrices of layers in fewer bits, to make room: nf4, nf4-dq (a little less) or int8."""
     native: bool = True
     """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
+    draft: str | None = None
+    """A smaller model with the same vocabulary that guesses ahead, so that answers come sooner; or "ngram": no model
+    guesses, but what followed the last words before (docs/generate.md)."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
 
@@ -209,6 +212,7 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
         dtype=options.precision,
         quantize=options.quantize,
         native=options.native,
+        draft=options.draft,
         prompt_style=options.prompt_style,
         checkpoints=options.checkpoints,
     )
@@ -220,7 +224,7 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
     for name, path in (adapters or {}).items():
         adapt(key(name), path)
     pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs)
-    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster)
+    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=llm.engine.drafter)
     defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
     defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
     weight, *others = llm.decoder.parameters()
