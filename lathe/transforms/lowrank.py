@@ -91,6 +91,7 @@ class LoraLinear(Adapted):
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.lora_dropout, self.lora_magnitude_vector = nn.ModuleDict(), nn.ModuleDict()
         self.scaling: dict[str, float] = {}
+        self.plain: dict[str, bool] = {}  # whether it is B A x and nothing more
         self.norms: dict[str, tuple[Any, Tensor]] = {}
         self.stack: tuple[Any, Tensor, Tensor, tuple[int, ...]] | None = None  # several adapters' terms as one
 
@@ -108,12 +109,13 @@ class LoraLinear(Adapted):
         if part.magnitude is not None:
             self.lora_magnitude_vector[name] = Magnitude(part.magnitude.to(device, dtype))
         self.scaling[name], self.stack = part.scaling, None
+        self.plain[name] = part.magnitude is None and part.bias is None
 
     def drop(self, name: str) -> None:
         for held in (self.lora_A, self.lora_B, self.lora_dropout, self.lora_magnitude_vector):
             if name in held:
                 del held[name]
-        del self.scaling[name]
+        del self.scaling[name], self.plain[name]
         self.norms.pop(name, None)
         self.stack = None
 
@@ -130,7 +132,7 @@ class LoraLinear(Adapted):
         if not self.mixed:
             return self._with(self.active, x, y)
         spans = self.spans
-        if all(self._plain(name) for names, _ in spans for name in names):
+        if all(self.plain[name] for names, _ in spans for name in names):
             return self._stacked(spans, x, y)
         for names, rows in spans:
             y[rows] = self._with(names, x[rows], y[rows])
@@ -139,11 +141,11 @@ class LoraLinear(Adapted):
     def _with(self, names: tuple[str, ...], x: Tensor, y: Tensor) -> Tensor:
         """What these adapters make of y, the base's."""
         kind, total = y.dtype, y
-        for name in sorted(names, key=self._plain):  # plain terms last: they are added to y where it lies
+        for name in sorted(names, key=self.plain.__getitem__):  # plain terms last: they are added to y where it lies
             x_in = self.lora_dropout[name](x)
             a, b = cast("layers.Linear", self.lora_A[name]), cast("layers.Linear", self.lora_B[name])
             bias = cast("Tensor | None", self.base_layer.bias)
-            if self._plain(name):
+            if self.plain[name]:
                 total = Term.apply(total, x_in, a.weight, b.weight, self.scaling[name])
                 continue
             low = b(a(x_in.to(a.weight.dtype))) * self.scaling[name]
@@ -179,10 +181,6 @@ class LoraLinear(Adapted):
         # Not multiplied by 0: what another adapter makes of a row may be infinite.
         low.masked_fill_(self.ribbon.once((names, ranks, tuple(given for given, _ in spans)), others), 0.0)
         return y.addmm_(low, b.T)
-
-    def _plain(self, name: str) -> bool:
-        """Whether it is B A x and nothing more."""
-        return name not in self.lora_magnitude_vector and cast("layers.Linear", self.lora_B[name]).bias is None
 
     @torch.no_grad()
     def _norm(self, name: str) -> Tensor:
