@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests make from data is kept nowhere else."""
-    os.environ["LATHE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+    """What tests make from data is kept nowhere else. Kernels are compiled once for all sessions."""
+    place = tmp_path_factory.mktemp("cache")
+    assert request.config.cache is not None
+    with suppress(OSError):  # a system without links compiles them anew
+        (place / "native").symlink_to(request.config.cache.mkdir("native"))
+    os.environ["LATHE_CACHE"] = str(place)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from lathe import checkpoint, families
 from lathe.engine import Engine, Sampling
 from lathe.model import native
 from lathe.model.decoder import Decoder
+from lathe.model.layers import Linear
 from lathe.model.layout import Layout
-from lathe.transforms import adapt, begin, pack
+from lathe.transforms import adapt, begin, pack, quantize
 from lathe.transforms.terms import Lora
 
 LLAMA = next(case.config for case in CASES if case.name == "llama-biased")
@@ -116,3 +117,36 @@ def test_nothing_is_copied_or_renamed_and_saving_knows_no_difference(tmp_path):
     pack.unpack(decoder)
     assert {pack.Quick, pack.QuickLinear} <= types
     assert not {pack.Quick, pack.QuickLinear} & {type(module) for module in decoder.modules()}
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4", "int4"])
+@pytest.mark.parametrize("shape", [(5, 64), (40, 80), (49, 576), (16, 1000)])
+def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
+    """Within what 8 bits for each 32 numbers of x, and for nf4's values, leave: 1.5 % of the product's size."""
+    if not native.library().lathe_codes():
+        pytest.skip("this processor has no instructions for it")
+    torch.manual_seed(0)
+    linear = Linear(shape[1], shape[0], bias=True)
+    for parameter in linear.parameters():
+        parameter.requires_grad_(False).normal_()
+    module = quantize.PackedLinear(linear, how)
+    module.take(quantize.KINDS[how].pack([linear.weight], linear.weight.shape, torch.device("cpu")))
+    x = torch.randn(7, shape[1])
+    with torch.inference_mode():
+        quick = pack.QuickPacked(module, native.library())
+        y, exact = quick(x), module(x)
+        assert (y - exact).square().mean() <= (0.015 * exact.std()) ** 2
+        for row, alone in zip(x, y, strict=True):
+            assert torch.equal(quick(row[None])[0], alone)
+        assert torch.equal(quick(x.repeat(9, 1)), module(x.repeat(9, 1)))  # many are multiplied as numbers
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4", "int4"])
+def test_quantized_decoders_score_as_their_plain_way(how):
+    decoder, plain = made(), made()
+    for one in (decoder, plain):
+        quantize.pack(one, how)
+    pack.pack(decoder)
+    quick, exact = scores(decoder, PROMPTS[2]), scores(plain, PROMPTS[2])
+    assert decoder.model.layers[0].plan.mixes
+    assert (quick - exact).square().mean() <= (0.05 * exact.std()) ** 2

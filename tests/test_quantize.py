@@ -276,8 +276,8 @@ def test_a_way_that_is_not_known_is_named(shared, capsys):
     folder = str(shared / "data/models/stories260K-hf")
     with pytest.raises(UsageError, match=r'"nf5" is no way to quantize.*nf4, nf4-dq, int8.*Did you mean "nf4"'):
         LLM.load(folder, quantize="nf5")
-    assert cli.main(["chat", folder, "Hello", "--quantize", "int4"]) == 2
-    assert re.search(r'"int4" is no way to quantize', capsys.readouterr().err)
+    assert cli.main(["chat", folder, "Hello", "--quantize", "int5"]) == 2
+    assert re.search(r'"int5" is no way to quantize', capsys.readouterr().err)
 
 
 def test_an_adapter_goes_on_a_packed_base(shared):

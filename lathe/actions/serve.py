@@ -88,7 +88,8 @@ class Options:
     precision: str = "auto"
     """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
     quantize: str | None = None
-    """Keep the matrices of layers in fewer bits, to make room: nf4, nf4-dq (a little less) or int8."""
+    """Keep the matrices of layers in fewer bits: int8 or int4, which answer sooner on a CPU, nf4, or nf4-dq, which
+    is a little smaller."""
     native: bool = True
     """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
     draft: str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from operator import eq, is_
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from lathe.model.decoder import Block, Decoder, Parallel, PostNorm, PreNorm, San
 from lathe.model.kernels import Cache
 from lathe.model.layout import Layout
 from lathe.model.native import structures
+from lathe.transforms import quantize
 
 FEW = 32  # rows that kernels of our own multiply sooner than torch's
 WIDEST = 512  # channels of a head, as in attention.h
@@ -36,6 +37,7 @@ NORMS = {  # where a block's norms stand
     Parallel: {"before_mixer": "input_layernorm", "before_mlp": "post_attention_layernorm"},
     Shared: {"before_mixer": "input_layernorm", "before_mlp": "input_layernorm"},
 }
+CODES = {"int8": 1, "nf4": 2, "int4": 3}  # ways to quantize that the kernels know, as in codes.h
 NORMED = {None: 0, "rows": 1, "heads": 2, "turned heads": 3}
 
 
@@ -47,6 +49,8 @@ def pack(decoder: Decoder) -> None:
     for name, module in [*decoder.named_modules()]:
         if type(module) is layers.Linear and not _hooked(module):
             decoder.set_submodule(name, QuickLinear(module, kernels))
+        elif type(module) is quantize.PackedLinear and module.how in CODES and kernels.lathe_codes():
+            decoder.set_submodule(name, QuickPacked(module, kernels))
     for name, module in [*decoder.model.layers.named_children()]:
         if isinstance(module, Block) and type(module) in NORMS and not _hooked(module):
             decoder.model.layers.set_submodule(name, Quick(module, kernels))
@@ -58,7 +62,7 @@ def unpack(decoder: Decoder) -> None:
         if isinstance(module, Quick):
             decoder.model.layers.set_submodule(name, module.plain)
     for name, module in [*decoder.named_modules()]:
-        if isinstance(module, QuickLinear):
+        if isinstance(module, QuickLinear | QuickPacked):
             decoder.set_submodule(name, module.plain)
 
 
@@ -87,6 +91,29 @@ class QuickLinear(layers.Linear):
         y = x.new_empty(*x.shape[:-1], n)
         places = (rows.data_ptr(), w.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr())
         self.product(*places, x.numel() // k, n, k, k, native.TYPES[x.dtype], torch.get_num_threads())
+        return y
+
+
+class QuickPacked(quantize.PackedLinear):
+    """A linear map with the codes of another, which are multiplied as they are."""
+
+    plain: quantize.PackedLinear
+
+    def __init__(self, plain: quantize.PackedLinear, kernels: ctypes.CDLL) -> None:
+        nn.Module.__init__(self)
+        self.__dict__ |= {**plain.__dict__, "plain": plain}
+        self.coded = kernels.lathe_coded_product
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, k = self.shape
+        known = x.dtype in native.TYPES and x.device.type == self.device.type == "cpu"
+        known = known and (self.bias is None or self.bias.dtype == x.dtype)
+        if not known or torch.is_grad_enabled() or x.numel() > FEW * k:
+            return super().forward(x)
+        rows, y = x.contiguous(), x.new_empty(*x.shape[:-1], n)
+        parts = (self.codes, self.scales, self.bias)
+        places = [None if part is None else part.data_ptr() for part in (rows, *parts, y)]
+        self.coded(*places, x.numel() // k, n, k, CODES[self.how], native.TYPES[x.dtype], torch.get_num_threads())
         return y
 
 
@@ -145,6 +172,10 @@ class Seats:
         rows = [row.data_ptr() for row in self.kept[0]]
         self.told = structures.Pass(len(starts), torch.get_num_threads(), self.kept[1].data_ptr(), *rows)
         self.address = ctypes.addressof(self.told)
+
+
+def _shape(module: nn.Module) -> torch.Size:
+    return module.shape if isinstance(module, quantize.Packed) else cast("Tensor", module.weight).shape
 
 
 class Unknown(Exception):
@@ -213,6 +244,7 @@ class Plan:
             raise Unknown
         for name in ("q", "k", "v", "o"):
             self._matrix(one, f"{name}_proj", getattr(told, name))
+        self._alike(told.q, told.k, told.v)
         if part.qk_norm is not None:
             for name in ("q_norm", "k_norm"):
                 self._norm(one, name, getattr(told, name))
@@ -227,18 +259,19 @@ class Plan:
         for place, name in stands.items():
             if place.endswith("mixer"):
                 self._norm(block, name, getattr(self.told, place))
-        self.told.width, self.rope, self.heat = one.q_proj.weight.shape[1], part.rope, part.temperature
+        self.told.width, self.rope, self.heat = _shape(one.q_proj)[1], part.rope, part.temperature
 
     def _mlp(self, block: Block, stands: dict[str, str]) -> None:
         told, one = self.told.mlp, self._module(block, "mlp", mlps.Gated, mlps.Plain)
         for name in ("gate", "up", "down") if isinstance(one, mlps.Gated) else ("up", "down"):
             self._matrix(one, f"{name}_proj", getattr(told, name))
+        if isinstance(one, mlps.Gated):
+            self._alike(told.gate, told.up)
         found = [name for name in get_args(spec.Activation) if mlps.ACTIVATIONS[name] is one.act]
         if not found:
             raise Unknown
         told.act = get_args(spec.Activation).index(found[0])
-        told.width = one.up_proj.weight.shape[0]
-        self.told.width = one.up_proj.weight.shape[1]
+        told.width, self.told.width = _shape(one.up_proj)
         for place, name in stands.items():
             if place.endswith("mlp"):
                 self._norm(block, name, getattr(self.told, place))
@@ -255,7 +288,7 @@ class Plan:
             raise Unknown
         return one
 
-    def _parameter(self, holder: nn.Module, name: str) -> int | None:
+    def _parameter(self, holder: nn.Module, name: str, code: bool = False) -> int | None:
         one = holder._parameters.get(name)
         self._note(holder._parameters, name, one)
         if one is None:
@@ -264,13 +297,23 @@ class Plan:
             raise Unknown
         self.parameters.append(one)
         self.places.append(one.data_ptr())
-        self.types.add(one.dtype)
+        if not code:
+            self.types.add(one.dtype)
         return one.data_ptr()
 
     def _matrix(self, holder: nn.Module, name: str, told: Any) -> None:
-        one = self._module(holder, name, layers.Linear, QuickLinear)
-        told.weight, told.bias = self._parameter(one, "weight"), self._parameter(one, "bias")
-        told.rows = one.weight.shape[0]
+        one = self._module(holder, name, layers.Linear, QuickLinear, QuickPacked)
+        if isinstance(one, QuickPacked):
+            told.weight, told.scales = self._parameter(one, "codes", True), self._parameter(one, "scales", True)
+            told.kind = CODES[one.how]
+        else:
+            told.weight = self._parameter(one, "weight")
+        told.bias, told.rows = self._parameter(one, "bias"), _shape(one)[0]
+
+    def _alike(self, *matrices: Any) -> None:
+        """What is given to several matrices is made into codes once, for all of them."""
+        if len({matrix.kind for matrix in matrices}) > 1:
+            raise Unknown
 
     def _norm(self, holder: nn.Module, name: str, told: Any) -> None:
         kinds = (layers.RMSNorm, layers.OffsetRMSNorm, layers.LayerNorm, layers.OffsetLayerNorm, layers.OwnLayerNorm)

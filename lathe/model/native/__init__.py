@@ -19,6 +19,7 @@ from lathe.model.native import building
 # P: the address of a tensor's first number, or of a structure. N: int64. F: float32.
 SIGNATURES = {
     "lathe_product": "PPPPNNNNNN",
+    "lathe_coded_product": "PPPPPNNNNNN",
     "lathe_block": "PPPPPPPPPPN",
     "lathe_norm": "PPPPNNFNNNN",
     "lathe_norm_back": "PPPPPPNNNNNNN",

@@ -6,16 +6,12 @@
 #include <vector>
 
 #include "attention.h"
+#include "codes.h"
 #include "norms.h"
 
 namespace lathe {
 
-struct Matrix {  // as the Python side fills them, all below
-  const void* weight;
-  const void* bias;
-  i64 rows;
-};
-
+// As the Python side fills them, all below.
 struct Rope {
   i64 channels, interleaved;
 };
@@ -73,21 +69,21 @@ inline void activate(i64 act, float* x, i64 n) {
 
 // What a matrix makes of rows: y[t] from row `first` to `last` of it.
 template <class E>
-inline void map_rows(const Matrix& m, i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, E* y, i64 to) {
-  const E* const weights[] = {(const E*)m.weight};
+inline void map_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, E* y, i64 to) {
+  const Matrix* const matrix[] = {&m};
   const E* bias = (const E*)m.bias;
-  products(weights, first, last, K, x, stride, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
+  multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
     for (i64 r = 0; r < count; r++) y[t * to + n + r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);
   });
 }
 
 // The same, with what is added to `in` and written to `out`.
 template <class E>
-inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, float residual,
-                     const E* in, E* out, i64 D) {
-  const E* const weights[] = {(const E*)m.weight};
+inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, float residual, const E* in,
+                     E* out, i64 D) {
+  const Matrix* const matrix[] = {&m};
   const E* bias = (const E*)m.bias;
-  products(weights, first, last, K, x, stride, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
+  multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
     for (i64 r = 0; r < count; r++) {
       const float y = bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r];
       out[t * D + n + r] = narrow<E>(wide(in[t * D + n + r]) + residual * y);
@@ -96,7 +92,7 @@ inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const E* x, i6
 }
 
 template <class E>
-inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, E* y) {
+inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, E* y) {
   const E *gates = (const E*)mlp.gate.bias, *ups = (const E*)mlp.up.bias;
   const auto done = [&](i64 t, i64 n, i64 count, const float* const* sums) {
     float gate[16];  // of a plain MLP, what is activated itself
@@ -109,11 +105,11 @@ inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const E* x, i6
     for (i64 r = 0; r < count; r++) y[t * mlp.width + n + r] = narrow<E>(gate[r]);
   };
   if (mlp.gate.weight) {
-    const E* const weights[] = {(const E*)mlp.gate.weight, (const E*)mlp.up.weight};
-    products(weights, first, last, K, x, stride, T, done);
+    const Matrix* const both[] = {&mlp.gate, &mlp.up};
+    multiply(both, first, last, K, x, T, done);
   } else {
-    const E* const weights[] = {(const E*)mlp.up.weight};
-    products(weights, first, last, K, x, stride, T, done);
+    const Matrix* const one[] = {&mlp.up};
+    multiply(one, first, last, K, x, T, done);
   }
 }
 
@@ -173,6 +169,9 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
   const i64 across = (H + 2 * K) * C, group = m.there ? H / K : 1, wideness = padded(C);
   const float r = float(b.residual);
 
+  const auto chunks = [](const Matrix& matrix, i64 width) { return matrix.kind ? chunks_of(matrix.kind, width) : 0; };
+  const i64 most_chunks = std::max({chunks(m.q, D), chunks(m.o, H * C), chunks(b.mlp.up, D), chunks(b.mlp.down, F)});
+
   thread_local Room room;
   thread_local std::vector<i64> tasks;  // of each token, the number of its first span among all
   room.used = 0;
@@ -182,11 +181,12 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
   const i64 spans = tasks[size_t(T)];
   const size_t at_normed = room.place<E>(T == 1 ? D * p.threads : T * D), at_heads = room.place<E>(T * across),
                at_seen = room.place<E>(T * H * C), at_after = room.place<E>(T * D), at_inner = room.place<E>(T * F),
-               at_sums = room.place<float>(spans * H * wideness), at_parts = room.place<Part>(spans * H);
+               at_codes = room.place<Chunk>((T == 1 ? p.threads : T) * most_chunks), at_sums = room.place<float>(spans * H * wideness), at_parts = room.place<Part>(spans * H);
   if (room.bytes.size() < room.used) room.bytes.resize(room.used);
   char* const base = room.bytes.data();
   E *const normed = (E*)(base + at_normed), *const heads = (E*)(base + at_heads), *const seen = (E*)(base + at_seen),
            *const after = (E*)(base + at_after), *const inner = (E*)(base + at_inner);
+  Chunk* const codes = (Chunk*)(base + at_codes);
   float* const sums = (float*)(base + at_sums);
   Part* const parts = (Part*)(base + at_parts);
   const i64* const first_task = tasks.data();
@@ -206,13 +206,27 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
 #pragma omp barrier
       return normed;
     };
+    const auto given = [&](const Matrix& matrix, const E* rows, i64 width) -> Given<E> {
+      if (!matrix.kind) return {rows, width, nullptr};
+      const i64 step = chunks_of(matrix.kind, width);
+      if (T == 1) {
+        Chunk* own = codes + omp_get_thread_num() * most_chunks;
+        coded_row(matrix.kind, rows, width, own);
+        return {rows, width, own};
+      }
+      const Share share(T);
+      for (i64 t = share.first; t < share.last; t++) coded_row(matrix.kind, rows + t * width, width, codes + t * step);
+#pragma omp barrier
+      return {rows, width, codes};
+    };
     // What a matrix makes of `rows` of `width` numbers, added to `in`.
-    const auto added = [&](const Matrix& matrix, const Norm& norm, const E* rows, i64 width, const E* in) {
+    const auto added = [&](const Matrix& matrix, const Norm& norm, const E* from, i64 width, const E* in) {
       const Share share(D, 16);
+      const Given<E> rows = given(matrix, from, width);
       if (!norm.kind) {
-        add_rows(matrix, share.first, share.last, width, rows, width, T, r, in, y, D);
+        add_rows(matrix, share.first, share.last, width, rows, T, r, in, y, D);
       } else {
-        map_rows(matrix, share.first, share.last, width, rows, width, T, after, D);
+        map_rows(matrix, share.first, share.last, width, rows, T, after, D);
 #pragma omp barrier
         const Share own(T);
         for (i64 t = own.first; t < own.last; t++) {
@@ -224,12 +238,12 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
     };
 
     if (m.there) {
-      const E* rows = prepared(b.before_mixer, x);
+      const Given<E> rows = given(m.q, prepared(b.before_mixer, x), D);
       const Share share(across, 16);
       const Share q = part(share, 0, H * C), k = part(share, H * C, K * C), v = part(share, (H + K) * C, K * C);
-      map_rows(m.q, q.first, q.last, D, rows, D, T, heads, across);
-      map_rows(m.k, k.first, k.last, D, rows, D, T, heads + H * C, across);
-      map_rows(m.v, v.first, v.last, D, rows, D, T, heads + (H + K) * C, across);
+      map_rows(m.q, q.first, q.last, D, rows, T, heads, across);
+      map_rows(m.k, k.first, k.last, D, rows, T, heads + H * C, across);
+      map_rows(m.v, v.first, v.last, D, rows, T, heads + (H + K) * C, across);
 #pragma omp barrier
       const Share tokens(T);
       for (i64 t = tokens.first; t < tokens.last; t++) {
@@ -272,9 +286,9 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
       added(m.o, b.after_mixer, seen, H * C, x);
     }
     if (b.mlp.there) {
-      const E* rows = prepared(b.before_mlp, m.there && !b.parallel ? y : x);
+      const Given<E> rows = given(b.mlp.up, prepared(b.before_mlp, m.there && !b.parallel ? y : x), D);
       const Share share(F, 16);
-      activated(b.mlp, share.first, share.last, D, rows, D, T, inner);
+      activated(b.mlp, share.first, share.last, D, rows, T, inner);
 #pragma omp barrier
       added(b.mlp.down, b.after_mlp, inner, F, m.there ? y : x);
     }
