@@ -98,6 +98,7 @@ class QuickPacked(quantize.PackedLinear):
     """A linear map with the codes of another, which are multiplied as they are."""
 
     plain: quantize.PackedLinear
+    coded: Callable[..., None]
 
     def __init__(self, plain: quantize.PackedLinear, kernels: ctypes.CDLL) -> None:
         nn.Module.__init__(self)
