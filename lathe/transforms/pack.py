@@ -112,8 +112,8 @@ class QuickPacked(quantize.PackedLinear):
         if not known or torch.is_grad_enabled() or x.numel() > FEW * k:
             return super().forward(x)
         rows, y = x.contiguous(), x.new_empty(*x.shape[:-1], n)
-        parts = (self.codes, self.scales, self.bias)
-        places = [None if part is None else part.data_ptr() for part in (rows, *parts, y)]
+        parts = [rows, *self._all(), self.bias, y]  # codes and scales
+        places = [None if part is None else part.data_ptr() for part in parts]
         self.coded(*places, x.numel() // k, n, k, CODES[self.how], native.TYPES[x.dtype], torch.get_num_threads())
         return y
 
