@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
+from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serving import in_process, serving, tiny
 
@@ -406,6 +407,33 @@ def test_frames_are_as_clients_expect(server) -> None:
     told = [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
     assert [chunk["usage"] for chunk in told[:-1]] == [None] * (len(told) - 1) and told[-1]["usage"]
     assert told[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
+
+
+SAID = {"logprobs": True, "top_logprobs": 2, "n": 2, "return_token_ids": True}
+
+
+@pytest.mark.parametrize(
+    "more", [{}, SAID, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}]
+)
+def test_answers_are_of_openais_schema(server, more: dict) -> None:
+    """Held to it strictly, as the client itself does not."""
+    if "stream_options" not in more:
+        ChatCompletion.model_validate_json(
+            server.client.post("/v1/chat/completions", json={**GREEDY, **more}).text, strict=True
+        )
+    answer = server.client.post("/v1/chat/completions", json={**GREEDY, **more, "stream": True})
+    for frame in answer.text.split("\n\n")[:-2]:
+        ChatCompletionChunk.model_validate_json(frame.removeprefix("data: "), strict=True)
+    asked = {"prompt": ["Once", "A"], "max_tokens": 3, "logprobs": 2}
+    Completion.model_validate_json(server.client.post("/v1/completions", json=asked).text, strict=True)
+    answer = server.client.post("/v1/completions", json={**asked, "stream": True})
+    for frame in answer.text.split("\n\n")[:-2]:
+        Completion.model_validate_json(frame.removeprefix("data: "), strict=True)
+    CreateEmbeddingResponse.model_validate_json(
+        server.client.post("/v1/embeddings", json={"input": "A"}).text, strict=True
+    )
+    for told in server.client.get("/v1/models").json()["data"]:
+        Model.model_validate(told, strict=True)
 
 
 def test_usage_can_be_in_every_chunk(server) -> None:
