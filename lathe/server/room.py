@@ -32,6 +32,8 @@ from lathe.server.line import told
 from lathe.server.refusals import Broken, Unready
 from lathe.tokenizer import Tokenizer
 
+QUIET = 1.0  # seconds without a request, after which what the first grammar would wait for is done
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -120,6 +122,8 @@ class Room:
         """Until the line ends, or asks to stop."""
         while True:
             patience = 0.0 if self.engine.busy or self.readings else 0.005 if self.compiling else None
+            if patience is None and not self.pipe.poll(QUIET):
+                self.loaded.grammars.prepare()
             while self.pipe.poll(patience):
                 word, *rest = json.loads(self.pipe.recv_bytes())
                 if word == "stop":
