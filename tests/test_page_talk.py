@@ -107,6 +107,10 @@ def test_an_answer_is_the_models_and_outlives_the_page(tab, model):
 
 
 def test_it_streams_and_stops(tab):
+    endless = json.dumps({"wishes": {"temperature": 0, "ignore_eos": True}})
+    tab.evaluate("(settings) => { localStorage['lathe.settings'] = settings; }", endless)
+    tab.reload()
+    expect(tab.locator("#empty h1")).to_contain_text("Talk with")
     tab.evaluate("""() => {
         window.sizes = [];
         const watch = new MutationObserver(() => {

@@ -67,8 +67,7 @@ export function copier(text, says = "Copy") {
 }
 
 async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  // Over plain HTTP from another machine there is no clipboard but the selection's.
+  try { return await navigator.clipboard.writeText(text); } catch { /* there is none over plain HTTP from another machine, or it may not be used */ }
   const field = element("textarea", { class: "unseen" });
   field.value = text;
   document.body.append(field);

@@ -47,8 +47,12 @@ async function write(owner, turn, lane, made, further) {
     }
     made.state = DONE;
   } catch (error) {
-    if (error.name === "AbortError") made.state = STOPPED;
-    else await failed(made, error);
+    if (error.status === 401) {
+      await picker.unlock();
+      return write(owner, turn, lane, made, further);
+    }
+    made.state = error.name === "AbortError" ? STOPPED : FAILED;
+    if (made.state === FAILED) made.error = error.wait ? `${error.message} Try again in ${error.wait} s.` : error.message;
   }
   delete made.reading;
   running.delete(made);
@@ -68,12 +72,6 @@ function request(model, told, further) {
   }
   const goes = further ? { continue_final_message: true, add_generation_prompt: false } : {};
   return { model, messages: told, ...wished, ...goes };
-}
-
-async function failed(made, error) {
-  made.state = FAILED;
-  made.error = error.wait ? `${error.message} Try again in ${error.wait} s.` : error.message;
-  if (error.status === 401) await picker.unlock();
 }
 
 function send(text, options) {
@@ -177,6 +175,7 @@ at("form").addEventListener("submit", (event) => {
 });
 say.addEventListener("input", grow);
 say.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowUp" && !say.value) at("thread").querySelector(".turn:last-child .question [data-edit]")?.click();
   // Where there is no other way to a new line than Enter, Enter is one.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
   event.preventDefault();
@@ -197,7 +196,7 @@ at("unfold").addEventListener("click", () => { document.body.classList.remove("a
 at("fold").addEventListener("click", () => { matchMedia("(max-width: 900px)").matches ? aside(false) : document.body.classList.add("alone"); });
 at("veil").addEventListener("click", () => aside(false));
 at("theme").addEventListener("click", () => { settings.theme = { auto: "light", light: "dark", dark: "auto" }[settings.theme]; store.keepSettings(settings); theme(); });
-addEventListener("pagehide", () => { for (const { talk: owner } of running.values()) store.keep(owner); });
+addEventListener("pagehide", () => { for (const { talk: owner } of running.values()) keep(owner); });
 
 function theme() {
   document.documentElement.dataset.theme = settings.theme;

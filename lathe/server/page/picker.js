@@ -17,7 +17,7 @@ export function pickers(settings, changed) {
         known = await models();
         break;
       } catch (error) {
-        if (error.status === 401) await unlock(apiKey() !== "");
+        if (error.status === 401) await unlock();
         else {
           // It is starting, or away for a moment.
           at("empty").replaceChildren(element("h1", {}, "One moment"), element("p", { class: "soft" }, error.message));
@@ -65,15 +65,18 @@ export function pickers(settings, changed) {
       element("p", { class: "soft keys" }, key("Enter"), " sends ", key("Shift Enter"), " new line ", key("Esc"), " stops ", key("Ctrl K"), " finds")].filter(Boolean));
   };
 
-  /** Asks for the key; `again`: one was given, and was wrong. */
-  const unlock = (again = false) => new Promise((resolve) => {
-    const dialog = at("locked");
-    at("wrong").hidden = !again;
-    at("key").value = "";
-    at("unlock").onsubmit = () => { keepApiKey(at("key").value.trim()); resolve(); };
-    if (!dialog.open) dialog.showModal();
-    dialog.oncancel = (event) => event.preventDefault();
-  });
+  let asking = null;
+  /** Asks for the key, once however many want it. */
+  const unlock = () => {
+    asking ??= new Promise((resolve) => {
+      at("wrong").hidden = !apiKey(); // one was given, then, and was wrong
+      at("key").value = "";
+      at("unlock").onsubmit = () => { keepApiKey(at("key").value.trim()); asking = null; resolve(); };
+      at("locked").oncancel = (event) => event.preventDefault();
+      at("locked").showModal();
+    });
+    return asking;
+  };
 
   const meter = (used) => {
     const contexts = known.filter((one) => settings.models.slice(0, settings.beside ? 2 : 1).includes(one.id)).map((one) => one.context).filter(Boolean);

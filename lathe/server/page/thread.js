@@ -46,7 +46,7 @@ function question(talk, turn, acts) {
   const foot = element("div", { class: "foot" },
     versions(at, all.length, "wording", (to) => acts.turn(all[to])),
     copier(() => turn.text, "Copy question"),
-    tool("edit", "Edit and ask again", () => edit(root, turn, acts)));
+    tool("edit", "Edit and ask again", () => edit(root, turn, acts), { "data-edit": true }));
   const root = element("div", { class: "question" }, bubble, foot);
   return root;
 }
