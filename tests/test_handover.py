@@ -19,7 +19,7 @@ import uvicorn
 from serving import serving
 
 from lathe.actions import handover
-from lathe.actions.serve import Options
+from lathe.actions.serve import Options, gate
 from lathe.errors import MissingError, UsageError
 from lathe.llm import LLM
 from lathe.server import proxy
@@ -27,8 +27,12 @@ from lathe.server import proxy
 HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 12, "temperature": 0}
 
 
+def handed(options: Options) -> int:
+    return handover.run(options, gate(options, options.api_key), {})
+
+
 def planned(capsys, model: Path, **options) -> list[list[str]]:
-    handover.run(Options(str(model), dry_run=True, **options))
+    handed(Options(str(model), dry_run=True, **options))
     return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -39,15 +43,14 @@ def lora(folder: Path, **changes) -> Path:
 
 
 def test_a_folder_is_served_as_it_is(capsys, tiny_model):
-    options = {"served_model_name": "tiny", "port": 9000, "max_seqs": 8, "precision": "bf16"}
+    options = {"served_model_name": "tiny", "port": 9000, "max_seqs": 8, "precision": "bf16", "api_key": ("k",)}
     address = ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "9000"]
-    launch = [sys.executable, "-m", "sglang.launch_server"]
-    assert planned(capsys, tiny_model, engine="vllm", **options) == [
-        ["vllm", "serve", str(tiny_model), *address, "--max-num-seqs", "8", "--dtype", "bfloat16"]
-    ]
-    assert planned(capsys, tiny_model, engine="sglang", **options) == [
-        [*launch, "--model-path", str(tiny_model), *address, "--max-running-requests", "8", "--dtype", "bfloat16"]
-    ]
+    launch = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tiny_model)]
+    more = ["8", "--api-key", "k", "--dtype", "bfloat16"]
+    served = planned(capsys, tiny_model, engine="vllm", **options)
+    assert served == [["vllm", "serve", str(tiny_model), *address, "--max-num-seqs", *more]]
+    served = planned(capsys, tiny_model, engine="sglang", **options)
+    assert served == [[*launch, *address, "--max-running-requests", *more]]
 
 
 def test_what_an_engine_cannot_read_is_written_for_it_once(capsys, tiny_model, tmp_path):
@@ -85,9 +88,13 @@ def test_adapters_go_with_the_model_or_into_it(tiny_model, tmp_path):
 def test_what_cannot_be_done_is_said(tiny_model, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingError, match="pip install vllm"):
-        handover.run(Options(str(tiny_model), engine="vllm"))
+        handed(Options(str(tiny_model), engine="vllm"))
     with pytest.raises(UsageError, match="--quantize is for Lathe's own engine"):
-        handover.run(Options(str(tiny_model), engine="vllm", quantize="int8", dry_run=True))
+        handed(Options(str(tiny_model), engine="vllm", quantize="int8", dry_run=True))
+    with pytest.raises(UsageError, match="--cors-origin is the gate's"):
+        handed(Options(str(tiny_model), engine="vllm", cors_origin=("*",), dry_run=True))
+    with pytest.raises(UsageError, match="lets other machines use the model"):
+        handed(Options(str(tiny_model), engine="vllm", host="0.0.0.0", dry_run=True))
     with pytest.raises(UsageError, match="--engine ray"):
         Options(str(tiny_model), replicas=2)
 
@@ -103,18 +110,19 @@ def test_the_gate_stands_before_an_engine_until_one_of_them_ends(tiny_model, tmp
     )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with serving(
-        tiny_model, "--engine", "llamacpp", "--gate", "--checkpoints", str(tmp_path), "--served-model-name", "mine"
-    ) as gate:
-        assert gate.client.get("/").text.startswith("<!doctype html>")
+    words = ["--engine", "llamacpp", "--gate", "--checkpoints", str(tmp_path), "--api-key", "secret"]
+    with serving(tiny_model, *words, "--served-model-name", "mine") as front:
+        assert front.client.get("/").text.startswith("<!doctype html>")
         until = time.monotonic() + 60
-        while (health := gate.client.get("/health")).status_code == 503 and time.monotonic() < until:
+        while (health := front.client.get("/health")).status_code == 503 and time.monotonic() < until:
             time.sleep(0.05)
         assert health.json() == {"status": "ok"}
-        answer = gate.client.post("/v1/chat/completions", json=HELLO).json()
+        assert front.client.post("/v1/chat/completions", json=HELLO).status_code == 401
+        key = {"Authorization": "Bearer secret"}
+        answer = front.client.post("/v1/chat/completions", json=HELLO, headers=key).json()
         assert (answer["model"], answer["usage"]["completion_tokens"]) == ("mine", 12)
-        gate.process.terminate()
-        assert gate.ended() == 0
+        front.process.terminate()
+        assert front.ended() == 0
 
 
 @pytest.fixture(scope="module")

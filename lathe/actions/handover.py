@@ -25,9 +25,13 @@ from lathe.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from lathe.actions.serve import Options
+    from lathe.server.gate import Rules
 
 Command = list[str]
-OURS = ("quantize", "prompt_style", "strict", "any_model_name", "replicas")  # of Lathe's own engine alone
+# What Lathe's own engine alone has, and what the gate has.
+OURS: tuple[str, ...] = ("quantize", "prompt_style", "native", "seed", "also", "adapter_dir", "cache_tokens")
+OURS += ("strict", "any_model_name", "replicas", "max_queue", "drain")
+GATES = ("admin_key", "cors_origin", "allowed_host", "max_body")
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -38,6 +42,7 @@ class Wanted:
     place: where its weights lie. name: what clients call it. adapters: folders, by the names
     that clients call them. made: a folder for what has to be converted. seats: how many answers are made at once.
     precision: bf16, fp16, fp32 or auto. device: cpu, cuda, mps or auto.
+    keys: any of them lets a client in; none: everybody may.
     """
 
     place: Path
@@ -49,6 +54,7 @@ class Wanted:
     seats: int = 64
     precision: str = "auto"
     device: str = "auto"
+    keys: tuple[str, ...] = ()
 
 
 def vllm(wanted: Wanted) -> list[Command]:
@@ -87,6 +93,7 @@ def llamacpp(wanted: Wanted) -> list[Command]:
         file = wanted.made / f"{plain(name)}.gguf"
         before = converted(wanted, file, adapter)
     options = ["--alias", name, "--host", wanted.host, "--port", str(wanted.port), "--jinja"]
+    options += ["--api-key", ",".join(wanted.keys)] if wanted.keys else []
     options += ["--parallel", str(wanted.seats), *(["--n-gpu-layers", "0"] if wanted.device == "cpu" else [])]
     return [*before, ["llama-server", "--model", str(file), *options]]
 
@@ -164,6 +171,9 @@ def newest(place: Path) -> float:
 def told(wanted: Wanted, name: str, seats: str, dtype: str) -> list[str]:
     """What every engine that reads the folder is told, with the words that differ."""
     words = [name, wanted.name, "--host", wanted.host, "--port", str(wanted.port), seats, str(wanted.seats)]
+    if len(wanted.keys) > 1:
+        raise UsageError(f"{len(wanted.keys)} keys are given, and the engine knows one.", "", "Add --gate.")
+    words += ["--api-key", *wanted.keys] if wanted.keys else []
     return words if wanted.precision == "auto" else [*words, dtype, PRECISIONS[wanted.precision]]
 
 
@@ -172,20 +182,23 @@ def plain(name: str) -> str:
     return name.replace("/", "--")
 
 
-def run(options: Options) -> int:
-    """Serve as `lathe serve` is told to, by its --engine. Returns the exit status.
+def run(options: Options, let_in: Rules, adapters: Mapping[str, Path]) -> int:
+    """Serve as `lathe serve` is told to, by its --engine. let_in: who may come. Returns the exit status.
 
     Raises MissingError where the engine is not installed, UsageError for what it cannot do.
     """
     usual = {option.name: option.default for option in fields(options)}
-    for told in OURS:
+    for told in OURS if options.gate else (*OURS, *GATES):
         if getattr(options, told) != usual[told]:
-            raise UsageError(f"--{told.replace('_', '-')} is for Lathe's own engine.", "", "Leave it out.")
+            whose = "is the gate's" if told in GATES else "is for Lathe's own engine"
+            fix = "Add --gate." if told in GATES else "Leave it out."
+            raise UsageError(f"--{told.replace('_', '-')} {whose}.", "", fix)
     place = weights_at(options.model, options.checkpoints)
     name = options.served_model_name or named(options.model)
     made = options.checkpoints / "handover"
     inside = ("127.0.0.1", free_port()) if options.gate and not options.dry_run else (options.host, options.port)
-    wanted = Wanted(place, name, made, *inside, {}, options.max_seqs, options.precision, options.device)
+    keys = () if options.gate else let_in.keys
+    wanted = Wanted(place, name, made, *inside, adapters, options.max_seqs, options.precision, options.device, keys)
     commands = ENGINES[options.engine].commands(wanted)
     if options.dry_run:
         print("\n".join(map(shlex.join, commands)))
@@ -197,7 +210,7 @@ def run(options: Options) -> int:
         if status := subprocess.run(command).returncode:
             return status
     print(shlex.join(last), file=sys.stderr)
-    return gated(last, wanted, options) if options.gate else alone(last)
+    return gated(last, wanted, options, let_in) if options.gate else alone(last)
 
 
 def require(engine: str) -> None:
@@ -221,7 +234,7 @@ def alone(command: Command) -> int:
             signal.signal(number, handler)
 
 
-def gated(command: Command, wanted: Wanted, options: Options) -> int:
+def gated(command: Command, wanted: Wanted, options: Options, let_in: Rules) -> int:
     """Run a server, and this one in front of it, until one of them ends. Returns the exit status."""
     import uvicorn
 
@@ -229,7 +242,7 @@ def gated(command: Command, wanted: Wanted, options: Options) -> int:
     from lathe.server.proxy import application
 
     bound = listen(options.host, options.port)
-    config = uvicorn.Config(application(wanted.host, wanted.port), log_level="warning", ws="none")
+    config = uvicorn.Config(application(wanted.host, wanted.port, let_in), log_level="warning", ws="none")
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn hears them, ends, and raises them again for who was before it

@@ -80,7 +80,7 @@ class Options:
     replicas: int = 1
     """With --engine ray: how many there are, on one machine or many."""
     gate: bool = False
-    """Stand in front of another --engine, with this server's page."""
+    """Stand in front of another --engine, with this server's page, keys and limits."""
     dry_run: bool = False
     """Print the commands that run another --engine, and run none."""
     device: str = "auto"
@@ -125,22 +125,22 @@ def run(options: Options) -> int:
     The model is loaded in a process of its own, while this one listens already: /health tells when it is ready. Ctrl-C
     or SIGTERM lets the answers that are being made come to their end, and a second one does not.
     """
+    keys = (*options.api_key, *_lines(options.api_key_file)) if options.api_key_file else options.api_key
+    adapters = {name: hub.find(path, options.checkpoints) for name, path in _pairs(options.adapter).items()}
     if options.engine == "ray":
         from lathe.actions import replicas
 
-        return replicas.run(options)
+        return replicas.run(options, gate(options, keys), partial(load, options, adapters=adapters))
     if options.engine != "lathe":
         from lathe.actions import handover
 
-        return handover.run(options)
+        return handover.run(options, gate(options, keys), adapters)
 
     from lathe.server.line import Line
     from lathe.server.refusals import Broken
 
-    keys = (*options.api_key, *_lines(options.api_key_file)) if options.api_key_file else options.api_key
     models = {options.served_model_name or named(options.model): options.model} | _pairs(options.also)
     places = {name: weights_at(model, options.checkpoints) for name, model in models.items()}
-    adapters = {name: hub.find(path, options.checkpoints) for name, path in _pairs(options.adapter).items()}
     if len(models) <= len(options.also) or models.keys() & adapters.keys():
         raise UsageError("Two models or adapters have the same name.", "Clients tell them apart by it.")
     lines: dict[str, Line] = {}

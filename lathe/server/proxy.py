@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lathe.server import page
+from lathe.server.gate import Gate, Rules
 from lathe.server.refusals import Broken, Refusal, Unready
 
 PIECE = 1 << 16
@@ -29,8 +30,8 @@ OWN = frozenset(
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-def application(host: str, port: int) -> FastAPI:
-    """The page, and for everything else the server at an address."""
+def application(host: str, port: int, rules: Rules | None = None) -> FastAPI:
+    """The page, and for everything else the server at an address, behind a gate with these rules."""
     app = FastAPI(title="Lathe", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(page.router())
 
@@ -38,6 +39,7 @@ def application(host: str, port: int) -> FastAPI:
     async def passed_on(request: Request) -> Response:
         return Passing(request, host, port)
 
+    app.add_middleware(Gate, rules=rules or Rules())
     return app
 
 
