@@ -317,6 +317,11 @@ def test_a_pool_that_fits(plain: Decoder, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
         assert memory.fitting(plain, seats) == expected
         assert len(Engine(plain, tokens=expected).pages.holders) == -(-expected // 16)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 10**12)
+    monkeypatch.setattr(memory, "MODEST", 300 * each)
+    assert memory.fitting(plain, 64) == 300
+    monkeypatch.setattr(memory, "MODEST", each)
+    assert memory.fitting(plain, 64) == CONTEXT
     monkeypatch.undo()
     free = memory.free_bytes(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50

@@ -16,6 +16,7 @@ from test_speculate import near
 from lathe.engine import DraftModel, Engine, Sampling
 from lathe.engine.names import Names
 from lathe.engine.pages import Lease, Pages
+from lathe.llm import LLM
 from lathe.model.decoder import Decoder
 
 GREEDY = Sampling(temperature=0, max_new_tokens=10)
@@ -284,3 +285,16 @@ def test_the_page_runs(
     told = capsys.readouterr().out
     reused, prompt = map(int, re.search(r"(\d+) of (\d+) tokens were read before; 0 for", told).groups())  # type: ignore[union-attr]
     assert prompt - 16 <= reused < prompt
+
+
+def test_a_chat_reads_only_what_is_new(tiny_model: Path) -> None:
+    """Through a template, and text that is made into tokens anew for every turn."""
+    llm = LLM.load(tiny_model)
+    messages = [{"role": "user", "content": "word " * 40}]
+    for turn in range(3):
+        with read(llm.decoder) as passes:
+            reply = llm.complete(messages, temperature=0, max_new_tokens=8)
+        fresh = sum(passes) - (len(reply.tokens) - 1)
+        assert turn == 0 or fresh < 70 < reply.usage.prompt_tokens
+        messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": "word " * 3}]
+        assert reply.tokens == LLM.load(tiny_model).complete(messages[:-2], temperature=0, max_new_tokens=8).tokens

@@ -224,8 +224,9 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
 
     for name, path in (adapters or {}).items():
         adapt(key(name), path)
-    pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs)
-    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=llm.engine.drafter)
+    drafter = llm.engine.drafter
+    pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs, drafter)
+    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=drafter)
     defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
     defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
     weight, *others = llm.decoder.parameters()

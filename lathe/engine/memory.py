@@ -7,20 +7,26 @@ from pathlib import Path
 import torch
 
 from lathe.engine.pages import token_bytes
+from lathe.engine.speculate import Drafter
 from lathe.model.decoder import Decoder
 
 SHARE = {"cuda": 0.85, "cpu": 0.5}  # of what is free; on a CPU others want some of it, too
+MODEST = 2**31  # bytes that a pool on a CPU takes at most, but for one whole context
 
 
-def fitting(decoder: Decoder, seats: int) -> int | None:
+def fitting(decoder: Decoder, seats: int, drafter: Drafter | None = None) -> int | None:
     """Slots for the keys and values of `seats` whole contexts, or as many as there is memory for; at least those of one
     page. None where nobody says how much memory is free."""
     weight, spec = next(decoder.parameters()), decoder.spec
-    free = free_bytes(weight.device)
+    kind, free = weight.device.type, free_bytes(weight.device)
     if free is None:
         return None
-    each = token_bytes([layer.mixer.cache for layer in spec.layers], weight.dtype)
-    return max(min(seats * spec.context, int(free * SHARE[weight.device.type]) // each), 16)
+    shapes = [layer.mixer.cache for layer in spec.layers]
+    each = token_bytes([*shapes, *(drafter.shapes if drafter else ())], weight.dtype)
+    room = int(free * SHARE[kind])
+    if kind == "cpu":
+        room = min(room, max(MODEST, spec.context * each))
+    return max(min(seats * spec.context, room // each), 16)
 
 
 def free_bytes(device: torch.device) -> int | None:
