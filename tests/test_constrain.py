@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lathe.engine import Engine, Sampling
-from lathe.engine.constrain import LONGEST, Constraint, Grammars
+from lathe.engine.constrain import KEPT, Constraint, Grammars
 from lathe.engine.sampling import Chooser, choose
 from lathe.errors import UsageError
 from lathe.model import spec as s
@@ -302,7 +302,7 @@ def test_few_grammars_stay_compiled() -> None:
     made = Grammars(lambda: TOKENS, (), (), VOCAB)
     for number in range(40):
         assert made.constraint(f'start: "{number}"').mask().any()
-    assert len(made._compiled) <= 16 and LONGEST * 16 < 1 << 23
+    assert len(made._compiled) == KEPT
 
 
 # ---- every tokenizer -------------------------------------------------------------------------------------------------

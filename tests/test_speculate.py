@@ -71,7 +71,8 @@ def test_greedy_is_greedy(name: str, kind: str) -> None:
     wishes = [Sampling(temperature=0, max_new_tokens=n) for n in (9, 50, 1, 2, 14, 55)]
     wishes[1] = replace(wishes[1], repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1)
     expected = answers(Engine(decoder), prompts, wishes)
-    for count, options in ((1, {}), (3, {"chunk": 7}), (4, {"tokens": CONTEXT}), (60, {"seats": 2})):
+    ways = [(1, {}), (3, {"chunk": 7}), (4, {"tokens": CONTEXT}), (60, {"seats": 2})]
+    for count, options in ways if kind == "near" else ways[1:3]:
         engine = Engine(decoder, drafter=DraftModel(draft, count, chunk=16), **options)
         sequences = [engine.submit(prompt, wish) for prompt, wish in zip(prompts, wishes, strict=True)]
         run(engine)

@@ -26,10 +26,10 @@ LONGEST = 1 << 18  # bytes of a grammar: rules and references nested as deeply a
 STACK = 256 << 20  # bytes of stack for a thread that compiles (address space; what is not used is never allocated)
 SECONDS = 10.0  # until a grammar is given up that does not get compiled, be it because of others before it
 TOGETHER = 2  # grammars compiled at once
-KEPT = 16  # grammars that stay compiled for the next request
+KEPT = 8  # grammars that stay compiled for the next request
 # What one grammar may take, beside llguidance's own limits: compiled in about half a second, a step in some hundredths.
 STEP_ITEMS = 20_000
-STATES = 100_000
+STATES = 50_000  # 40 MB; strings with a maxLength take ten a character
 PLAIN = '\n%llguidance {"no_forcing": true}'  # every way to spell what may come is allowed, not one tokenizer's only
 
 
