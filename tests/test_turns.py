@@ -5,11 +5,15 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lathe.tokenizer.template import Template
 from lathe.tokenizer.turns import HARMONY, Calls, Reasoning, Turns
@@ -36,6 +40,7 @@ def render(source: str) -> Callable[..., str]:
     return lambda messages, **more: template.render(messages, **{**given, **more}).text
 
 
+@cache
 def found(source: str) -> Turns:
     return learn(render(source), source, ends=ENDS)
 
@@ -88,11 +93,11 @@ def called(said: dict[str, Any]) -> list[tuple[str, Any]]:
 @pytest.fixture(scope="session")
 def sources(shared: Path) -> dict[str, str]:
     """Template -> its source."""
-    found = {file.stem: file.read_text(encoding="utf-8") for file in (shared / "data/chat_templates").glob("*.jinja")}
+    known = {file.stem: file.read_text(encoding="utf-8") for file in (shared / "data/chat_templates").glob("*.jinja")}
     for name in ("minimind", "qwen2.5", "qwen3", "phi-3-mini"):
         config = json.loads((shared / f"data/tokenizers/{name}/tokenizer_config.json").read_bytes())
-        found[f"tokenizers/{name}"] = config["chat_template"]
-    return found
+        known[f"tokenizers/{name}"] = config["chat_template"]
+    return known
 
 
 # template -> form of its calls, what begins them, whether it tells of tools, reasoning, switch
@@ -184,7 +189,11 @@ def test_whether_the_prompt_opens_the_thought(sources: dict[str, str]) -> None:
         ("llama3_1", {}, False),
     ]:
         turns = found(sources[name])
-        assert turns.opened(render(sources[name])(hello, **words)) is opened, name
+        prompt = render(sources[name])(hello, **words)
+        assert turns.opened(prompt) is opened, name
+        assert turns.closed(prompt) is (words != {} and not opened or name == "llama3_1"), name
+        if turns.reasoning:
+            assert turns.opening and turns.opened(f"{prompt}<think>\nSo") and turns.closed(f"{prompt}</think> So"), name
     assert same(turns, "Well <think>.</think> So.", opened=False)["content"] == "Well <think>.</think> So."
     turns = found(sources["deepseekv3"])
     assert same(turns, "Hm. <think>\n</think>\n\nSo. </think>", opened=True) == {
@@ -414,3 +423,31 @@ def test_nothing_of_a_conversation_is_lost_by_any_template(sources: dict[str, st
             assert text.count("THOUGHT") == 1, name
     plain = [{"role": "user", "content": "USER"}]
     assert dressed(Turns(), plain) == (plain, [])
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        ["<tool_call>", "</tool_call>", "<think>", "</think>", "<function=", "<parameter=", "</parameter>", "</function>"]
+        + ["[TOOL_CALLS]", "[", "]", "{", "}", '"name"', '"arguments"', '"', ":", ", ", "run", "get_weather", "code", "city"]
+        + ["(", ")", "=", "<start_call>", "call:", "<|q|>", "<|calls|>", "<calls>", '<invoke name="', '">', "<arg_key>"]
+        + ["\n", " ", "\\", "1", "é", ">", "<", "<|channel|>", "final", "<|message|>", "<|end|>", " to=functions.run"]
+    ),
+    max_size=24,
+)
+
+
+@given(st.sampled_from([*WAYS, "harmony", "bare"]), PIECES, st.data())
+@settings(max_examples=600, deadline=None)
+def test_whatever_a_model_writes_is_read_the_same_however_it_is_cut(way: str, pieces: list[str], data: Any) -> None:
+    turns = {
+        "harmony": Turns(None, Calls("harmony")),
+        "bare": Turns(THINK, Calls("json", "", '{"name": "', '", "parameters": ', "}", arguments="parameters")),
+    }.get(way) or replace(found(WAYS[way][0]), reasoning=THINK)
+    text = "".join(pieces)
+    opened = data.draw(st.booleans())
+    whole = read(turns, [text], opened=opened)
+    assert read(turns, list(text), opened=opened) == whole
+    cut = data.draw(st.integers(0, len(text)))
+    assert read(turns, [text[:cut], text[cut:]], opened=opened) == whole
+    if not whole["calls"] and way != "harmony" and not opened and "<think>" not in text:
+        assert "".join(whole["content"].split()) == "".join(text.split())  # nothing is lost

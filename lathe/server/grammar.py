@@ -117,7 +117,7 @@ class _Grammar:
             return self.body("")
         if self.turns.opened(prompt):
             return f"{self.thought(self.reasoning, opened=True)} {SPACE} {self.body('')}"
-        if prompt.rstrip().endswith(self.reasoning.end):
+        if self.turns.closed(prompt):
             return self.body("")
         return f"({self.thought(self.reasoning, opened=False)} {SPACE})? {self.body(self.reasoning.begin)}"
 

@@ -98,19 +98,31 @@ class Turns:
     """reasoning, calls: how they are written; None: no way was found (of calls), or the model has none (of reasoning).
 
     switch: the template's variable that turns reasoning on and off.
+    opening: what the template writes before an answer, as far as it is always the same.
     """
 
     reasoning: Reasoning | None = None
     calls: Calls | None = None
     switch: str | None = None
     history: History = History()
+    opening: str = ""
 
     def opened(self, prompt: str) -> bool:
         """Whether a rendered prompt ends within reasoning, so that the answer goes on with it."""
         if self.reasoning is None:
             return False
-        begin, end = self.reasoning.begin, self.reasoning.end
-        return prompt.rstrip().endswith(begin) if begin else not prompt.rstrip().endswith(end)
+        answer = prompt.rpartition(self.opening)[2] if self.opening else prompt
+        thought = answer.rpartition(self.reasoning.begin)[2] if self.reasoning.begin else answer
+        begun = self.reasoning.begin in answer and (bool(self.opening) or not thought.strip())
+        return begun and self.reasoning.end not in thought
+
+    def closed(self, prompt: str) -> bool:
+        """Whether a rendered prompt ends behind reasoning, so that the answer holds none."""
+        if self.reasoning is None:
+            return True
+        answer = prompt.rpartition(self.opening)[2] if self.opening else prompt
+        behind = answer.rpartition(self.reasoning.end)[2].strip().removeprefix(self.reasoning.then)
+        return self.reasoning.end in answer and (bool(self.opening) or not behind)
 
     def kept(self, special: Collection[str], *, tools: bool) -> frozenset[str]:
         """Those special tokens that are marks, or parts of them: text without them would not show where a turn changes.

@@ -57,7 +57,8 @@ def learn(render: Render, source: str, *, ends: Collection[str] = (), marks: Col
     calls, history = _calls(probe, reasoning)
     if calls is None:
         calls = _hinted(probe, source)
-    return Turns(reasoning, calls, switch, replace(history, thoughts=thoughts, system=system))
+    history = replace(history, thoughts=thoughts, system=system)
+    return Turns(reasoning, calls, switch, history, _opening(probe, prompts, reasoning))
 
 
 # ---------------------------------------------------------------- rendering
@@ -142,6 +143,15 @@ def _reasoning(probe: _Probe, prompts: Sequence[str], source: str, marks: Collec
         if (begin in source and end_mark in source) or {begin, end_mark} <= set(marks):
             return Reasoning(begin, end_mark)
     return None
+
+
+def _opening(probe: _Probe, prompts: Sequence[str], reasoning: Reasoning | None) -> str:
+    """What stands before every answer, without the mark of a thought."""
+    begin = reasoning.begin if reasoning else ""
+    opening = _history_opening(probe)
+    for prompt in prompts:
+        opening = prompt[: outside(prompt, common(prompt, opening), forward=False)]
+    return (opening.partition(begin)[0] if begin else opening).strip()
 
 
 def _history_opening(probe: _Probe) -> str:
