@@ -427,8 +427,32 @@ def test_nothing_of_a_conversation_is_lost_by_any_template(sources: dict[str, st
 
 PIECES = st.lists(
     st.sampled_from(
-        ["<tool_call>", "</tool_call>", "<think>", "</think>", "<function=", "<parameter=", "</parameter>", "</function>"]
-        + ["[TOOL_CALLS]", "[", "]", "{", "}", '"name"', '"arguments"', '"', ":", ", ", "run", "get_weather", "code", "city"]
+        [
+            "<tool_call>",
+            "</tool_call>",
+            "<think>",
+            "</think>",
+            "<function=",
+            "<parameter=",
+            "</parameter>",
+            "</function>",
+        ]
+        + [
+            "[TOOL_CALLS]",
+            "[",
+            "]",
+            "{",
+            "}",
+            '"name"',
+            '"arguments"',
+            '"',
+            ":",
+            ", ",
+            "run",
+            "get_weather",
+            "code",
+            "city",
+        ]
         + ["(", ")", "=", "<start_call>", "call:", "<|q|>", "<|calls|>", "<calls>", '<invoke name="', '">', "<arg_key>"]
         + ["\n", " ", "\\", "1", "é", ">", "<", "<|channel|>", "final", "<|message|>", "<|end|>", " to=functions.run"]
     ),
