@@ -191,7 +191,7 @@ def test_whether_the_prompt_opens_the_thought(sources: dict[str, str]) -> None:
         turns = found(sources[name])
         prompt = render(sources[name])(hello, **words)
         assert turns.opened(prompt) is opened, name
-        assert turns.closed(prompt) is (words != {} and not opened or name == "llama3_1"), name
+        assert turns.closed(prompt) is ((words != {} and not opened) or name == "llama3_1"), name
         if turns.reasoning:
             assert turns.opening and turns.opened(f"{prompt}<think>\nSo") and turns.closed(f"{prompt}</think> So"), name
     assert same(turns, "Well <think>.</think> So.", opened=False)["content"] == "Well <think>.</think> So."
@@ -425,39 +425,12 @@ def test_nothing_of_a_conversation_is_lost_by_any_template(sources: dict[str, st
     assert dressed(Turns(), plain) == (plain, [])
 
 
-PIECES = st.lists(
-    st.sampled_from(
-        [
-            "<tool_call>",
-            "</tool_call>",
-            "<think>",
-            "</think>",
-            "<function=",
-            "<parameter=",
-            "</parameter>",
-            "</function>",
-        ]
-        + [
-            "[TOOL_CALLS]",
-            "[",
-            "]",
-            "{",
-            "}",
-            '"name"',
-            '"arguments"',
-            '"',
-            ":",
-            ", ",
-            "run",
-            "get_weather",
-            "code",
-            "city",
-        ]
-        + ["(", ")", "=", "<start_call>", "call:", "<|q|>", "<|calls|>", "<calls>", '<invoke name="', '">', "<arg_key>"]
-        + ["\n", " ", "\\", "1", "é", ">", "<", "<|channel|>", "final", "<|message|>", "<|end|>", " to=functions.run"]
-    ),
-    max_size=24,
-)
+WORDS = (
+    "<tool_call> </tool_call> <think> </think> <function= <parameter= </parameter> </function> [TOOL_CALLS] <start_call>"
+    " call: <|q|> <|calls|> <calls> <invoke <arg_key> <|channel|> final <|message|> <|end|> to=functions.run name arguments"
+    ' "name" "arguments" run get_weather code city [ ] { } ( ) = : , " "> > < \\ 1 é'
+).split()
+PIECES = st.lists(st.sampled_from([*WORDS, " ", "\n"]), max_size=24)
 
 
 @given(st.sampled_from([*WAYS, "harmony", "bare"]), PIECES, st.data())
