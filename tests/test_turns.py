@@ -426,9 +426,9 @@ def test_nothing_of_a_conversation_is_lost_by_any_template(sources: dict[str, st
 
 
 WORDS = (
-    "<tool_call> </tool_call> <think> </think> <function= <parameter= </parameter> </function> [TOOL_CALLS] <start_call>"
-    " call: <|q|> <|calls|> <calls> <invoke <arg_key> <|channel|> final <|message|> <|end|> to=functions.run name arguments"
-    ' "name" "arguments" run get_weather code city [ ] { } ( ) = : , " "> > < \\ 1 é'
+    "<tool_call> </tool_call> <think> </think> <function= <parameter= </parameter> </function> [TOOL_CALLS] call:"
+    " <start_call> <|q|> <|calls|> <calls> <invoke <arg_key> <|channel|> final <|message|> <|end|> to=functions.run"
+    ' name arguments "name" "arguments" run get_weather code city [ ] { } ( ) = : , " "> > < \\ 1 é'
 ).split()
 PIECES = st.lists(st.sampled_from([*WORDS, " ", "\n"]), max_size=24)
 
