@@ -245,6 +245,21 @@ def test_who_has_priority_takes_seats_and_pages_from_who_has_not(plain: Decoder)
         assert [[token.id for token in sequence.made] for sequence in sequences] == expected
 
 
+def test_a_prompt_is_read_in_smaller_pieces_while_others_generate(plain: Decoder) -> None:
+    engine = Engine(plain)
+    engine.scheduler.beside = 16
+    [expected] = answers(Engine(plain), [prompt_of(60, 1)], [Sampling(temperature=0, max_new_tokens=3)])
+    quick = engine.submit(prompt_of(40), Sampling(temperature=0, max_new_tokens=6))
+    engine.step()
+    assert quick.cached == 40  # nobody waited
+    slow = engine.submit(prompt_of(60, 1), Sampling(temperature=0, max_new_tokens=3))
+    for cached in (16, 32, 48, 60):
+        engine.step()
+        assert slow.cached == cached
+    run(engine)
+    assert [token.id for token in slow.made] == expected
+
+
 def test_bad_prompts(plain: Decoder) -> None:
     engine = Engine(plain, tokens=32)
     with pytest.raises(PromptError, match="empty"):

@@ -21,13 +21,15 @@ from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.rope import frequencies
 
+BESIDE = 128  # tokens of prompts that a CPU reads in a pass in which others wait for their next token
+
 
 class Engine:
     """Runs a decoder for many requests at once (continuous batching), on the decoder's device and in its dtype.
 
     Args:
         tokens: slots in the pool of keys and values, for all sequences together; None for a pool that grows.
-        chunk: tokens in one pass. A longer prompt is read in several, while others go on generating.
+        chunk: tokens in one pass. A longer prompt is read in several, on a CPU in smaller ones while others generate.
         seats: sequences that run at once; others wait.
         drafter: guesses the next tokens, so that a pass may give several; what comes out is the same without it.
         adapters: those that requests may name. They may come between steps; `take_off` lets them go.
@@ -53,7 +55,8 @@ class Engine:
         more = drafter.shapes if drafter else ()
         places = [next(layer.parameters()).device for layer in decoder.model.layers] + [weight.device] * len(more)
         self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype, places=places)
-        self.scheduler = Scheduler(self.pages, chunk, seats, ahead=drafter.count if drafter else 0)
+        beside, ahead = BESIDE if weight.is_cpu else chunk, drafter.count if drafter else 0
+        self.scheduler = Scheduler(self.pages, chunk, seats, ahead, beside=beside)
         self.runner, self.drafter = Runner(decoder, self.pages, adapters=adapters), drafter
         self.adapters = adapters
         self.arrivals, self.state = count(), _state(decoder)

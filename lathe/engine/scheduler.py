@@ -141,11 +141,20 @@ class Part(NamedTuple):
 
 
 class Scheduler:
-    """At most `seats` sequences run at once, and a pass has at most `chunk` tokens of all of them, beside guesses, for
-    `ahead` of which every sequence has room."""
+    """At most `seats` sequences run at once, and a pass has at most `chunk` tokens of all of them, of which at most
+    `beside` are read while others generate, beside guesses, for `ahead` of which every sequence has room."""
 
-    def __init__(self, pages: Pages, chunk: int, seats: int, ahead: int = 0, names: Names | None = None) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        chunk: int,
+        seats: int,
+        ahead: int = 0,
+        names: Names | None = None,
+        beside: int | None = None,
+    ) -> None:
         self.pages, self.chunk, self.seats, self.ahead = pages, chunk, seats, ahead
+        self.beside = chunk if beside is None else beside
         self.names = names or Names(pages.size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -169,7 +178,8 @@ class Scheduler:
         if self.waiting and not self.running:  # a pool that was to grow could not
             self.fail(self.waiting[0])
         lengths: dict[Sequence, int] = {}
-        left, coming = self.chunk, set[bytes]()
+        coming, generating = set[bytes](), sum(sequence.pending == 1 for sequence in self.running)
+        left = min(self.chunk, generating + self.beside) if generating else self.chunk
         for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
             if left and (sequence.pending == 1 or self._reads(sequence, coming)):
                 lengths[sequence] = min(sequence.pending, left)
