@@ -285,7 +285,7 @@ def test_a_dtype_is_that_of_the_weights(models: Path) -> None:
 @pytest.mark.parametrize(
     ("wishes", "says"),
     [
-        ({"quantize": "int4"}, '"int4" is no way to quantize'),
+        ({"quantize": "int5"}, '"int5" is no way to quantize'),
         ({"device": "gpu"}, '"gpu" is not a device.*cpu, cuda'),
         ({"device": "cuda:99"}, "cuda:99 is not there"),
         ({"dtype": "bf17"}, '"bf17".*Did you mean "bf16"'),
@@ -320,3 +320,35 @@ def test_the_public_names(llm: LLM) -> None:
 
     assert lathe.LLM is LLM and lathe.Completion is Completion
     assert isinstance(llm.engine, Engine)
+
+
+def test_answers_in_a_form_beside_others(llm: LLM, golden: str) -> None:
+    schema = {"type": "array", "items": {"enum": ["cat", "dog"]}, "minItems": 2, "maxItems": 3}
+    held = llm.stream(ONCE, schema=schema, seed=3, max_new_tokens=200)
+    free = llm.stream(ONCE, temperature=0, max_new_tokens=20)
+    brief = llm.stream(ONCE, regex="[a-z]{4}-[a-z]{4}", stop="-", seed=4)
+    pieces = {"held": "", "free": "", "brief": ""}
+    going = {"held": held, "free": free, "brief": brief}
+    while going:
+        for name, reply in list(going.items()):
+            if (piece := next(reply, None)) is None:
+                del going[name]
+            else:
+                pieces[name] += piece
+    assert 2 <= len(json.loads(pieces["held"])) <= 3 and held.completion.finish_reason == "stop"
+    assert golden.startswith(ONCE + pieces["free"])
+    assert len(pieces["brief"]) == 4 and brief.completion.finish_reason == "stop"
+    with pytest.raises(UsageError, match="a schema and a regex"):
+        llm.generate(ONCE, schema=schema, regex="a")
+
+
+def test_wishes_about_tokens(llm: LLM) -> None:
+    answer = llm.complete(ONCE, temperature=0, max_new_tokens=5, logprobs=2)
+    assert [top[0][0] for top in answer.top] == answer.tokens
+    assert [top[0][1] for top in answer.top] == pytest.approx(answer.logprobs)
+    first = answer.tokens[0]
+    other = llm.complete(ONCE, temperature=0, max_new_tokens=5, logit_bias={first: -100})
+    assert first not in other.tokens and other.top == [()] * 5
+    end = next(iter(llm.stops))
+    forced = llm.complete(ONCE, temperature=0, logit_bias={end: 100}, min_tokens=3)
+    assert len(forced.tokens) == 4 and forced.tokens[-1] == end
