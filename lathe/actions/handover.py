@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Command = list[str]
 # What Lathe's own engine alone has, and what the gate has.
 OURS: tuple[str, ...] = ("quantize", "prompt_style", "native", "seed", "also", "adapter_dir", "cache_tokens")
-OURS += ("strict", "any_model_name", "replicas", "max_queue", "drain")
+OURS += ("strict", "any_model_name", "api_path", "stream", "replicas", "max_queue", "drain")
 GATES = ("admin_key", "cors_origin", "allowed_host", "max_body")
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 

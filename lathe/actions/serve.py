@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
+from lathe.actions.litgpt_words import spelt
 from lathe.actions.place import named, weights_at
 from lathe.actions.terminal import dimmed
 from lathe.errors import MissingError, UsageError
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from lathe.server.desk import Desk
     from lathe.server.gate import Rules
     from lathe.server.room import Loaded
+
+
+# LitGPT's words for what is done anyway: OpenAI's wire is always there, and no answer is ended by the clock.
+NEEDLESS = ("--openai-spec", "--timeout", "--access-token", "--accelerator")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class Options:
     """A name by which the server may be called, beside localhost, as behind a proxy. May be given several times."""
     max_body: int = 32 << 20
     """The largest body of a request in bytes."""
+    api_path: str = "/predict"
+    """Where requests of LitGPT's kind are answered."""
+    stream: bool = False
+    """Answer requests of LitGPT's kind, where they do not say, with a line for each piece of the text."""
     any_model_name: bool = False
     """Answer for this model whatever a request calls it, as clients with a name of their own built in need it."""
     strict: bool = False
@@ -98,6 +107,11 @@ class Options:
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
 
+    @classmethod
+    def understood(cls, words: Sequence[str]) -> tuple[type[Options], list[str]]:
+        """The options that the words are for, and the words without those of LitGPT's that need none here."""
+        return cls, [word for name, _, written in spelt(words) if name not in NEEDLESS for word in written]
+
     def __post_init__(self) -> None:
         numbers = ("port", 0), ("max_queue", 0), ("max_seqs", 1), ("max_body", 1), ("drain", 0), ("replicas", 1)
         for name, least in numbers:
@@ -110,6 +124,8 @@ class Options:
         for option, values in (("--also", self.also), ("--adapter", self.adapter)):
             if wrong := next((value for value in values if not re.fullmatch(r"[\w.-]+=.+", value)), None):
                 raise UsageError(f"{option} is {wrong}.", "It must be NAME=PATH.")
+        if not self.api_path.startswith("/"):
+            raise UsageError(f"--api-path is {self.api_path}.", "It begins with a slash.")
         if self.replicas > 1 and self.engine != "ray":
             raise UsageError(f"--replicas is {self.replicas}.", "", "Add --engine ray, which has them.")
         if (self.gate or self.dry_run) and self.engine in ("lathe", "ray"):
@@ -148,15 +164,18 @@ def run(options: Options) -> int:
         for name, place in places.items():  # first of all: it takes longest
             lines[name] = Line.begin(partial(load, options, place, None if lines else adapters))
 
-        from lathe.server.app import listen, serve
+        from lathe.server.app import WIRES, listen, serve
         from lathe.server.desk import Desk
+        from lathe.server.wires import litgpt
 
         rules = gate(options, keys)
         bound = listen(options.host, options.port)
         desk = Desk(lines, options.max_queue, options.strict, options.any_model_name, options.adapter_dir)
         port = bound.getsockname()[1]
         ready = partial(greet, desk, options.host, port)
-        return serve(desk, bound, rules, drain=options.drain, ready=ready)
+        predict = partial(litgpt.router, path=options.api_path, stream=options.stream)
+        wires = tuple(predict if wire is litgpt.router else wire for wire in WIRES)
+        return serve(desk, bound, rules, wires, drain=options.drain, ready=ready)
     except Broken as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

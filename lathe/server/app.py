@@ -41,7 +41,8 @@ from lathe.server.wires import (
 HEADERS_WITHIN = 20.0  # seconds
 
 # Every wire: a function that makes its routes over a desk. A route that raises a LatheError answers with its Refusal.
-WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
+Wires = tuple[Callable[[Desk], APIRouter], ...]
+WIRES: Wires = (
     adapters.router,
     anthropic.router,
     chat.router,
@@ -56,9 +57,7 @@ WIRES: tuple[Callable[[Desk], APIRouter], ...] = (
 )
 
 
-def application(
-    desk: Desk, wires: tuple[Callable[[Desk], APIRouter], ...] = WIRES, rules: Rules | None = None
-) -> FastAPI:
+def application(desk: Desk, wires: Wires = WIRES, rules: Rules | None = None) -> FastAPI:
     """All routes, behind a gate with these rules. The desk listens from the application's start to its end."""
 
     @contextlib.asynccontextmanager
@@ -210,13 +209,15 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(desk: Desk, bound: socket.socket, rules: Rules, *, drain: float, ready: Callable[[], None]) -> int:
+def serve(
+    desk: Desk, bound: socket.socket, rules: Rules, wires: Wires = WIRES, *, drain: float, ready: Callable[[], None]
+) -> int:
     """Answer on a socket until told to end. ready: called when the models are loaded. Returns the exit status.
 
     Raises what a model failed of when it was loaded, and Broken where an engine ends before it should.
     """
     config = uvicorn.Config(
-        application(desk, rules=rules),
+        application(desk, wires, rules),
         http=Patient,
         ws="none",
         log_level="warning",

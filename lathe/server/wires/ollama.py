@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ValidationError
 
 from lathe.server.ask import Begun, Called, Ended, Event, Said, Word
 from lathe.server.desk import Desk
@@ -27,7 +25,6 @@ from lathe.server.wires.ollama_models import listed, now, resolved, running, sho
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 VERSION = "0.32.15"  # of Ollama: clients ask for it to know what the wire can do
-B = TypeVar("B", bound=BaseModel)
 
 
 class Answer:
@@ -139,38 +136,6 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def posted(kind: type[B]) -> Callable[[Request], Awaitable[B]]:
-    """Reads a body without regard to its Content-Type, as Ollama does and its documentation's curl lines need.
-
-    A browser's page of another origin, which could send such a body unasked, names its origin, and gets 415.
-    """
-
-    async def read(request: Request) -> B:
-        if "origin" in request.headers and "json" not in request.headers.get("content-type", ""):
-            raise HTTPException(415, "The Content-Type must be application/json.")
-        try:
-            return kind.model_validate_json(await request.body())
-        except ValidationError as error:
-            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
-
-    return read
-
-
-def described(kind: type[BaseModel]) -> dict[str, Any]:
-    """A body for the OpenAPI document, which does not see what `posted` reads."""
-    schema = kind.model_json_schema()
-    parts = schema.pop("$defs", {})
-
-    def whole(told: Any) -> Any:
-        if isinstance(told, dict) and "$ref" in told:
-            return whole(parts[told["$ref"].rpartition("/")[2]])
-        if isinstance(told, dict):
-            return {name: whole(part) for name, part in told.items()}
-        return [whole(part) for part in told] if isinstance(told, list) else told
-
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole(schema)}}}}
-
-
 def router(desk: Desk) -> APIRouter:
     routes = APIRouter(tags=["Ollama"], prefix="/api")
     since = now()
@@ -185,13 +150,13 @@ def router(desk: Desk) -> APIRouter:
             return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
         return await Stream.begin([desk.answer(ask)], answer, headers, media=LINES)
 
-    @routes.post("/chat", openapi_extra=described(ChatBody))
-    async def chat(request: Request, body: Annotated[ChatBody, Depends(posted(ChatBody))]) -> Response:
+    @routes.post("/chat")
+    async def chat(request: Request, body: ChatBody) -> Response:
         """An answer to a conversation, as lines of JSON unless stream is false."""
         return await answered(request, body)
 
-    @routes.post("/generate", openapi_extra=described(GenerateBody))
-    async def generate(request: Request, body: Annotated[GenerateBody, Depends(posted(GenerateBody))]) -> Response:
+    @routes.post("/generate")
+    async def generate(request: Request, body: GenerateBody) -> Response:
         """An answer to one prompt, as lines of JSON unless stream is false."""
         return await answered(request, body)
 
@@ -205,8 +170,8 @@ def router(desk: Desk) -> APIRouter:
         """Those that are loaded, which are the same."""
         return {"models": [running(desk.named(name)) for name in desk.names]}
 
-    @routes.post("/show", openapi_extra=described(ShowBody))
-    async def show(body: Annotated[ShowBody, Depends(posted(ShowBody))]) -> dict[str, Any]:
+    @routes.post("/show")
+    async def show(body: ShowBody) -> dict[str, Any]:
         """What a model is, and what it can do."""
         return shown(desk.named(resolved(desk, body.model or body.name or "")), since)
 
