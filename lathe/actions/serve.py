@@ -119,6 +119,8 @@ class Options:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
         if self.port > 65535:
             raise UsageError(f"--port is {self.port}.", "It must be at most 65535.")
+        if self.adapter_dir is not None and self.admin_key is None:
+            raise UsageError("--adapter-dir is given, and there is no --admin-key.", "Nobody could load any.")
         if self.cache_tokens is not None and self.cache_tokens < 16:
             raise UsageError(f"--cache-tokens is {self.cache_tokens}.", "It must be at least 16.")
         for option, values in (("--also", self.also), ("--adapter", self.adapter)):
@@ -168,7 +170,7 @@ def run(options: Options) -> int:
         from lathe.server.desk import Desk
         from lathe.server.wires import litgpt
 
-        rules = gate(options, keys)
+        rules = gate(options)
         bound = listen(options.host, options.port)
         desk = Desk(lines, options.max_queue, options.strict, options.any_model_name, options.adapter_dir)
         port = bound.getsockname()[1]
@@ -184,10 +186,11 @@ def run(options: Options) -> int:
             line.close(patience=0)
 
 
-def gate(options: Options, keys: tuple[str, ...]) -> Rules:
+def gate(options: Options) -> Rules:
     """Who may come in. Raises UsageError where everybody could, from other machines, and nobody said so."""
     from lathe.server.gate import Rules, loopback
 
+    keys = (*options.api_key, *_lines(options.api_key_file)) if options.api_key_file else options.api_key
     here = loopback(options.host)
     if not here and not keys and not options.insecure:
         found = f"--host {options.host} lets other machines use the model, and there is no key."
