@@ -143,16 +143,15 @@ def run(options: Options) -> int:
     The model is loaded in a process of its own, while this one listens already: /health tells when it is ready. Ctrl-C
     or SIGTERM lets the answers that are being made come to their end, and a second one does not.
     """
-    keys = (*options.api_key, *_lines(options.api_key_file)) if options.api_key_file else options.api_key
     adapters = {name: hub.find(path, options.checkpoints) for name, path in _pairs(options.adapter).items()}
     if options.engine == "ray":
         from lathe.actions import replicas
 
-        return replicas.run(options, gate(options, keys), partial(load, options, adapters=adapters))
+        return replicas.run(options, gate(options), partial(load, options, adapters=adapters))
     if options.engine != "lathe":
         from lathe.actions import handover
 
-        return handover.run(options, gate(options, keys), adapters)
+        return handover.run(options, gate(options), adapters)
 
     from lathe.server.line import Line
     from lathe.server.refusals import Broken
