@@ -28,7 +28,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens":
 
 
 def handed(options: Options) -> int:
-    return handover.run(options, gate(options, options.api_key), {})
+    return handover.run(options, gate(options), {})
 
 
 def planned(capsys, model: Path, **options) -> list[list[str]]:
