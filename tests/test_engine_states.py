@@ -21,7 +21,7 @@ from test_engine import CONTEXT, answers, decoder_of, prompt_of
 from test_engine_adapters import parts_of
 from test_speculate import Wrong, near
 
-from lathe.engine import DraftModel, Engine, Sampling, Sequence
+from lathe.engine import DraftModel, Engine, Lookup, Sampling, Sequence
 from lathe.errors import UsageError
 from lathe.transforms import adapt
 from lathe.transforms.adapt import Parts
@@ -59,16 +59,19 @@ class History(RuleBasedStateMachine):
         tokens=st.none() | st.integers(CONTEXT // 2, 3 * CONTEXT),
         chunk=st.integers(1, 40),
         seats=st.integers(1, 6),
-        guesser=st.sampled_from([None, None, "near", "wrong"]),
+        guesser=st.sampled_from([None, None, "near", "wrong", "lookup"]),
         shares=st.booleans(),
     )
     def begin(self, tokens: int | None, chunk: int, seats: int, guesser: str | None, shares: bool) -> None:
         decoder = decoder_of(self.kind)
-        draft = {"near": lambda: DraftModel(near(decoder), 3, chunk=9), "wrong": lambda: Wrong(2, 3)}.get(guesser or "")
+        guessers = {
+            "near": lambda: DraftModel(near(decoder), 3, chunk=9),
+            "wrong": lambda: Wrong(2, 3),
+            "lookup": lambda: Lookup(4),
+        }
+        draft = guessers[guesser]() if guesser else None
         self.roster, self.versions = Apart(decoder), dict[str, int]()
-        self.engine: Any = Engine(
-            decoder, tokens=tokens, chunk=chunk, seats=seats, drafter=draft and draft(), adapters=self.roster
-        )
+        self.engine: Any = Engine(decoder, tokens=tokens, chunk=chunk, seats=seats, drafter=draft, adapters=self.roster)
         self.engine.pages.shares = shares
         self.load("a", 0)
         self.asked: list[tuple[Sequence, tuple[int, ...], Sampling, tuple[str, int] | None]] = []
