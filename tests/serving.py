@@ -21,12 +21,15 @@ from starlette.testclient import TestClient
 
 from lathe import checkpoint, families
 from lathe.actions.serve import Options, load
+from lathe.llm import LLM
 from lathe.model.decoder import Decoder
 from lathe.server.app import application
 from lathe.server.desk import Desk
 from lathe.server.line import Line
 from lathe.server.room import occupy
 from lathe.tokenizer import Tokenizer, train_bpe
+from lathe.transforms import adapt, begin
+from lathe.transforms.terms import Lora
 
 ROOT = Path(__file__).parents[1]
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -74,6 +77,18 @@ def tiny(folder: Path, template: str = CHATML, **changes: Any) -> Path:
     generation = {"eos_token_id": [trained.id("<|im_end|>"), trained.id("<|endoftext|>")]}
     checkpoint.save(folder / "model", decoder, config, generation=generation, tokenizer=Tokenizer.open(folder))
     return folder / "model"
+
+
+def adapter(model: Path, folder: Path, seed: int) -> Path:
+    """A LoRA with random numbers, as a folder."""
+    llm = LLM.load(model, device="cpu")
+    adapt.put(llm.decoder, "default", begin.lora(llm.decoder, Lora(targets="all-linear")))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapt.own(llm.decoder, "default").values():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    folder.parent.mkdir(exist_ok=True)
+    checkpoint.write_adapter(folder, llm.decoder, "default", llm.config)
+    return folder
 
 
 class Served:

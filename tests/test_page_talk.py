@@ -10,11 +10,12 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Page, expect
-from serving import Served, serving, tiny
+from serving import Served, adapter, serving, tiny
 
 from lathe.llm import LLM
 
 CONTEXT = 32768
+KEY = "a key"
 SETTINGS = {"wishes": {"temperature": 0, "max_tokens": 12}}
 HOSTILE = '<img src="https://elsewhere.example/x" onerror="alert(1)"><script>alert(1)</script>'
 
@@ -26,8 +27,10 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(model) -> Iterator[Served]:
-    with serving(model) as running:
+def server(model, tmp_path_factory) -> Iterator[Served]:
+    """The model and a finetune of it, behind a key."""
+    tuned = adapter(model, tmp_path_factory.mktemp("adapters") / "tuned", seed=1)
+    with serving(model, "--served-model-name", "base", "--adapter", f"tuned={tuned}", "--api-key", KEY) as running:
         yield running
 
 
@@ -38,24 +41,32 @@ def tab(browser, server) -> Iterator[Page]:
 
 
 @pytest.fixture
+def stranger(browser, server) -> Iterator[Page]:
+    """The page, in a browser that knows no key."""
+    yield from opened(browser, server, key="")
+
+
+@pytest.fixture
 def phone(browser, server) -> Iterator[Page]:
     yield from opened(browser, server, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
 
 
-def opened(browser, server, **options) -> Iterator[Page]:
+def opened(browser, server, key=KEY, **options) -> Iterator[Page]:
     wrong: list[str] = []
     with browser.new_context(**options) as context:
         page = context.new_page()
         page.set_default_timeout(10000)
         page.add_init_script(f"localStorage['lathe.settings'] ??= JSON.stringify({json.dumps(SETTINGS)})")
+        page.add_init_script(f"if ({json.dumps(key)}) sessionStorage['lathe.key'] = {json.dumps(key)}")
         page.on("request", lambda request: request.url.startswith((server.url, "blob:")) or wrong.append(request.url))
         page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.goto(server.url)
-        expect(page.locator("#empty h1")).to_contain_text("Talk with")
+        if key:
+            expect(page.locator("#empty h1")).to_contain_text("Talk with")
         yield page
-        assert wrong == []
+        assert [told for told in wrong if key or "401" not in told] == []
 
 
 def say(page: Page, text: str) -> None:
@@ -160,12 +171,25 @@ def test_questions_and_answers_branch(tab):
     expect(tab.locator(".bubble")).to_have_text(["One", "Two"])
 
 
+def test_the_key_is_asked_for_and_kept(stranger):
+    stranger.fill("#key", "wrong")
+    stranger.keyboard.press("Enter")
+    expect(stranger.locator("#wrong")).to_be_visible()
+    stranger.fill("#key", KEY)
+    stranger.keyboard.press("Enter")
+    expect(stranger.locator("#locked")).to_be_hidden()
+    say(stranger, "Hello there")
+    stranger.reload()
+    say(stranger, "Hello again")
+
+
 def test_two_answer_side_by_side(tab):
     tab.click("#beside")
     say(tab, "Hello there")
     expect(tab.locator(".lanes.two .answer")).to_have_count(2)
     left, right = answers(tab)
-    assert left["text"] == right["text"] and left["state"] == right["state"] == "done"
+    assert (left["model"], right["model"]) == ("base", "tuned")
+    assert left["text"] != right["text"] and left["state"] == right["state"] == "done"
     boxes = [answer.bounding_box() for answer in tab.locator(".answer").all()]
     assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
 

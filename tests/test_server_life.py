@@ -11,27 +11,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import torch
-from serving import serving, tiny
+from serving import adapter, serving, tiny
 
-from lathe import checkpoint
 from lathe.llm import LLM
-from lathe.transforms import adapt, begin
-from lathe.transforms.terms import Lora
 
 ASKED = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}
-
-
-def adapter(model: Path, folder: Path, seed: int) -> Path:
-    """A LoRA with random numbers, as a folder."""
-    llm = LLM.load(model, device="cpu")
-    adapt.put(llm.decoder, "default", begin.lora(llm.decoder, Lora(targets="all-linear")))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in adapt.own(llm.decoder, "default").values():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    folder.parent.mkdir(exist_ok=True)
-    checkpoint.write_adapter(folder, llm.decoder, "default", llm.config)
-    return folder
 
 
 def said(server, model: str | None = None) -> str:
