@@ -20,6 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -57,16 +58,14 @@ class Loaded:
 
 def occupy(pipe: Connection, load: Callable[[], Loaded]) -> None:
     """Load the model, say that it is ready, and answer until the line ends."""
-    try:
-        loaded = load()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the web process is gone, and nobody asks any more
+        try:
+            loaded = load()
+        except LatheError as error:
+            return _send(pipe, "failed", told(error))
         _send(pipe, "ready", _introduced(loaded))
-    except LatheError as error:
-        _send(pipe, "failed", told(error))
-        return
-    try:
         Room(loaded, pipe).run()
-    except (EOFError, OSError):  # the web process is gone
-        return
+    return None
 
 
 def _introduced(loaded: Loaded) -> dict[str, Any]:
