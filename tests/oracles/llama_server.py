@@ -15,14 +15,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-# llama.cpp's own names for templates that the tests ask for by name, and that are not styles of Lathe's.
+# llama.cpp's own names for templates that the tests ask for by name; chatml is the one where a model has none.
 TEMPLATES = {
+    "chatml": "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "command-r": "{% for message in messages %}<|START_OF_TURN_TOKEN|>"
     "{{ {'system': '<|SYSTEM_TOKEN|>', 'user': '<|USER_TOKEN|>', 'assistant': '<|CHATBOT_TOKEN|>'}[message.role] }}"
     "{{ message.content }}<|END_OF_TURN_TOKEN|>{% endfor %}"
     "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}",
 }
-STYLES = ("chatml", "llama3")
+STYLES = ("llama3",)  # names that Lathe has, too
 
 WITH_VALUE = "host port temp seed hf-repo hf-file alias tags ctx-size batch-size ubatch-size parallel n-predict".split()
 WITH_VALUE += "api-key chat-template chat-template-file reasoning reasoning-format cors-origins media-path".split()
@@ -52,11 +55,14 @@ def folder(told: argparse.Namespace, stories: Path, place: Path) -> Path:
     if told.n_predict:
         generation["max_new_tokens"] = int(told.n_predict)
     (place / "generation_config.json").write_text(json.dumps(generation))
-    template = TEMPLATES.get(told.chat_template, told.chat_template)
+    name = told.chat_template or "chatml"
+    template = TEMPLATES.get(name, name)
     if told.chat_template_file:
         template = Path(told.chat_template_file).read_text()
-    if template and told.chat_template not in STYLES:
-        (place / "chat_template.jinja").write_text(template)
+    # llama-server tells every template whether to reason, by --reasoning; Lathe leaves it to the requests.
+    thinks = f"{{%- set enable_thinking = enable_thinking | default({told.reasoning != 'off'}) -%}}"
+    if name not in STYLES:
+        (place / "chat_template.jinja").write_text(thinks + template)
     return place
 
 
@@ -68,10 +74,10 @@ def command(told: argparse.Namespace, model: Path) -> list[str]:
         "api-key": told.api_key,
         "seed": told.seed,
     }
-    options |= {"served-model-name": told.alias or "tinyllama-2", "cors-origins": told.cors_origins, "device": "cpu"}
+    options |= {"served-model-name": told.alias or "tinyllama-2", "cors-origin": told.cors_origins, "device": "cpu"}
     named = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
     template = model / "chat_template.jinja"
-    style = [] if template.exists() else ["--prompt-style", told.chat_template or "chatml"]
+    style = [] if template.exists() else ["--prompt-style", told.chat_template]
     return [sys.executable, "-m", "lathe", "serve", str(model), *named, *style, "--any-model-name"]
 
 

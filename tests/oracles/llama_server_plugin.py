@@ -14,6 +14,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import utils  # llama.cpp's, which is on the path by now
 
     utils.ServerPreset.load_all = staticmethod(lambda: None)
+    utils.ServerProcess.start.__defaults__ = (600,)  # seconds to wait for a server, on a machine that has much to do
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,7 +29,6 @@ FILES = (
     "test_embedding",
     "test_compat_anthropic",
     "test_compat_oai_responses",
-    "test_basic",
 )
 
 
