@@ -165,17 +165,15 @@ def run(options: Options) -> int:
         for name, place in places.items():  # first of all: it takes longest
             lines[name] = Line.begin(partial(load, options, place, None if lines else adapters))
 
-        from lathe.server.app import WIRES, listen, serve
+        from lathe.server.app import listen, serve, with_predict
         from lathe.server.desk import Desk
-        from lathe.server.wires import litgpt
 
         rules = gate(options)
         bound = listen(options.host, options.port)
         desk = Desk(lines, options.max_queue, options.strict, options.any_model_name, options.adapter_dir)
         port = bound.getsockname()[1]
         ready = partial(greet, desk, options.host, port)
-        predict = partial(litgpt.router, path=options.api_path, stream=options.stream)
-        wires = tuple(predict if wire is litgpt.router else wire for wire in WIRES)
+        wires = with_predict(options.api_path, options.stream)
         return serve(desk, bound, rules, wires, drain=options.drain, ready=ready)
     except Broken as error:
         print(f"Error: {error}", file=sys.stderr)

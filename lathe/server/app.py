@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -55,6 +56,12 @@ WIRES: Wires = (
     responses.router,
     tokens.router,
 )
+
+
+def with_predict(path: str, stream: bool) -> Wires:
+    """Every wire; LitGPT's at this path, and with lines for an answer where a request does not say."""
+    predict = partial(litgpt.router, path=path, stream=stream)
+    return tuple(predict if wire is litgpt.router else wire for wire in WIRES)
 
 
 def application(desk: Desk, wires: Wires = WIRES, rules: Rules | None = None) -> FastAPI:
