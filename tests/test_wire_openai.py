@@ -428,7 +428,8 @@ def test_answers_are_of_openais_schema(server, more: dict) -> None:
     Completion.model_validate_json(server.client.post("/v1/completions", json=asked).text, strict=True)
     answer = server.client.post("/v1/completions", json={**asked, "stream": True})
     for frame in answer.text.split("\n\n")[:-2]:
-        Completion.model_validate_json(frame.removeprefix("data: "), strict=True)
+        told = frame.removeprefix("data: ")  # OpenAI's own chunks have null for a reason, too; its schema has not
+        Completion.model_validate_json(told.replace('"finish_reason":null', '"finish_reason":"stop"'), strict=True)
     CreateEmbeddingResponse.model_validate_json(
         server.client.post("/v1/embeddings", json={"input": "A"}).text, strict=True
     )
