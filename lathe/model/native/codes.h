@@ -93,31 +93,31 @@ inline void code_tile(const uint8_t* const w[R], const char* const s[R], i64 K, 
   const __m512i low = _mm512_set1_epi8(15);
   const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)NF4));
   const i64 bytes = code_bytes(kind, K), step = kind == 1 ? 128 : 64;
-  // `whole`: all of its codes are there. Else `left` bytes are.
-  const auto chunk = [&](i64 c, auto whole, i64 left) {
+  // Rows `r` to `end`. `whole`: all of the chunk's codes are there. Else `left` bytes are.
+  const auto chunk = [&](int begin, auto count, i64 c, auto whole, i64 left) {
     const auto load = [&](const uint8_t* at, i64 some) {
       if constexpr (whole) return _mm512_loadu_si512(at);
       return _mm512_maskz_loadu_epi8(some >= 64 ? ~0ull : some > 0 ? (1ull << some) - 1 : 0ull, at);
     };
-    __m512i one[R], other[R];
-    __m512 scale[R];
-    for (int r = 0; r < R; r++) {
-      const uint8_t* at = w[r] + c * step;
-      __builtin_prefetch(at + R * bytes, 0, 3);  // of the next rows
+    __m512i one[count], other[count];
+    __m512 scale[count];
+    for (int i = 0; i < count; i++) {
+      const uint8_t* at = w[begin + i] + c * step;
+      if constexpr (M > 1) __builtin_prefetch(at + R * bytes, 0, 3);  // of the next rows
       const __m512i v = load(at, left);
       if constexpr (kind == 1) {
-        __builtin_prefetch(at + R * bytes + 64, 0, 3);
+        if constexpr (M > 1) __builtin_prefetch(at + R * bytes + 64, 0, 3);
         const __m512i sign = _mm512_set1_epi8(char(0x80));
-        one[r] = _mm512_xor_si512(v, sign);
-        other[r] = _mm512_xor_si512(load(at + 64, left - 64), sign);
+        one[i] = _mm512_xor_si512(v, sign);
+        other[i] = _mm512_xor_si512(load(at + 64, left - 64), sign);
       } else {
-        one[r] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
-        other[r] = _mm512_and_si512(v, low);
+        one[i] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+        other[i] = _mm512_and_si512(v, low);
         if constexpr (kind == 2) {
-          one[r] = _mm512_shuffle_epi8(table, one[r]);
-          other[r] = _mm512_shuffle_epi8(table, other[r]);
+          one[i] = _mm512_shuffle_epi8(table, one[i]);
+          other[i] = _mm512_shuffle_epi8(table, other[i]);
         }
-        scale[r] = scales_at<kind>(s[r], c, whole ? 4 : left / (kind == 2 ? 32 : 16));
+        scale[i] = scales_at<kind>(s[begin + i], c, whole ? 4 : left / (kind == 2 ? 32 : 16));
       }
     }
     for (int m = 0; m < M; m++) {
@@ -125,16 +125,23 @@ inline void code_tile(const uint8_t* const w[R], const char* const s[R], i64 K, 
       const __m512i start = _mm512_loadu_si512(y.start), first = _mm512_loadu_si512(y.one),
                     second = _mm512_loadu_si512(y.other);
       const __m512 scales = _mm512_loadu_ps(y.scale);
-      for (int r = 0; r < R; r++) {
-        const __m512i d = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, one[r], first), other[r], second);
-        const __m512 by = kind == 1 ? scales : _mm512_mul_ps(scale[r], scales);
-        sums[m][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d), by, sums[m][r]);
+      for (int i = 0; i < count; i++) {
+        const __m512i d = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, one[i], first), other[i], second);
+        const __m512 by = kind == 1 ? scales : _mm512_mul_ps(scale[i], scales);
+        sums[m][begin + i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d), by, sums[m][begin + i]);
       }
     }
   };
-  const i64 full = bytes / step;
-  for (i64 c = 0; c < full; c++) chunk(c, std::true_type(), 0);
-  if (full * step < bytes) chunk(full, std::false_type(), bytes - full * step);
+  const i64 full = bytes / step, rest = bytes - full * step;
+  const auto rows = [&](int begin, auto count) {
+    for (i64 c = 0; c < full; c++) chunk(begin, count, c, std::true_type(), 0);
+    if (rest) chunk(begin, count, full, std::false_type(), rest);
+  };
+  if constexpr (M == 1) {  // from one end to the other, as the memory is read soonest
+    for (int r = 0; r < R; r++) rows(r, std::integral_constant<int, 1>());
+  } else {
+    rows(0, std::integral_constant<int, R>());
+  }
   for (int m = 0; m < M; m++) {
     for (int r = 0; r < R; r += 4) totals(sums[m] + r, out[m] + r);
     if constexpr (kind == 1)
@@ -184,7 +191,7 @@ template <int W, class Done>
 inline void code_products(const Matrix* const (&w)[W], i64 first, i64 last, i64 K, const Chunk* x, i64 T, Done done) {
   const auto of = [&](auto kind) {
     if (T == 1)
-      code_tiles<kind, 4, W, 1>(w, first, last, K, x, T, done);
+      code_tiles<kind, 16 / W, W, 1>(w, first, last, K, x, T, done);
     else
       code_tiles<kind, 4, W, 4>(w, first, last, K, x, T, done);
   };

@@ -88,21 +88,31 @@ inline void tile(const E* const w[R], i64 K, i64 next, const E* x, i64 stride, f
   Sum sums[M][R];
   for (int m = 0; m < M; m++)
     for (int r = 0; r < R; r++) sums[m][r] = zero();
-  const auto step = [&](auto load) {
+  const auto step = [&](int r, int rows, auto load) {
     typename L::V v[M];
     for (int m = 0; m < M; m++) v[m] = load(x + m * stride);
-    for (int r = 0; r < R; r++) {
+    for (; rows--; r++) {
       const typename L::V a = load(w[r]);
       for (int m = 0; m < M; m++) sums[m][r] = L::add(sums[m][r], a, v[m]);
     }
   };
-  i64 k = 0;
-  for (; k + L::width <= K; k += L::width) {
-    if constexpr (Far)
-      for (int r = 0; r < R; r++) __builtin_prefetch(w[r] + next + k, 0, 3);
-    step([k](const E* row) { return L::load(row + k); });
+  const auto whole = [](i64 k) { return [k](const E* row) { return L::load(row + k); }; };
+  const auto some = [K](i64 k) { return [k, K](const E* row) { return L::part(row + k, K - k); }; };
+  if constexpr (M == 1) {  // a matter of memory, which is read soonest from one end to the other
+    for (int r = 0; r < R; r++) {
+      i64 k = 0;
+      for (; k + L::width <= K; k += L::width) step(r, 1, whole(k));
+      if (k < K) step(r, 1, some(k));
+    }
+  } else {
+    i64 k = 0;
+    for (; k + L::width <= K; k += L::width) {
+      if constexpr (Far)
+        for (int r = 0; r < R; r++) __builtin_prefetch(w[r] + next + k, 0, 3);
+      step(0, R, whole(k));
+    }
+    if (k < K) step(0, R, some(k));
   }
-  if (k < K) step([k, K](const E* row) { return L::part(row + k, K - k); });
   for (int m = 0; m < M; m++)
     for (int r = 0; r < R; r += 4) totals(sums[m] + r, out[m] + r);
 }
@@ -146,7 +156,6 @@ inline void tiles(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x
   }
 }
 
-// One row is a matter of memory: more rows of weights at once keep more of it on the way.
 template <class E, int W, class Done>
 inline void products(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
   if (T == 1)
