@@ -205,7 +205,7 @@ class LLM:
 
         device: "auto" takes a GPU where there is one. dtype: "auto" keeps that of the files; "bf16", "fp16", "fp32".
         quantize: keep the matrices of layers in 4 bits ("int4", "nf4", "nf4-dq") or 8 ("int8"), to make room: they are
-            unpacked whenever they are multiplied, but for few tokens on a CPU (not nf4-dq). LitGPT's "bnb.nf4" is the
+            unpacked whenever they are multiplied, but on some CPUs (see docs/quantize.md). LitGPT's "bnb.nf4" is the
             same.
         devices: with strategy "layers", over how many GPUs the layers are spread ("auto": all), one after the other.
             With "tensor" every layer is divided among as many processes, each of which calls this with its own device

@@ -46,9 +46,13 @@ def pack(decoder: Decoder) -> None:
     kernels = native.library()
     if kernels is None:
         return
+    ways = {module.how for module in decoder.modules() if isinstance(module, quantize.Packed)}
+    coded = bool(ways & {"int8", "int4"} and kernels.lathe_codes())  # nf4 is for room: its head stays as it is
     for name, module in [*decoder.named_modules()]:
         if type(module) is layers.Linear and not _hooked(module):
-            decoder.set_submodule(name, QuickLinear(module, kernels))
+            known = module.weight.device.type == "cpu" and module.weight.dtype in native.TYPES
+            head = coded and known and module is decoder.lm_head
+            decoder.set_submodule(name, (QuickHead if head else QuickLinear)(module, kernels))
         elif type(module) is quantize.PackedLinear and module.how in CODES and kernels.lathe_codes():
             decoder.set_submodule(name, QuickPacked(module, kernels))
     for name, module in [*decoder.model.layers.named_children()]:
@@ -98,24 +102,45 @@ class QuickPacked(quantize.PackedLinear):
     """A linear map with the codes of another, which are multiplied as they are."""
 
     plain: quantize.PackedLinear
-    coded: Callable[..., None]
 
     def __init__(self, plain: quantize.PackedLinear, kernels: ctypes.CDLL) -> None:
         nn.Module.__init__(self)
         self.__dict__ |= {**plain.__dict__, "plain": plain}
-        self.coded = kernels.lathe_coded_product
+        self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        n, k = self.shape
-        known = x.dtype in native.TYPES and x.device.type == self.device.type == "cpu"
-        known = known and (self.bias is None or self.bias.dtype == x.dtype)
-        if not known or torch.is_grad_enabled() or x.numel() > FEW * k:
+        if torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
             return super().forward(x)
-        rows, y = x.contiguous(), x.new_empty(*x.shape[:-1], n)
-        parts = [rows, *self._all(), self.bias, y]  # codes and scales
-        places = [None if part is None else part.data_ptr() for part in parts]
-        self.coded(*places, x.numel() // k, n, k, CODES[self.how], native.TYPES[x.dtype], torch.get_num_threads())
-        return y
+        return _coded(self.kernels, x, self._all(), self.bias, self.how)
+
+
+class QuickHead(QuickLinear):
+    """The head of a quantized decoder, which is also multiplied as codes, of 8 bits, that are made of it here."""
+
+    def __init__(self, plain: layers.Linear, kernels: ctypes.CDLL) -> None:
+        super().__init__(plain, kernels)
+        w = self.weight.detach()
+        self.kernels, self.made_of = kernels, w.data_ptr()
+        self.kept = [*quantize.KINDS["int8"].pack([w], w.shape, w.device).values()]  # not parameters: never saved
+
+    def forward(self, x: Tensor) -> Tensor:
+        same = self.weight.data_ptr() == self.made_of
+        if not same or torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
+            return super().forward(x)
+        return _coded(self.kernels, x, self.kept, self.bias, "int8")
+
+
+def _coded(kernels: ctypes.CDLL, x: Tensor, parts: list[Tensor], bias: Tensor | None, how: str) -> Tensor:
+    """x times a matrix of codes. parts: codes and scales."""
+    if bias is not None and bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
+    rows, n, k = x.contiguous(), parts[0].shape[0], x.shape[-1]
+    y = x.new_empty(*x.shape[:-1], n)
+    places = [None if part is None else part.data_ptr() for part in (rows, *parts, bias, y)]
+    kernels.lathe_coded_product(
+        *places, x.numel() // k, n, k, CODES[how], native.TYPES[x.dtype], torch.get_num_threads()
+    )
+    return y
 
 
 class Quick(Block):

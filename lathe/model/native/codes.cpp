@@ -5,24 +5,28 @@
 
 namespace lathe {
 
+constexpr i64 SLICE = 64;  // rows of x whose codes stay near a core while all weights pass by
+
 template <class E>
 static void linear(const Matrix& m, const E* x, E* y, i64 T, i64 K, i64 threads) {
   const i64 step = chunks_of(m.kind, K);
   thread_local std::vector<Chunk> room;
-  if (i64(room.size()) < T * step) room.resize(size_t(T * step));
+  if (i64(room.size()) < SLICE * step) room.resize(size_t(SLICE * step));
   Chunk* const codes = room.data();
 #pragma omp parallel num_threads(threads)
-  {
-    const Share tokens(T);
-    for (i64 t = tokens.first; t < tokens.last; t++) coded_row(m.kind, x + t * K, K, codes + t * step);
+  for (i64 start = 0; start < T; start += SLICE) {
+    const i64 some = T - start < SLICE ? T - start : SLICE;
+    const Share tokens(some);
+    for (i64 t = tokens.first; t < tokens.last; t++) coded_row(m.kind, x + (start + t) * K, K, codes + t * step);
 #pragma omp barrier
     const Share rows(m.rows, 16);
     const Matrix* const matrix[] = {&m};
-    code_products(matrix, rows.first, rows.last, K, codes, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
+    code_products(matrix, rows.first, rows.last, K, codes, some, [&](i64 t, i64 n, i64 count, const float* const* sums) {
       const E* bias = (const E*)m.bias;
-      for (i64 r = 0; r < count; r++)
-        y[t * m.rows + n + r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);
+      E* to = y + (start + t) * m.rows + n;
+      for (i64 r = 0; r < count; r++) to[r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);
     });
+#pragma omp barrier
   }
 }
 
