@@ -84,8 +84,8 @@ def answers(engine: Engine, prompts: list[list[int]], sampling: list[Sampling]) 
 
 def assert_conserved(pages: Pages, leases: list[Lease]) -> None:
     lent = [page for lease in leases for page in lease.pages]
-    assert len(lent) == len(set(lent))
-    assert pages.free + len(lent) == len(pages.holders)
+    assert [lent.count(page) for page in range(len(pages.holders))] == pages.holders.tolist()
+    assert pages.free + len(set(lent)) == len(pages.holders)
 
 
 # ---- the same numbers ------------------------------------------------------------------------------------------------
