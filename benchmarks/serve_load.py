@@ -3,7 +3,10 @@
     python benchmarks/serve_load.py MODEL --clients 64 --seconds 300 --leaving 0.33
     python benchmarks/serve_load.py MODEL --clients 16 --seconds 60 --leaving 0
 
-Each client asks for a greedy answer to one of 16 prompts, again and again. Prints one JSON object: tokens per second
+    python benchmarks/serve_load.py MODEL --clients 16 --seconds 60 --leaving 0 --tokens 128 --fresh 128
+
+Each client asks for a greedy answer to one of 16 prompts, again and again; with `--fresh N` to another one of N tokens
+each time, so that nothing of it was read before. Prints one JSON object: tokens per second
 that arrived, seconds to the first token (median and 95 %), how many answers were whole, left, refused (429) and wrong
 (not what the same prompt gets alone), and what the server holds before and after: pages, file descriptors and memory
 (Linux). Further options are those of `lathe serve`.
@@ -36,13 +39,13 @@ class Tally:
         self.tokens = 0
 
 
-def body(prompt: str, tokens: int) -> dict:
+def body(prompt: str | list[int], tokens: int) -> dict:
     asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     return {**asked, "stream_options": {"include_usage": True}}
 
 
 async def ask(
-    client: httpx2.AsyncClient, prompt: str, tokens: int, tally: Tally, leave_at: int | None = None
+    client: httpx2.AsyncClient, prompt: str | list[int], tokens: int, tally: Tally, leave_at: int | None = None
 ) -> str | None:
     """The answer; None where it was left or refused."""
     begun, text, pieces = time.perf_counter(), "", 0
@@ -95,10 +98,11 @@ async def load(url: str, process: int, given: argparse.Namespace) -> dict:
 
         async def one() -> None:
             while time.perf_counter() - begun < given.seconds:
-                prompt = dice.choice(PROMPTS)
+                known = dice.choice(PROMPTS)
+                prompt = dice.choices(range(3, 32_000), k=given.fresh) if given.fresh else known
                 leaves = dice.randrange(given.tokens) if dice.random() < given.leaving else None
                 text = await ask(client, prompt, given.tokens, tally, leaves)
-                if text is not None and text != alone[prompt]:
+                if text is not None and not given.fresh and text != alone[known]:
                     tally.counts["wrong"] += 1
 
         await asyncio.gather(*(one() for _ in range(given.clients)))
@@ -123,6 +127,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--leaving", type=float, default=0.33)
+    parser.add_argument("--fresh", type=int, default=0)
     given, options = parser.parse_known_args()
     command = [sys.executable, "-m", "lathe", "serve", given.model, "--port", "0", *options]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
