@@ -258,3 +258,15 @@ def test_stops_wait_for_the_shortest_answer() -> None:
     assert [choose(logits, [chooser])[0].id for _ in range(3)] == [99, 99, 150]
     alone = Chooser(Sampling(temperature=0, min_tokens=2, logit_bias={20: 100}), PAST, VOCAB, stops=[20])
     assert choose(logits, [alone])[0].id != 20
+
+
+@pytest.mark.parametrize("more", [{}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("extreme", [1e-320, 1e-44, 1e38, 1e308])
+@pytest.mark.parametrize("wish", ["temperature", "repetition_penalty", "presence_penalty", "frequency_penalty", "all"])
+def test_wishes_beyond_all_measure_still_give_a_token_that_is_allowed(wish: str, extreme: float, more: dict) -> None:
+    names = ["repetition_penalty", "presence_penalty", "frequency_penalty"] if wish == "all" else [wish]
+    for sign in (1, -1) if wish in ("presence_penalty", "frequency_penalty") else (1,):
+        wishes = dict.fromkeys(names, sign * extreme) | more
+        sampling = Sampling(seed=1, logit_bias={3: -100.0}, **wishes)
+        for token in choose(scores(), choosers(sampling, said=(2, 2, 9))):
+            assert 0 <= token.id < VOCAB and token.id != 3
