@@ -19,6 +19,7 @@ if __name__ == "__main__":
     engine = Engine(decoder)
 
     def answer(length: int, new: int, count: int = 1) -> None:
+        engine.pages.forget()  # what was read of the same prompts before
         generator = torch.Generator().manual_seed(1)
         for _ in range(count):
             prompt = torch.randint(3, 30000, (length,), generator=generator).tolist()

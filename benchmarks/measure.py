@@ -49,9 +49,10 @@ def compare(
     with RESULTS.open("a", encoding="utf-8") as file:
         for rival, by_figure in figures.items():
             for figure, values in by_figure.items():
-                middle, ratio = median(values), median(values) / median(figures[first][figure])
+                middle, others = median(values), figures[first].get(figure)
+                ratio = f"{middle / median(others):.2f}" if others else ""  # only the machine has limits
                 span = f"{middle:.3g} ({min(values):.3g} - {max(values):.3g})"
-                print(f"| {rival} | {figure} | {span} | {ratio:.2f} |")
+                print(f"| {rival} | {figure} | {span} | {ratio} |")
                 row = {"benchmark": name, "who": rival, "figure": figure, "values": values, "date": str(date.today())}
                 file.write(json.dumps(row | {"machine": machine()}) + "\n")
 
