@@ -81,3 +81,33 @@ def tool_server(tmp_path_factory: pytest.TempPathFactory):
 
     with serving(tiny(tmp_path_factory.mktemp("tools"), TOOLS, max_position_embeddings=1024)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """OpenAI's client of `server`."""
+    import openai
+
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def model(client) -> str:
+    """The name of the model that `client`'s server has."""
+    return client.models.list().data[0].id
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model: Path):
+    """The tokenizer of the model that `server` has."""
+    from lathe.tokenizer import Tokenizer
+
+    return Tokenizer.open(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path):
+    """The model that `server` has, in this process."""
+    from lathe.llm import LLM
+
+    return LLM.load(tiny_model, device="cpu")

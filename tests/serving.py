@@ -24,6 +24,7 @@ from lathe.actions.serve import Options, load
 from lathe.llm import LLM
 from lathe.model.decoder import Decoder
 from lathe.server.app import application
+from lathe.server.ask import Begun, Called, Ended, Event, Said, Word
 from lathe.server.desk import Desk
 from lathe.server.line import Line
 from lathe.server.room import occupy
@@ -37,6 +38,20 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# What a desk tells of an answer that thinks, speaks and calls two tools.
+EVENTS: list[Event] = [
+    Begun(20, 8),
+    Said(0, "Hm", "reasoning"),
+    Said(0, "m.", "reasoning"),
+    Said(0, "Let me", words=(Word(1, b"Let me", -0.5),)),
+    Said(0, " see."),
+    Called(0, 0, id="call_a", name="get_weather"),
+    Called(0, 0, '{"city": '),
+    Called(0, 0, '"Oslo"}'),
+    Called(0, 1, id="call_b", name="now"),
+    Called(0, 1, "{}"),
+    Ended(0, "tool_calls", 9, reasoning=3),
+]
 TOOLS = (  # a template that knows tools, as Hermes writes them, and reasoning
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"

@@ -7,8 +7,9 @@ from typing import Any
 
 import anthropic
 import pytest
+from serving import EVENTS
 
-from lathe.server.ask import Begun, Called, Ended, Event, Said
+from lathe.server.ask import Begun, Ended
 from lathe.server.wires.anthropic import Answer
 from lathe.server.wires.anthropic_bodies import MessagesBody
 
@@ -229,21 +230,6 @@ def test_tools_and_thinking_become_those_of_an_ask() -> None:
     formed = asked(output_config={"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}})
     assert formed.form.kind == "schema" and formed.words == {"reasoning_effort": "low"}
     assert asked(thinking={"type": "enabled", "budget_tokens": 1024}, tool_choice={"type": "none"}).think is True
-
-
-EVENTS: list[Event] = [
-    Begun(20, 8),
-    Said(0, "Hm", "reasoning"),
-    Said(0, "m.", "reasoning"),
-    Said(0, "Let me"),
-    Said(0, " see."),
-    Called(0, 0, id="call_a", name="get_weather"),
-    Called(0, 0, '{"city": '),
-    Called(0, 0, '"Oslo"}'),
-    Called(0, 1, id="call_b", name="now"),
-    Called(0, 1, "{}"),
-    Ended(0, "tool_calls", 9, reasoning=3),
-]
 
 
 def test_events_are_told_in_anthropics_order() -> None:

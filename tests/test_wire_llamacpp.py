@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from lathe.tokenizer import Tokenizer
 
 ONCE = {"prompt": "Once upon", "temperature": 0, "n_predict": 8}
-
-
-@pytest.fixture(scope="module")
-def words(tiny_model: Path) -> Tokenizer:
-    return Tokenizer.open(tiny_model)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from serving import in_process
 from starlette.testclient import TestClient
 
-from lathe.llm import LLM
 from lathe.server.ask import Begun, Called, Ended, Said
 from lathe.server.wires import ollama
 
@@ -25,11 +24,6 @@ DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_du
 def client(tiny_model: Path) -> Iterator[TestClient]:
     with in_process(tiny_model, ollama.router) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_model: Path) -> LLM:
-    return LLM.load(tiny_model, device="cpu")
 
 
 def lines(response) -> list[dict]:

@@ -25,26 +25,6 @@ HELLO = [{"role": "user", "content": "Hello there"}]
 GREEDY = {"messages": HELLO, "temperature": 0, "max_tokens": 12}
 
 
-@pytest.fixture(scope="module")
-def client(server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    return client.models.list().data[0].id
-
-
-@pytest.fixture(scope="module")
-def words(tiny_model: Path) -> Tokenizer:
-    return Tokenizer.open(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_model: Path) -> LLM:
-    return LLM.load(tiny_model, device="cpu")
-
-
 @pytest.fixture
 def chat(client: openai.OpenAI, model: str):
     """One completion, asked for twice: whole, and in chunks that must come to the same."""

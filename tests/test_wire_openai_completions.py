@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import openai
 import pytest
 import torch
@@ -14,26 +12,6 @@ from lathe.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello there"}]
 GREEDY = {"temperature": 0, "max_tokens": 8}
-
-
-@pytest.fixture(scope="module")
-def client(server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    return client.models.list().data[0].id
-
-
-@pytest.fixture(scope="module")
-def words(tiny_model: Path) -> Tokenizer:
-    return Tokenizer.open(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_model: Path) -> LLM:
-    return LLM.load(tiny_model, device="cpu")
 
 
 @pytest.fixture

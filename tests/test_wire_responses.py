@@ -9,8 +9,9 @@ import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+from serving import EVENTS
 
-from lathe.server.ask import Begun, Called, Ended, Event, Said, Word
+from lathe.server.ask import Begun, Ended
 from lathe.server.wires.responses import Answer
 from lathe.server.wires.responses_bodies import ResponsesBody
 
@@ -33,11 +34,6 @@ EXTRAS = ("top_k", "min_p", "seed")
 @pytest.fixture(scope="module")
 def client(tool_server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    return client.models.list().data[0].id
 
 
 @pytest.fixture
@@ -199,21 +195,6 @@ def test_tools_forms_and_reasoning_become_those_of_an_ask() -> None:
     ask = body(text={"format": {"type": "json_object"}}, reasoning={"effort": "high", "summary": "auto"}).ask()
     assert ask.form is not None and ask.form.kind == "json" and ask.think and ask.words == {"reasoning_effort": "high"}
     assert body(text={"format": {"type": "text"}}).ask().form is None
-
-
-EVENTS: list[Event] = [
-    Begun(20, 8),
-    Said(0, "Hm", "reasoning"),
-    Said(0, "m.", "reasoning"),
-    Said(0, "Let me", words=(Word(1, b"Let me", -0.5),)),
-    Said(0, " see."),
-    Called(0, 0, id="call_a", name="get_weather"),
-    Called(0, 0, '{"city": '),
-    Called(0, 0, '"Oslo"}'),
-    Called(0, 1, id="call_b", name="now"),
-    Called(0, 1, "{}"),
-    Ended(0, "tool_calls", 9, reasoning=3),
-]
 
 
 def test_events_are_told_in_openais_order() -> None:

@@ -33,11 +33,6 @@ def client(tool_server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    return client.models.list().data[0].id
-
-
 @pytest.fixture
 def chat(client: openai.OpenAI, model: str):
     """One completion's choice, asked for whole and in chunks that must come to the same."""

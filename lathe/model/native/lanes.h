@@ -38,7 +38,8 @@ template <> inline bf16 narrow<bf16>(float x) {
   return {uint16_t((x != x ? 0x7fc00000u : rounded) >> 16)};
 }
 
-// e to the power of x, within 2 units in the last place; such that a loop of it becomes vectors.
+// e to the power of x, within 2 units in the last place; such that a loop of it becomes vectors. Below -87 and beyond 88
+// it is as there (Cephes' polynomial).
 inline float power(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f;  // whose last bits are the nearest whole number

@@ -4,7 +4,7 @@
 // one tensor are not next to each other, a stride says how many numbers apart they are.
 #include <vector>
 
-#include "numbers.h"
+#include "lanes.h"
 
 namespace lathe {
 
@@ -106,7 +106,7 @@ template <class X> static void gate(const X* x, const X* up, X* y, i64 n, i64 th
 #pragma omp simd
     for (i64 i = first; i < last; i++) {
       const float a = wide(x[i]);
-      y[i] = narrow<X>(a / (1.0f + exponential(-a)) * wide(up[i]));
+      y[i] = narrow<X>(a / (1.0f + power(-a)) * wide(up[i]));
     }
   }
 }
@@ -117,7 +117,7 @@ template <class X> static void gate_back(const X* x, const X* up, const X* g, X*
     const i64 last = first + PIECE < n ? first + PIECE : n;
 #pragma omp simd
     for (i64 i = first; i < last; i++) {
-      const float a = wide(x[i]), pull = wide(g[i]), sigmoid = 1.0f / (1.0f + exponential(-a));
+      const float a = wide(x[i]), pull = wide(g[i]), sigmoid = 1.0f / (1.0f + power(-a));
       by_up[i] = narrow<X>(pull * a * sigmoid);
       by_x[i] = narrow<X>(pull * wide(up[i]) * sigmoid * (1.0f + a * (1.0f - sigmoid)));
     }
@@ -138,9 +138,9 @@ static void judge(X* scores, const i64* targets, float* losses, i64 rows, i64 V,
     for (i64 i = 0; i < V; i++) most = wide(s[i]) > most ? wide(s[i]) : most;
 #pragma omp simd reduction(+ : sum)
     for (i64 i = 0; i < V; i++) {
-      const float power = exponential(wide(s[i]) - most);
-      powers[i] = power;
-      sum += power;
+      const float share = power(wide(s[i]) - most);
+      powers[i] = share;
+      sum += share;
     }
     const float size = most + std::log(sum), chosen = wide(s[targets[row]]);
     losses[row] = size - chosen + z * size * size;
@@ -186,7 +186,13 @@ static void adamw(uint16_t* upper, int16_t* lower, bf16* mean, float* square, co
 
 }  // namespace lathe
 
-using lathe::by_type;
+// f, given a number of the type that is called `type`.
+template <class F> static void by_type(int64_t type, F f) {
+  if (type == 0)
+    f(float{});
+  else
+    f(lathe::bf16{});
+}
 
 // x, y: rows n, of types X and Y; w: n, of type W, or null. inverse: rows, float32: one over each row's root mean square.
 LATHE_API void lathe_norm(const void* x, const void* w, void* y, void* inverse, int64_t rows, int64_t n, float eps,

@@ -6,7 +6,7 @@
 // numbers that are neighbours along the axis that is summed over.
 #include <vector>
 
-#include "numbers.h"
+#include "lanes.h"
 
 #ifdef __AVX512BF16__
 #define LATHE_LOOKS 1

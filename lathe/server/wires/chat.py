@@ -15,12 +15,12 @@ from pydantic import Field
 
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Said, Word
 from lathe.server.desk import Desk, Served
-from lathe.server.refusals import Misused, Refusal
-from lathe.server.wires.fields import JSON, MOST_TOP, StreamOptions, Wished
-from lathe.server.wires.frames import DONE, Stream, frame, gathered
+from lathe.server.refusals import Misused
+from lathe.server.wires.chunks import Chunks
+from lathe.server.wires.fields import JSON, MOST_TOP, Wished
+from lathe.server.wires.frames import Stream, gathered
 from lathe.server.wires.head import head, warning
 from lathe.server.wires.messages import MOST_MESSAGES, Conversation, Format, Message, NamedTool, chosen, formed
-from lathe.server.wires.tally import Tally
 
 PATH = "/v1/chat/completions"
 LEAST = -9999.0  # what OpenAI writes for a token that cannot be
@@ -56,13 +56,12 @@ class ChatBody(Wished, Conversation):
         )
 
 
-class Answer:
+class Answer(Chunks):
     """Writes one chat completion, whole or in chunks."""
 
     def __init__(self, body: ChatBody, served: Served) -> None:
-        self.body, self.options, self.tally = body, body.stream_options or StreamOptions(), Tally()
-        self.head = head("chatcmpl", body.model, served)
-        self.begun = False
+        super().__init__(body, PATH, {**head("chatcmpl", body.model, served), "object": "chat.completion.chunk"})
+        self.body, self.begun = body, False
 
     # ------------------------------------------------------------ in chunks
 
@@ -73,8 +72,8 @@ class Answer:
             for index in range(self.body.n or 1):
                 yield self._chunk(index, {"role": "assistant", "content": None})
         match event:
-            case Reading() | Begun() if self.body.return_progress:
-                yield self._frame([], prompt_progress=self.tally.progress(event))
+            case Reading() | Begun():
+                yield from self.progress(event)
             case Said():
                 yield self._chunk(event.index, _said(event), **self._told(event.words, event.kind))
             case Called():
@@ -83,28 +82,10 @@ class Answer:
                 more = {"stop_reason": event.stop} if event.stop is not None else {}
                 yield self._chunk(event.index, {}, event.reason, **more)
 
-    def last(self) -> Iterator[str]:
-        if self.options.include_usage:
-            yield self._frame([], usage=self.tally.usage(), timings=self.tally.timings())
-        yield DONE
-
-    def failed(self, refusal: Refusal) -> Iterator[str]:
-        yield frame(refusal.body(PATH))
-        yield DONE
-
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
         logprobs = more.pop("logprobs", None)
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason, **more}
-        return self._frame([choice])
-
-    def _frame(self, choices: list[dict[str, Any]], **more: Any) -> str:
-        if self.options.continuous_usage_stats:
-            more.setdefault("usage", self.tally.usage())
-        elif self.options.include_usage:
-            more.setdefault("usage", None)
-        if self.body.timings_per_token and self.tally.made:
-            more.setdefault("timings", self.tally.timings())
-        return frame({**self.head, "object": "chat.completion.chunk", "choices": choices, **more})
+        return self.chunk([choice])
 
     def _told(self, tokens: Iterable[Word], kind: str) -> dict[str, Any]:
         more: dict[str, Any] = {}

@@ -13,12 +13,12 @@ from pydantic import Field
 
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
 from lathe.server.desk import Desk, Served
-from lathe.server.refusals import Refusal, Unsupported
-from lathe.server.wires.fields import JSON, MOST_TOP, StreamOptions, Text, Wished, several
-from lathe.server.wires.frames import DONE, Stream, frame, gathered
+from lathe.server.refusals import Unsupported
+from lathe.server.wires.chunks import Chunks
+from lathe.server.wires.fields import JSON, MOST_TOP, Text, Wished, several
+from lathe.server.wires.frames import Stream, gathered
 from lathe.server.wires.head import head, warning
 from lathe.server.wires.messages import Format, formed
-from lathe.server.wires.tally import Tally
 
 PATH = "/v1/completions"
 MOST_PROMPTS = 64
@@ -73,13 +73,12 @@ async def echoed(desk: Desk, ask: Ask) -> AsyncIterator[Event]:
                     yield Echo(index, text, words=tuple(words))
 
 
-class Answer:
+class Answer(Chunks):
     """Writes one completion, whole or in chunks."""
 
     def __init__(self, body: CompletionBody, served: Served) -> None:
-        self.body, self.options, self.tally = body, body.stream_options or StreamOptions(), Tally()
-        self.head = {**head("cmpl", body.model, served), "object": "text_completion"}
-        self.n = body.n or 1
+        super().__init__(body, PATH, {**head("cmpl", body.model, served), "object": "text_completion"})
+        self.body, self.n = body, body.n or 1
         self.offsets: dict[int, Offsets] = {}
 
     # ------------------------------------------------------------ in chunks
@@ -87,9 +86,8 @@ class Answer:
     def frames(self, which: int, event: Event) -> Iterator[str]:
         self._count(which, event)
         match event:
-            case Reading() | Begun() if self.body.return_progress:
-                yield self._frame([], prompt_progress=self.tally.progress(event))
-        match event:
+            case Reading() | Begun():
+                yield from self.progress(event)
             case Said():
                 index = which * self.n + event.index
                 yield self._chunk(index, event.text, **self._told(index, event.words))
@@ -97,31 +95,13 @@ class Answer:
                 more = {"stop_reason": event.stop} if event.stop is not None else {}
                 yield self._chunk(which * self.n + event.index, "", event.reason, **more)
 
-    def last(self) -> Iterator[str]:
-        if self.options.include_usage:
-            yield self._frame([], usage=self.tally.usage(), timings=self.tally.timings())
-        yield DONE
-
-    def failed(self, refusal: Refusal) -> Iterator[str]:
-        yield frame(refusal.body(PATH))
-        yield DONE
-
     def _count(self, which: int, event: Event) -> None:
         if not isinstance(event, Echo):
             self.tally.count(which, event)
 
     def _chunk(self, index: int, text: str, reason: str | None = None, **more: Any) -> str:
         logprobs = more.pop("logprobs", None)
-        return self._frame([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}])
-
-    def _frame(self, choices: list[dict[str, Any]], **more: Any) -> str:
-        if self.options.continuous_usage_stats:
-            more.setdefault("usage", self.tally.usage())
-        elif self.options.include_usage:
-            more.setdefault("usage", None)
-        if self.body.timings_per_token and self.tally.made:
-            more.setdefault("timings", self.tally.timings())
-        return frame({**self.head, "choices": choices, **more})
+        return self.chunk([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}])
 
     def _told(self, index: int, words: Sequence[Word]) -> dict[str, Any]:
         more: dict[str, Any] = {}

@@ -14,19 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from lathe.server.ask import Ask, Form, Tool, ToolChoice
 from lathe.server.refusals import Misused, Unsupported
 from lathe.server.wires.fields import COSMETIC, MOST_TOP, REFUSED, Body, Finite
-from lathe.server.wires.messages import MOST_MESSAGES, MOST_TOOLS, Effort, variables
+from lathe.server.wires.messages import MOST_MESSAGES, MOST_TOOLS, Effort, Part, variables
 
 MORE = "reasoning.encrypted_content"  # clients ask for it by habit; the thought itself is there to be sent back
-
-
-class Part(BaseModel):
-    """A part of an item's content."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: str
-    text: str | None = None
-    refusal: str | None = None
 
 
 class Item(BaseModel):
