@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint unit oracles fuzz clean
+.PHONY: demo test lint unit oracles bench fuzz clean
 
 demo: $(VENV)/.demo  ## train a small model on the Python manual and let it speak: offline, about two minutes
 	$(BIN)/lathe demo
@@ -71,6 +71,9 @@ oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver
 	.venv-ray/bin/python -c "import shutil, site; shutil.copy('.venv-ray/others.pth', site.getsitepackages()[0])"
 	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install "ray[serve]==2.60.0"
 	touch $@
+
+bench: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made  ## Lathe beside its peers, an hour or so, into docs/benchmarks.md; BENCH="--quick 15M" for less
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 fuzz: $(VENV)/.test  ## a hundred thousand damaged checkpoints; only errors of ours may come of them
 	$(BIN)/python tests/fuzz.py 100000

@@ -1,30 +1,41 @@
-"""Lathe answers in this process, through its engine: decode_lathe.py FOLDER bf16|int8|int4. Prints as decode_peers."""
+"""Lathe answers in this process, through its engine: decode_lathe.py FOLDER bf16|int8|int4. Prints as decode_peers.
+
+`decode_lathe.py limits` prints what the machine reads and multiplies, as `lathe bench` measures it.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 
 import torch
-from decode_peers import BATCH, NEW, PROMPT, figures, threads
+from decode_peers import figures, threads
 
 from lathe import checkpoint
-from lathe.engine import Engine, Sampling
+from lathe.actions.roofline import Machine, Work
+from lathe.engine import Engine
+from lathe.engine.pace import pace
 from lathe.transforms import pack
 
+
+class Lathe:
+    sixteen = True
+
+    def __init__(self, folder: str, kind: str) -> None:
+        decoder = checkpoint.open(folder).load(quantize=None if kind == "bf16" else kind)
+        pack.pack(decoder)
+        self.engine, self.reads = Engine(decoder), Work.of(decoder).weights
+
+    def answer(self, count: int, length: int, new: int) -> None:
+        pace(self.engine, length, new, count)
+
+    def widen(self, count: int, tokens: int) -> None: ...
+
+
 if __name__ == "__main__":
-    folder, kind = sys.argv[1:]
     torch.set_num_threads(threads())
-    decoder = checkpoint.open(folder).load(quantize=None if kind == "bf16" else kind)
-    pack.pack(decoder)
-    engine = Engine(decoder)
-
-    def answer(length: int, new: int, count: int = 1) -> None:
-        engine.pages.forget()  # what was read of the same prompts before
-        generator = torch.Generator().manual_seed(1)
-        for _ in range(count):
-            prompt = torch.randint(3, 30000, (length,), generator=generator).tolist()
-            engine.submit(prompt, Sampling(temperature=0, max_new_tokens=new))
-        while engine.busy:
-            engine.step()
-
-    figures(answer, lambda: answer(PROMPT, NEW, BATCH))
+    if sys.argv[1:] == ["limits"]:
+        machine = Machine.measured(torch.device("cpu"), torch.bfloat16)
+        print(json.dumps({"GB/s": machine.read / 1e9, "bf16 GFLOP/s": machine.multiply / 1e9}))
+    else:
+        figures(lambda: Lathe(*sys.argv[1:]))

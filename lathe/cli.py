@@ -31,6 +31,7 @@ ACTIONS = {
     "tokenizer": "Make a tokenizer from texts.",
     "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",
     "inspect": "Show what a model is and check its files.",
+    "bench": "Time a model on this machine, beside what the machine could do.",
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",
     "completion": "Print the script that completes lathe's words in your shell.",
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -39,20 +40,25 @@ class Gauge:
     def read(self, tokens_per_second: float) -> dict[str, float]:
         """peak: the part of it that learning at this speed uses. memory: the most bytes in use so far."""
         part = tokens_per_second * self.flops / (self.peak * self.ranks)
-        memory = self.memory()
-        return {"peak": round(part, 4), **({} if memory is None else {"memory": memory})}
+        used = memory(self.device)
+        return {"peak": round(part, 4), **({} if used is None else {"memory": used})}
 
-    def memory(self) -> int | None:
-        """The most bytes in use so far: on the GPU, or of this process; None where the system does not tell."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        try:
-            import resource
-            import sys
-        except ImportError:
-            return None
-        # In kilobytes, but on macOS in bytes.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def memory(device: torch.device) -> int | None:
+    """The most bytes in use so far: on the GPU, or of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent had when it began this process
+        told = (line.split() for line in status.read_text().splitlines())
+        return next((int(words[1]) * 1024 for words in told if words[:1] == ["VmHWM:"]), None)
+    try:
+        import resource
+        import sys
+    except ImportError:
+        return None
+    # In kilobytes, but on macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def flops(decoder: Decoder, length: int = 0) -> float:
