@@ -43,7 +43,7 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 # Programs whose files we must read and write as they do: litgpt pins old packages, llama.cpp must be compiled, so each
 # has an environment of its own, in which the tests run scripts.
 oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver/.made .venv-ray/.made  ## against LitGPT, llama.cpp and Ray themselves
-	$(BIN)/python -m pytest tests/oracles
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/oracles
 	LATHE_CASES=2000 $(BIN)/python -m pytest tests/test_wire_openai_fuzz.py
 
 .venv-litgpt/.made: constraints.txt

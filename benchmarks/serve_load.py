@@ -1,15 +1,16 @@
 """A server under load: many clients for some time, of whom some go away in the midst of their answers.
 
     python benchmarks/serve_load.py MODEL --clients 64 --seconds 300 --leaving 0.33
-    python benchmarks/serve_load.py MODEL --clients 16 --seconds 60 --leaving 0
-
     python benchmarks/serve_load.py MODEL --clients 16 --seconds 60 --leaving 0 --tokens 128 --fresh 128
+    python benchmarks/serve_load.py LITGPT_FOLDER --peer .venv-litgpt/bin/litgpt --clients 16 --seconds 60 --leaving 0
 
-Each client asks for a greedy answer to one of 16 prompts, again and again; with `--fresh N` to another one of N tokens
-each time, so that nothing of it was read before. Prints one JSON object: tokens per second
-that arrived, seconds to the first token (median and 95 %), how many answers were whole, left, refused (429) and wrong
-(not what the same prompt gets alone), and what the server holds before and after: pages, file descriptors and memory
-(Linux). Further options are those of `lathe serve`.
+Each client asks for a greedy answer to one of 16 prompts, again and again; with `--fresh N` to another one of N words
+each time, so that nothing of it was read before. Prints one JSON object: tokens per second that arrived, seconds to the
+first token (median and 95 %), how many answers were whole, left, refused (429), failed (anything else) and wrong (not
+what the same prompt gets alone), and what the server holds at the start, in the middle and at the end: requests, pages,
+file descriptors and memory (Linux). Further options are those of `lathe serve`.
+
+With `--peer PROGRAM` it is LitGPT's server that is asked, for whole answers, of as many tokens as were asked for.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ import json
 import os
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 
 PROMPTS = [f"Here is the {n}th story of the old harbour town, which begins on a " for n in range(16)]
+WORDS = "the of and to in is was for that on with as by at from his an were are which have be this had not they".split()
 
 
 class Tally:
@@ -39,13 +44,13 @@ class Tally:
         self.tokens = 0
 
 
-def body(prompt: str | list[int], tokens: int) -> dict:
+def body(prompt: str, tokens: int) -> dict:
     asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     return {**asked, "stream_options": {"include_usage": True}}
 
 
 async def ask(
-    client: httpx2.AsyncClient, prompt: str | list[int], tokens: int, tally: Tally, leave_at: int | None = None
+    client: httpx2.AsyncClient, prompt: str, tokens: int, tally: Tally, leave_at: int | None = None
 ) -> str | None:
     """The answer; None where it was left or refused."""
     begun, text, pieces = time.perf_counter(), "", 0
@@ -76,10 +81,24 @@ async def ask(
     return text
 
 
+async def predict(
+    client: httpx2.AsyncClient, prompt: str, tokens: int, tally: Tally, leave_at: int | None = None
+) -> str | None:
+    """LitGPT's answer, which comes whole and does not say of how many tokens: of all that it may have."""
+    begun = time.perf_counter()
+    answer = await client.post("/predict", json={"prompt": prompt})
+    answer.raise_for_status()
+    tally.first.append(time.perf_counter() - begun)
+    tally.counts["whole"] += 1
+    tally.tokens += tokens
+    return answer.json()["output"]
+
+
 def held(process: int, url: str) -> dict[str, float]:
-    """Pages, descriptors and megabytes of the server's processes."""
+    """Requests, pages, descriptors and megabytes of the server's processes."""
     told = httpx2.get(f"{url}/metrics").text
-    found = {"cache": float(re.search(r"^lathe:kv_cache_usage_perc\S* (\S+)", told, re.M)[1])}  # type: ignore[index]
+    names = {"running": "num_requests_running", "waiting": "num_requests_waiting", "cache": "kv_cache_usage_perc"}
+    found = {name: float(re.search(rf"^lathe:{word}\S* (\S+)", told, re.M)[1]) for name, word in names.items()}  # type: ignore[index]
     if Path("/proc/self/fd").exists():
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
         for name, each in zip(("web", "engine"), (str(process), children[-1]), strict=False):
@@ -91,21 +110,33 @@ def held(process: int, url: str) -> dict[str, float]:
 
 async def load(url: str, process: int, given: argparse.Namespace) -> dict:
     dice, tally = random.Random(0), Tally()
+    asking, told = (predict, None) if given.peer else (ask, {})
     limits = httpx2.Limits(max_connections=given.clients + 1)
-    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        alone = {prompt: await ask(client, prompt, given.tokens, Tally()) for prompt in PROMPTS}
-        before, begun = held(process, url), time.perf_counter()
+    async with httpx2.AsyncClient(base_url=url, timeout=3600, limits=limits) as client:
+        alone = {prompt: await asking(client, prompt, given.tokens, Tally()) for prompt in PROMPTS[: given.known]}
+        begun = time.perf_counter()
 
         async def one() -> None:
             while time.perf_counter() - begun < given.seconds:
                 known = dice.choice(PROMPTS)
-                prompt = dice.choices(range(3, 32_000), k=given.fresh) if given.fresh else known
+                prompt = " ".join(dice.choices(WORDS, k=given.fresh)) if given.fresh else known
                 leaves = dice.randrange(given.tokens) if dice.random() < given.leaving else None
-                text = await ask(client, prompt, given.tokens, tally, leaves)
-                if text is not None and not given.fresh and text != alone[known]:
+                try:
+                    text = await asking(client, prompt, given.tokens, tally, leaves)
+                except (httpx2.HTTPError, RuntimeError) as error:
+                    tally.counts["failed"] += 1
+                    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                    continue
+                if text is not None and prompt in alone and text != alone[prompt]:
                     tally.counts["wrong"] += 1
 
-        await asyncio.gather(*(one() for _ in range(given.clients)))
+        async def watch() -> None:
+            for name, at in (("start", 0.0), ("middle", given.seconds / 2)):
+                await asyncio.sleep(max(begun + at - time.perf_counter(), 0))
+                told[name] = await asyncio.to_thread(held, process, url)
+
+        watching = [] if told is None else [watch()]
+        await asyncio.gather(*(one() for _ in range(given.clients)), *watching)
         seconds = time.perf_counter() - begun
         await asyncio.sleep(1)
     ranks = statistics.quantiles(tally.first, n=20)
@@ -114,10 +145,38 @@ async def load(url: str, process: int, given: argparse.Namespace) -> dict:
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tally.tokens / seconds, 1),
         "first_token_seconds": {"median": round(ranks[9], 3), "p95": round(ranks[18], 3)},
-        **{name: tally.counts[name] for name in ("whole", "left", "refused", "wrong")},
-        "before": before,
-        "after": held(process, url),
+        **{name: tally.counts[name] for name in ("whole", "left", "refused", "failed", "wrong")},
+        "held": None if told is None else {**told, "end": held(process, url)},
     }
+
+
+@contextmanager
+def running(given: argparse.Namespace, options: list[str]) -> Iterator[tuple[str, int]]:
+    """Lathe's server, or LitGPT's; its address and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    if given.peer:
+        command = [given.peer, "serve", given.model, "--port", port, "--temperature", "0", "--timeout", "3600"]
+        command += ["--accelerator", "cpu", "--max_new_tokens", str(given.tokens), *options]
+    else:
+        command = [sys.executable, "-m", "lathe", "serve", given.model, "--port", port, *options]
+    server = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                if httpx2.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx2.TransportError:
+                pass
+            if server.poll() is not None:
+                sys.exit(f"The server has ended with status {server.returncode}.")
+            time.sleep(0.1)
+        yield url, server.pid
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def main() -> None:
@@ -128,18 +187,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--leaving", type=float, default=0.33)
     parser.add_argument("--fresh", type=int, default=0)
+    parser.add_argument("--peer")
     given, options = parser.parse_known_args()
-    command = [sys.executable, "-m", "lathe", "serve", given.model, "--port", "0", *options]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    try:
-        assert server.stderr is not None
-        said = ""
-        while not (found := re.search(r"http://\S+", said)):
-            said += server.stderr.readline() or sys.exit(said)
-        print(json.dumps(asyncio.run(load(found[0], server.pid, given)), indent=2))
-    finally:
-        server.terminate()
-        server.wait(60)
+    given.known = 0 if given.fresh else len(PROMPTS)
+    with running(given, options) as (url, process):
+        print(json.dumps(asyncio.run(load(url, process, given)), indent=2))
 
 
 if __name__ == "__main__":

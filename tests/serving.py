@@ -20,7 +20,8 @@ import torch
 from starlette.testclient import TestClient
 
 from lathe import checkpoint, families
-from lathe.actions.serve import Options, load
+from lathe.actions.occupant import load
+from lathe.actions.serve import Options
 from lathe.llm import LLM
 from lathe.model.decoder import Decoder
 from lathe.server.app import application
@@ -139,12 +140,17 @@ class Served:
                 return status
 
 
+def begun(model: Path, *options: str) -> subprocess.Popen[str]:
+    """`lathe serve MODEL OPTIONS`, as soon as it is a process."""
+    command = [sys.executable, "-m", "lathe", "serve", str(model), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
 @contextmanager
 def serving(model: Path, *options: str) -> Iterator[Served]:
     """`lathe serve MODEL OPTIONS` on a free port, from when it is ready."""
-    command = [sys.executable, "-m", "lathe", "serve", str(model), "--port", "0", "--device", "cpu", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = begun(model, "--port", "0", "--device", "cpu", *options)
     try:
         yield Served(process)
     finally:

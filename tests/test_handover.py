@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from serving import serving
 
-from lathe.actions import handover
+from lathe.actions import engines, handover
 from lathe.actions.serve import Options, gate
 from lathe.errors import MissingError, UsageError
 from lathe.llm import LLM
@@ -66,23 +66,28 @@ def test_what_an_engine_cannot_read_is_written_for_it_once(capsys, tiny_model, t
     assert planned(capsys, tiny_model, **options) == [convert, serve]
     [convert, serve] = planned(capsys, file, **{**options, "engine": "vllm"})
     assert convert[4:6] == [str(file), str(tmp_path / "handover" / "org--tiny")]
+    assert convert[6:] == ["--force"]
     assert serve[:3] == ["vllm", "serve", convert[5]]
+    [convert, serve] = planned(capsys, tiny_model, **options, precision="fp16")
+    assert convert[5:] == [serve[2], "--dtype", "fp16", "--force"] and serve[2] != str(file)
+    with pytest.raises(UsageError, match="served as it is"):
+        handed(Options(str(file), **options, precision="fp16", dry_run=True))
 
 
 def test_adapters_go_with_the_model_or_into_it(tiny_model, tmp_path):
     adapters = {"a": lora(tmp_path / "a"), "b": lora(tmp_path / "b", rank_pattern={"q_proj": 20})}
-    wanted = handover.Wanted(tiny_model, "tiny", tmp_path / "made", adapters=adapters)
-    [command] = handover.vllm(wanted)
+    wanted = engines.Wanted(tiny_model, "tiny", tmp_path / "made", adapters=adapters)
+    [command] = engines.vllm(wanted)
     assert command[-5:] == ["--max-lora-rank", "32", "--lora-modules", f"a={adapters['a']}", f"b={adapters['b']}"]
     with pytest.raises(UsageError, match="one model under one name"):
-        handover.llamacpp(wanted)
-    merged = handover.Wanted(tiny_model, "tiny", tmp_path / "made", adapters={"a": adapters["a"]})
-    [convert, serve] = handover.llamacpp(merged)
+        engines.llamacpp(wanted)
+    merged = engines.Wanted(tiny_model, "tiny", tmp_path / "made", adapters={"a": adapters["a"]})
+    [convert, serve] = engines.llamacpp(merged)
     assert convert[-3:-1] == ["--adapter", str(adapters["a"])]
     assert serve[serve.index("--alias") + 1] == "a"
-    dora = handover.Wanted(tiny_model, "tiny", tmp_path, adapters={"c": lora(tmp_path / "c", use_dora=True)})
+    dora = engines.Wanted(tiny_model, "tiny", tmp_path, adapters={"c": lora(tmp_path / "c", use_dora=True)})
     with pytest.raises(UsageError, match="lathe merge"):
-        handover.sglang(dora)
+        engines.sglang(dora)
 
 
 def test_what_cannot_be_done_is_said(tiny_model, monkeypatch):
@@ -91,6 +96,8 @@ def test_what_cannot_be_done_is_said(tiny_model, monkeypatch):
         handed(Options(str(tiny_model), engine="vllm"))
     with pytest.raises(UsageError, match="--quantize is for Lathe's own engine"):
         handed(Options(str(tiny_model), engine="vllm", quantize="int8", dry_run=True))
+    with pytest.raises(UsageError, match="--draft is for Lathe's own engine"):
+        handed(Options(str(tiny_model), engine="vllm", draft="ngram", dry_run=True))
     with pytest.raises(UsageError, match="--cors-origin is the gate's"):
         handed(Options(str(tiny_model), engine="vllm", cors_origin=("*",), dry_run=True))
     with pytest.raises(UsageError, match="lets other machines use the model"):
@@ -105,9 +112,8 @@ def test_the_gate_stands_before_an_engine_until_one_of_them_ends(tiny_model, tmp
     (tmp_path / "handover").mkdir()
     LLM.load(tiny_model, device="cpu").save(tmp_path / "handover" / "mine.gguf", format="gguf")
     script = tmp_path / "llama-server"
-    script.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -m lathe serve "$2" --served-model-name "$4" --port "$8" --device cpu\n'
-    )
+    options = '--served-model-name "$4" --port "$8" --api-key "${11}" --device cpu'
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m lathe serve "$2" {options}\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     words = ["--engine", "llamacpp", "--gate", "--checkpoints", str(tmp_path), "--api-key", "secret"]

@@ -16,7 +16,8 @@ from typing import Any
 
 from serving import serving
 
-from lathe.actions.serve import Options, load
+from lathe.actions.occupant import load
+from lathe.actions.serve import Options
 from lathe.errors import LatheError, PromptError, TokenizerError, UsageError
 from lathe.llm import LLM
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Form, Reading, Said, Tool, ToolChoice
@@ -243,14 +244,6 @@ def test_a_call_is_an_event_of_its_own(tiny_model: Path) -> None:
     assert called[0].name == "look" and called[0].id
     assert json.loads("".join(event.arguments for event in called))["at"] in ("sky", "sea")
     assert end(made).reason == "tool_calls" and not text(made)
-
-
-def test_a_running_server_begins_and_drains(tiny_model: Path) -> None:
-    with serving(tiny_model) as server:
-        assert server.client.get("/health").json() == {"status": "ok"}
-        assert server.client.get("/nothing").json()["error"]["type"] == "not_found_error"
-        server.process.send_signal(signal.SIGTERM)
-        assert server.ended() == 0, server.said
 
 
 def test_an_engine_that_dies_takes_the_server_with_it(tiny_model: Path) -> None:

@@ -202,6 +202,12 @@ def test_a_server_with_keys_from_a_file(tiny_model: Path, tmp_path: Path) -> Non
         assert ask.post("/v1/completions", json=asked, headers=keyed).json()["usage"]["completion_tokens"] == 3
         counted = ask.get("/metrics", headers=keyed).text
         assert 'lathe:generation_tokens_total{model_name="model"} 3' in counted
-        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
-            raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * (40 << 10) + b"\r\n\r\n")
-            assert raw.recv(100).startswith(b"HTTP/1.1 431")
+        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "
+        for said, status in [(head + b"a" * (40 << 10), 431), (head + b"a" * (70 << 10), 431), (b"no HTTP", 400)]:
+            with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
+                raw.sendall(said + b"\r\n\r\n")
+                raw.shutdown(socket.SHUT_WR)
+                answer = b"".join(iter(lambda: raw.recv(1000), b""))
+            first, _, body = answer.partition(b"\r\n\r\n")
+            assert first.startswith(f"HTTP/1.1 {status} ".encode())
+            assert json.loads(body)["error"]["type"] == "invalid_request_error"

@@ -5,29 +5,56 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from serving import adapter, serving, tiny
+from serving import Served, adapter, begun, serving, tiny
 
 from lathe.llm import LLM
 
 ASKED = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}
 
 
-def said(server, model: str | None = None) -> str:
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """adapters/one and adapters/two for the tiny model, secret, and model: another one."""
+    folder = tmp_path_factory.mktemp("house")
+    for seed, name in enumerate(("one", "two"), 5):
+        adapter(tiny_model, folder / "adapters" / name, seed)
+    (folder / "secret").mkdir()
+    tiny(folder, hidden_size=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def house(tiny_model: Path, folder: Path) -> Iterator[Served]:
+    """Two models, one of them with an adapter; others may be put on."""
+    adapters = folder / "adapters"
+    options = ["--adapter", f"first.v1={adapters / 'one'}", "--adapter-dir", str(adapters), "--admin-key", "boss"]
+    with serving(tiny_model, *options, "--also", f"other={folder / 'model'}", "--max-seqs", "16") as server:
+        yield server
+
+
+def said(server: Served, model: str | None = None) -> str:
     answer = server.client.post("/v1/completions", json={**ASKED, **({"model": model} if model else {})})
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]["text"]
 
 
-def test_adapters_are_models_by_name_and_come_and_go(tiny_model: Path, tmp_path: Path) -> None:
-    one, two = (adapter(tiny_model, tmp_path / "adapters" / name, seed) for seed, name in enumerate(("one", "two"), 5))
-    (tmp_path / "secret").mkdir()
-    options = ["--adapter", f"first.v1={one}", "--adapter-dir", str(tmp_path / "adapters"), "--admin-key", "boss"]
+def counted(server: Served, name: str, model: str = "model") -> float:
+    """What the server has counted for a model."""
+    told = server.client.get("/metrics").text
+    [found] = re.findall(rf'^lathe:{name}{{model_name="{model}"}} (\S+)$', told, re.MULTILINE)
+    return float(found)
+
+
+def test_adapters_are_models_by_name_and_come_and_go(house: Served, folder: Path, tiny_model: Path) -> None:
+    one, two = (folder / "adapters" / name for name in ("one", "two"))
     alone = {
         path: LLM.load(tiny_model, device="cpu", adapter=path).generate(
             ASKED["prompt"], raw=True, max_new_tokens=20, temperature=0
@@ -35,41 +62,39 @@ def test_adapters_are_models_by_name_and_come_and_go(tiny_model: Path, tmp_path:
         for path in (None, one, two)
     }
     assert len(set(alone.values())) == 3
-    with serving(tiny_model, *options) as server:
+
+    def change(what: str, **body: str) -> int:
         admin = {"X-Api-Key": "boss"}
+        return house.client.post(f"/v1/{what}_lora_adapter", json=body, headers=admin).status_code
 
-        def change(what: str, **body: str) -> int:
-            return server.client.post(f"/v1/{what}_lora_adapter", json=body, headers=admin).status_code
-
-        assert (said(server), said(server, "first.v1")) == (alone[None], alone[one])
-        assert server.client.post("/v1/completions", json={**ASKED, "model": "second"}).status_code == 404
-        assert server.client.post("/v1/load_lora_adapter", json={}).status_code == 401
-        for path in ("../secret", "/etc", str(tmp_path / "secret"), "nothing", "one/../../secret"):
-            assert change("load", lora_name="x", lora_path=path) == 404, path
-        assert change("load", lora_name="second", lora_path="two") == 200
-        assert change("load", lora_name="second", lora_path="one") == 400
-        assert (said(server, "second"), said(server, "first.v1"), said(server)) == (alone[two], alone[one], alone[None])
-        listed = server.client.get("/v1/models").json()["data"]
-        assert [(model["id"], model["parent"]) for model in listed] == [
-            ("model", None),
-            ("first.v1", "model"),
-            ("second", "model"),
-        ]
-        assert change("unload", lora_name="second") == 200
-        assert change("unload", lora_name="second") == change("unload", lora_name="model") == 404
-        assert server.client.post("/v1/completions", json={**ASKED, "model": "second"}).status_code == 404
-        assert change("load", lora_name="second", lora_path="one") == 200  # another by the same name
-        assert said(server, "second") == alone[one]
+    assert (said(house), said(house, "first.v1")) == (alone[None], alone[one])
+    assert house.client.post("/v1/completions", json={**ASKED, "model": "second"}).status_code == 404
+    assert house.client.post("/v1/load_lora_adapter", json={}).status_code == 401
+    for path in ("../secret", "/etc", str(folder / "secret"), "nothing", "one/../../secret"):
+        assert change("load", lora_name="x", lora_path=path) == 404, path
+    assert change("load", lora_name="second", lora_path="two") == 200
+    assert change("load", lora_name="second", lora_path="one") == 400
+    assert (said(house, "second"), said(house, "first.v1"), said(house)) == (alone[two], alone[one], alone[None])
+    listed = house.client.get("/v1/models").json()["data"]
+    assert [(model["id"], model["parent"]) for model in listed] == [
+        ("model", None),
+        ("other", None),
+        ("first.v1", "model"),
+        ("second", "model"),
+    ]
+    assert change("unload", lora_name="second") == 200
+    assert change("unload", lora_name="second") == change("unload", lora_name="model") == 404
+    assert house.client.post("/v1/completions", json={**ASKED, "model": "second"}).status_code == 404
+    assert change("load", lora_name="second", lora_path="one") == 200  # another by the same name
+    assert said(house, "second") == alone[one]
 
 
-def test_several_models_are_served_side_by_side(tiny_model: Path, tmp_path: Path) -> None:
-    other = tiny(tmp_path, hidden_size=32)
-    with serving(tiny_model, "--also", f"other={other}", "--served-model-name", "one") as server:
-        texts = {name: said(server, name) for name in ("one", "other")}
-        assert said(server) == texts["one"] != texts["other"]
-        counted = server.client.get("/metrics").text
-    assert 'lathe:generation_tokens_total{model_name="one"} 40' in counted
-    assert 'lathe:generation_tokens_total{model_name="other"} 20' in counted
+def test_several_models_are_served_side_by_side(house: Served) -> None:
+    before = [counted(house, "generation_tokens_total", name) for name in ("model", "other")]
+    texts = {name: said(house, name) for name in ("model", "other")}
+    assert said(house) == texts["model"] != texts["other"]
+    after = [counted(house, "generation_tokens_total", name) for name in ("model", "other")]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [40, 20]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of its own kind")
@@ -109,45 +134,50 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert "Traceback" not in server.said
 
 
-def test_clients_that_come_and_go_leave_nothing_behind(tiny_model: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="nothing tells when a process has begun another")
+def test_a_server_that_is_told_to_end_while_it_begins_does_so(tiny_model: Path) -> None:
+    process = begun(tiny_model, "--port", "0")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():  # the engine; nobody listens yet
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.terminate()
+    assert process.wait(60) == 0
+
+
+def test_clients_that_come_and_go_leave_nothing_behind(house: Served) -> None:
     """64 at once, a third of which go away in the midst of their answers: the others get what each gets alone."""
-    with serving(tiny_model, "--max-seqs", "16") as server:
-        bodies = [{**ASKED, "prompt": f"Tell {n}", "ignore_eos": True, "max_tokens": 12 + n % 20} for n in range(16)]
-        alone = [server.client.post("/v1/completions", json=body).json()["choices"][0]["text"] for body in bodies]
-        descriptors = Path(f"/proc/{server.process.pid}/fd")
-        before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    bodies = [{**ASKED, "prompt": f"Tell {n}", "ignore_eos": True, "max_tokens": 12 + n % 20} for n in range(16)]
+    alone = [house.client.post("/v1/completions", json=body).json()["choices"][0]["text"] for body in bodies]
+    descriptors = Path(f"/proc/{house.process.pid}/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
 
-        async def one(client: httpx2.AsyncClient, n: int) -> str | None:
-            body = {**bodies[n % 16], "stream": True}
-            if n % 3 == 0:
-                body["max_tokens"] = 400
-            text = ""
-            async with client.stream("POST", "/v1/completions", json=body) as answer:
-                async for line in answer.aiter_lines():
-                    if n % 3 == 0 and len(text) > n % 7:
-                        return None
-                    if line.startswith("data: {"):
-                        text += json.loads(line[6:])["choices"][0]["text"]
-            return text
+    async def one(client: httpx2.AsyncClient, n: int) -> str | None:
+        body = {**bodies[n % 16], "stream": True}
+        if n % 3 == 0:
+            body["max_tokens"] = 400
+        text = ""
+        async with client.stream("POST", "/v1/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if n % 3 == 0 and len(text) > n % 7:
+                    return None
+                if line.startswith("data: {"):
+                    text += json.loads(line[6:])["choices"][0]["text"]
+        return text
 
-        async def all_of_them() -> list[str | None]:
-            limits = httpx2.Limits(max_connections=64)
-            async with httpx2.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
-                return await asyncio.gather(*(one(client, n) for n in range(64)))
+    async def all_of_them() -> list[str | None]:
+        limits = httpx2.Limits(max_connections=64)
+        async with httpx2.AsyncClient(base_url=house.url, timeout=120, limits=limits) as client:
+            return await asyncio.gather(*(one(client, n) for n in range(64)))
 
-        for n, text in enumerate(asyncio.run(all_of_them())):
-            assert text is None if n % 3 == 0 else text == alone[n % 16]
-        until = time.monotonic() + 20
-        while True:
-            told = dict(
-                line.rsplit(" ", 1) for line in server.client.get("/metrics").text.splitlines() if line[0] != "#"
-            )
-            kept = [told[f'lathe:{name}{{model_name="model"}}'] for name in KEPT]
-            now = len(list(descriptors.iterdir())) if descriptors.exists() else 0
-            if [float(number) for number in kept] == [0, 0, 0] and now <= before + 2:
-                break
-            assert time.monotonic() < until, (kept, before, now)
-            time.sleep(0.1)
-
-
-KEPT = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    for n, text in enumerate(asyncio.run(all_of_them())):
+        assert text is None if n % 3 == 0 else text == alone[n % 16]
+    until = time.monotonic() + 20
+    while True:
+        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        kept = [counted(house, name) for name in names]
+        now = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+        if kept == [0, 0, 0] and now <= before + 2:
+            break
+        assert time.monotonic() < until, (kept, before, now)
+        time.sleep(0.1)

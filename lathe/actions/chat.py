@@ -10,6 +10,7 @@ from pathlib import Path
 from lathe.actions.commands import COMMANDS, take
 from lathe.actions.conversation import Conversation
 from lathe.actions.lines import decoded, piped
+from lathe.actions.loading import Loading
 from lathe.actions.place import weights_at
 from lathe.actions.session import Session
 from lathe.actions.terminal import Terminal, busy, dimmed, harmless, history_file, interrupt
@@ -18,7 +19,7 @@ from lathe.errors import LatheError, PromptError
 
 
 @dataclass(frozen=True)
-class Options(Settings):
+class Options(Loading, Settings):
     model: str
     """Folder, file or repo id."""
     question: str | None = None
@@ -32,26 +33,9 @@ class Options(Settings):
     """Tell tokens per second after every answer."""
     history: bool = True
     """Keep what you type for the Up key, in this session and later ones."""
-    prompt_style: str = "auto"
-    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
-    that LitGPT left beside the weights, else by the model's chat template."""
     adapter: tuple[str, ...] = ()
     """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
     what they do adds up."""
-    draft: str | None = None
-    """A smaller model with the same vocabulary that guesses ahead, so that answers come sooner; or "ngram": no model
-    guesses, but what followed the last words before."""
-    device: str = "auto"
-    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
-    precision: str = "auto"
-    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
-    quantize: str | None = None
-    """Keep the matrices of layers in fewer bits: int8 or int4, which answer sooner on a CPU, nf4, or nf4-dq, which
-    is a little smaller."""
-    native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
 
 def run(options: Options) -> None:
@@ -120,19 +104,7 @@ def respond(session: Session, text: str) -> None:
 
 def begin(options: Options, path: Path) -> Session:
     """Load the model."""
-    from lathe.llm import LLM
-
-    llm = LLM.load(
-        path,
-        device=options.device,
-        dtype=options.precision,
-        quantize=options.quantize,
-        native=options.native,
-        prompt_style=options.prompt_style,
-        adapter=options.adapter or None,
-        draft=options.draft,
-        checkpoints=options.checkpoints,
-    )
+    llm = options.load(path, adapter=options.adapter or None)
     settings = Settings(**{name: getattr(options, name) for name in SETTINGS})
     show = harmless if sys.stdout.isatty() else str
     return Session(llm, settings, Conversation(options.system), sys.stdout, note, show=show, stats=options.stats)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lathe import hub
 from lathe.actions import ranks
 from lathe.actions.lines import decoded
+from lathe.actions.loading import Loading
 from lathe.actions.place import weights_at
 from lathe.actions.terminal import dimmed, harmless
 from lathe.actions.wishes import Settings
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(Settings):
+class Options(Loading, Settings):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
@@ -48,10 +49,6 @@ class Options(Settings):
     adapter: tuple[str, ...] = ()
     """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
     what they do adds up."""
-    draft: str | None = None
-    """A smaller model with the same vocabulary that guesses ahead. The answers stay the same, or of the same
-    distribution where they are drawn; they come sooner where it guesses well. Or "ngram": no model guesses, but what
-    followed the last words before; the answers stay the same."""
     draft_tokens: int | None = None
     """How many tokens it guesses at once. By default 4, and up to 8 with ngram."""
     devices: int | Literal["auto"] = 1
@@ -59,20 +56,6 @@ class Options(Settings):
     strategy: Literal["tensor", "layers"] = "tensor"
     """How it is divided. tensor: a part of every layer on each, in as many processes, which is faster. layers: some of
     the layers on each, one after the other, which only makes room."""
-    prompt_style: str = "auto"
-    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
-    that LitGPT left beside the weights, else by the model's chat template."""
-    device: str = "auto"
-    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
-    precision: str = "auto"
-    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
-    quantize: str | None = None
-    """Keep the matrices of layers in fewer bits: int8 or int4, which answer sooner on a CPU, nf4, or nf4-dq, which
-    is a little smaller."""
-    native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -117,24 +100,17 @@ def run(options: Options) -> None:
 
 def answer(device: str | torch.device, options: Options, path: Path, prompt: str) -> None:
     """Load the model and print what it says; of several processes, the first prints and all compute."""
-    from lathe.llm import LLM
     from lathe.transforms.shard import Group
 
     speaks = Group.joined().rank == 0
     begun = time.perf_counter()
-    llm = LLM.load(
+    llm = options.load(
         path,
-        device=device,
+        device,
         devices=options.devices,
         strategy=options.strategy,
-        dtype=options.precision,
-        quantize=options.quantize,
-        native=options.native,
         adapter=options.adapter or None,
-        draft=options.draft,
         draft_tokens=options.draft_tokens,
-        prompt_style=options.prompt_style,
-        checkpoints=options.checkpoints,
     )
     load_seconds = time.perf_counter() - begun
     wishes = options.wishes() | {"logprobs": options.logprobs}

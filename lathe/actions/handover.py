@@ -1,11 +1,8 @@
-"""A model and how it is to be served become the commands with which another engine serves it, and their running.
-
-Knows each engine's words, and no model from the inside: what an engine cannot read, `lathe convert` writes first.
-"""
+"""A command that serves a model is run, alone or behind the gate, until one of them ends; knows no engine's words."""
 
 from __future__ import annotations
 
-import json
+import secrets
 import shlex
 import shutil
 import signal
@@ -13,13 +10,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from lathe.actions.engines import ENGINES, Command, Wanted
 from lathe.actions.place import named, weights_at
 from lathe.errors import MissingError, UsageError
 
@@ -27,159 +25,20 @@ if TYPE_CHECKING:
     from lathe.actions.serve import Options
     from lathe.server.gate import Rules
 
-Command = list[str]
-# What Lathe's own engine alone has, and what the gate has.
-OURS: tuple[str, ...] = ("quantize", "prompt_style", "native", "seed", "also", "adapter_dir", "cache_tokens")
-OURS += ("strict", "any_model_name", "api_path", "stream", "replicas", "max_queue", "drain")
+# What every engine can be told, and what the gate can; all else is for Lathe's own engine.
+TAKEN: tuple[str, ...] = (
+    "model",
+    "host",
+    "port",
+    "served_model_name",
+    "adapter",
+    "api_key",
+    "api_key_file",
+    "insecure",
+    "max_seqs",
+)
+TAKEN += ("engine", "gate", "dry_run", "device", "precision", "checkpoints")
 GATES = ("admin_key", "cors_origin", "allowed_host", "max_body")
-PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be served, in no engine's words.
-
-    place: where its weights lie. name: what clients call it. adapters: folders, by the names
-    that clients call them. made: a folder for what has to be converted. seats: how many answers are made at once.
-    precision: bf16, fp16, fp32 or auto. device: cpu, cuda, mps or auto.
-    keys: any of them lets a client in; none: everybody may.
-    """
-
-    place: Path
-    name: str
-    made: Path
-    host: str = "127.0.0.1"
-    port: int = 8000
-    adapters: Mapping[str, Path] = field(default_factory=dict)
-    seats: int = 64
-    precision: str = "auto"
-    device: str = "auto"
-    keys: tuple[str, ...] = ()
-
-
-def vllm(wanted: Wanted) -> list[Command]:
-    if wanted.device != "auto":
-        raise UsageError(f"--device is {wanted.device}.", "vLLM runs on what it was built for.", "Leave it out.")
-    before, folder = as_folder(wanted)
-    command = ["vllm", "serve", str(folder), *told(wanted, "--served-model-name", "--max-num-seqs", "--dtype")]
-    if wanted.adapters:
-        rank = max(lora_rank(place) for place in wanted.adapters.values())
-        room = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
-        modules = [f"{name}={place}" for name, place in wanted.adapters.items()]
-        command += ["--enable-lora", "--max-lora-rank", str(room), "--lora-modules", *modules]
-    return [*before, command]
-
-
-def sglang(wanted: Wanted) -> list[Command]:
-    before, folder = as_folder(wanted)
-    options = told(wanted, "--served-model-name", "--max-running-requests", "--dtype")
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(folder), *options]
-    command += [] if wanted.device == "auto" else ["--device", wanted.device]
-    if wanted.adapters:
-        ranks = [lora_rank(place) for place in wanted.adapters.values()]  # each is one that it can have
-        modules = [f"{name}={place}" for name, place in wanted.adapters.items()]
-        command += ["--enable-lora", "--max-lora-rank", str(max(ranks)), "--lora-paths", *modules]
-    return [*before, command]
-
-
-def llamacpp(wanted: Wanted) -> list[Command]:
-    """One GGUF file, into which an adapter is merged: the server cannot choose among several by a model's name."""
-    if len(wanted.adapters) > 1:
-        found = f"{len(wanted.adapters)} adapters are given."
-        raise UsageError(found, "llama.cpp serves one model under one name.", "Give one, and it is merged.")
-    name, before, file = wanted.name, list[Command](), wanted.place
-    if wanted.adapters or file.suffix != ".gguf":
-        [(name, adapter)] = wanted.adapters.items() if wanted.adapters else [(name, None)]
-        file = wanted.made / f"{plain(name)}.gguf"
-        before = converted(wanted, file, adapter)
-    options = ["--alias", name, "--host", wanted.host, "--port", str(wanted.port), "--jinja"]
-    options += ["--api-key", ",".join(wanted.keys)] if wanted.keys else []
-    options += ["--parallel", str(wanted.seats), *(["--n-gpu-layers", "0"] if wanted.device == "cpu" else [])]
-    return [*before, ["llama-server", "--model", str(file), *options]]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """commands: what serves a model, the conversions it needs before. package, program: one of which shows that it is
-    installed. how: to install it."""
-
-    commands: Callable[[Wanted], list[Command]]
-    package: str
-    program: str
-    how: str
-
-
-ENGINES = {
-    "vllm": Engine(vllm, "vllm", "vllm", "pip install vllm"),
-    "sglang": Engine(sglang, "sglang", "sglang", 'pip install "sglang[all]"'),
-    "llamacpp": Engine(llamacpp, "", "llama-server", "Install llama.cpp, or put its llama-server on the PATH."),
-}
-
-
-def as_folder(wanted: Wanted) -> tuple[list[Command], Path]:
-    """The model in Hugging Face form, and what makes it, if it is not. Raises UsageError for what is no LoRA."""
-    for name, place in wanted.adapters.items():
-        if not is_lora(place):
-            fix = f"Merge it, as by lathe merge {place} OUT, and serve that."
-            raise UsageError(f"The adapter {name} is no LoRA that other engines read.", "", fix)
-    if is_folder(wanted.place):
-        return [], wanted.place
-    folder = wanted.made / plain(wanted.name)
-    return converted(wanted, folder, None), folder
-
-
-def is_folder(place: Path) -> bool:
-    """Whether a model lies there whole, in Hugging Face form."""
-    return (place / "config.json").is_file() and any(place.glob("*.safetensors")) and not is_adapter(place)
-
-
-def is_adapter(place: Path) -> bool:
-    return (place / "adapter_config.json").is_file()
-
-
-def is_lora(place: Path) -> bool:
-    config = _adapter(place)
-    return config.get("peft_type") == "LORA" and not config.get("use_dora")
-
-
-def lora_rank(place: Path) -> int:
-    config = _adapter(place)
-    return max([config.get("r", 8), *(config.get("rank_pattern") or {}).values()])
-
-
-def _adapter(place: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((place / "adapter_config.json").read_text()) if is_adapter(place) else {}
-    return told
-
-
-def converted(wanted: Wanted, target: Path, adapter: Path | None) -> list[Command]:
-    """What writes a target anew, if it is not there or older than what it is made of."""
-    sources = [wanted.place, *([adapter] if adapter else [])]
-    if target.exists() and newest(target) >= max(map(newest, sources)):
-        return []
-    command = [sys.executable, "-m", "lathe", "convert", str(wanted.place), str(target)]
-    command += ["--adapter", str(adapter)] if adapter else []
-    return [[*command, "--force"]]
-
-
-def newest(place: Path) -> float:
-    """When a file, or any in a folder, was last written."""
-    files = [path for path in place.iterdir() if path.is_file()] if place.is_dir() else [place]
-    return max((path.stat().st_mtime for path in files), default=0.0)
-
-
-def told(wanted: Wanted, name: str, seats: str, dtype: str) -> list[str]:
-    """What every engine that reads the folder is told, with the words that differ."""
-    words = [name, wanted.name, "--host", wanted.host, "--port", str(wanted.port), seats, str(wanted.seats)]
-    if len(wanted.keys) > 1:
-        raise UsageError(f"{len(wanted.keys)} keys are given, and the engine knows one.", "", "Add --gate.")
-    words += ["--api-key", *wanted.keys] if wanted.keys else []
-    return words if wanted.precision == "auto" else [*words, dtype, PRECISIONS[wanted.precision]]
-
-
-def plain(name: str) -> str:
-    """A name as one part of a path."""
-    return name.replace("/", "--")
 
 
 def run(options: Options, let_in: Rules, adapters: Mapping[str, Path]) -> int:
@@ -187,24 +46,28 @@ def run(options: Options, let_in: Rules, adapters: Mapping[str, Path]) -> int:
 
     Raises MissingError where the engine is not installed, UsageError for what it cannot do.
     """
-    usual = {option.name: option.default for option in fields(options)}
-    for told in OURS if options.gate else (*OURS, *GATES):
-        if getattr(options, told) != usual[told]:
-            whose = "is the gate's" if told in GATES else "is for Lathe's own engine"
-            fix = "Add --gate." if told in GATES else "Leave it out."
-            raise UsageError(f"--{told.replace('_', '-')} {whose}.", "", fix)
+    for option in fields(options):
+        if option.name in TAKEN or getattr(options, option.name) == option.default:
+            continue
+        if option.name not in GATES or not options.gate:
+            gates = option.name in GATES
+            whose = "is the gate's" if gates else "is for Lathe's own engine"
+            found = f"--{option.name.replace('_', '-')} {whose}."
+            raise UsageError(found, "", "Add --gate." if gates else "Leave it out.")
     place = weights_at(options.model, options.checkpoints)
     name = options.served_model_name or named(options.model)
     made = options.checkpoints / "handover"
-    inside = ("127.0.0.1", free_port()) if options.gate and not options.dry_run else (options.host, options.port)
-    keys = () if options.gate else let_in.keys
-    wanted = Wanted(place, name, made, *inside, adapters, options.max_seqs, options.precision, options.device, keys)
+    address, keys = (options.host, options.port), () if options.gate else let_in.keys
+    if options.gate and not options.dry_run:  # where and how nobody else comes in
+        address, keys = ("127.0.0.1", free_port()), (secrets.token_hex(),)
+    wanted = Wanted(place, name, made, *address, adapters, options.max_seqs, options.precision, options.device, keys)
     commands = ENGINES[options.engine].commands(wanted)
     if options.dry_run:
         print("\n".join(map(shlex.join, commands)))
         return 0
     require(options.engine)
     *before, last = commands
+    last[0] = located(last[0]) or last[0]
     for command in before:
         print(shlex.join(command), file=sys.stderr)
         if status := subprocess.run(command).returncode:
@@ -215,8 +78,13 @@ def run(options: Options, let_in: Rules, adapters: Mapping[str, Path]) -> int:
 
 def require(engine: str) -> None:
     one = ENGINES[engine]
-    if not shutil.which(one.program) and not (one.package and find_spec(one.package)):
+    if not (find_spec(one.module) if one.module else located(one.program)):
         raise MissingError(f"{engine} is not installed.", "", f"{one.how}; --dry-run shows the command.")
+
+
+def located(program: str) -> str | None:
+    """Where a program is, on the PATH or beside this Python."""
+    return shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
 
 
 def alone(command: Command) -> int:
@@ -238,11 +106,11 @@ def gated(command: Command, wanted: Wanted, options: Options, let_in: Rules) -> 
     """Run a server, and this one in front of it, until one of them ends. Returns the exit status."""
     import uvicorn
 
-    from lathe.server.app import listen
     from lathe.server.proxy import application
+    from lathe.server.running import listen
 
     bound = listen(options.host, options.port)
-    config = uvicorn.Config(application(wanted.host, wanted.port, let_in), log_level="warning", ws="none")
+    config = uvicorn.Config(application(wanted.host, wanted.port, let_in, *wanted.keys), log_level="warning", ws="none")
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn hears them, ends, and raises them again for who was before it

@@ -1,13 +1,15 @@
 """Turns a model and an address into a running server, and the server into an exit status; knows no tensor.
 
-The model is loaded in the engine process, by `load`; this one imports no torch.
+The model is loaded in the engine process, by `occupant.load`; this one imports no torch.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
 from lathe.actions.litgpt_words import spelt
+from lathe.actions.loading import Loading
+from lathe.actions.occupant import load
 from lathe.actions.place import named, weights_at
 from lathe.actions.terminal import dimmed
 from lathe.errors import MissingError, UsageError
@@ -22,7 +26,6 @@ from lathe.errors import MissingError, UsageError
 if TYPE_CHECKING:
     from lathe.server.desk import Desk
     from lathe.server.gate import Rules
-    from lathe.server.room import Loaded
 
 
 # LitGPT's words for what is done anyway: OpenAI's wire is always there, and no answer is ended by the clock.
@@ -30,7 +33,7 @@ NEEDLESS = ("--openai-spec", "--timeout", "--access-token", "--accelerator")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
@@ -80,9 +83,6 @@ class Options:
     """How many answers are made at once."""
     drain: float = 30.0
     """Seconds that answers have to come to their end when the server is told to end."""
-    prompt_style: str = "auto"
-    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
-    that LitGPT left beside the weights, else by the model's chat template."""
     engine: Literal["lathe", "vllm", "sglang", "llamacpp", "ray"] = "lathe"
     """What runs the model. vllm, sglang and llamacpp are given the same folder, and must be installed; ray runs
     replicas of Lathe's own engine."""
@@ -92,20 +92,6 @@ class Options:
     """Stand in front of another --engine, with this server's page, keys and limits."""
     dry_run: bool = False
     """Print the commands that run another --engine, and run none."""
-    device: str = "auto"
-    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
-    precision: str = "auto"
-    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
-    quantize: str | None = None
-    """Keep the matrices of layers in fewer bits: int8 or int4, which answer sooner on a CPU, nf4, or nf4-dq, which
-    is a little smaller."""
-    native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
-    draft: str | None = None
-    """A smaller model with the same vocabulary that guesses ahead, so that answers come sooner; or "ngram": no model
-    guesses, but what followed the last words before (docs/generate.md)."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
     @classmethod
     def understood(cls, words: Sequence[str]) -> tuple[type[Options], list[str]]:
@@ -137,6 +123,18 @@ class Options:
                 raise UsageError(f"--cors-origin is {origin}.", "An origin looks like https://example.org, or is *.")
 
 
+@contextmanager
+def quit_early() -> Iterator[None]:
+    """SIGTERM or Ctrl-C end the process with status 0 also while nobody waits for them yet."""
+    before = {number: signal.signal(number, lambda *_: sys.exit(0)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@quit_early()
 def run(options: Options) -> int:
     """Answer over HTTP, as OpenAI's and other APIs do.
 
@@ -165,16 +163,17 @@ def run(options: Options) -> int:
         for name, place in places.items():  # first of all: it takes longest
             lines[name] = Line.begin(partial(load, options, place, None if lines else adapters))
 
-        from lathe.server.app import listen, serve, with_predict
+        from lathe.server.app import application, with_predict
         from lathe.server.desk import Desk
+        from lathe.server.running import listen, serve
 
         rules = gate(options)
         bound = listen(options.host, options.port)
         desk = Desk(lines, options.max_queue, options.strict, options.any_model_name, options.adapter_dir)
         port = bound.getsockname()[1]
         ready = partial(greet, desk, options.host, port)
-        wires = with_predict(options.api_path, options.stream)
-        return serve(desk, bound, rules, wires, drain=options.drain, ready=ready)
+        app = application(desk, with_predict(options.api_path, options.stream), rules)
+        return serve(app, desk, bound, drain=options.drain, ready=ready)
     except Broken as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -213,51 +212,6 @@ def _lines(file: Path) -> list[str]:
     if not any(lines):
         raise UsageError(f"There is no key in {file}.", "It must hold one a line.")
     return [line for line in lines if line]
-
-
-def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = None) -> Loaded:
-    """In the engine process: the model, ready to answer, with adapters by their names."""
-    from lathe import checkpoint
-    from lathe.checkpoint.adapters import read
-    from lathe.engine import Engine
-    from lathe.engine.memory import fitting
-    from lathe.llm import LLM
-    from lathe.server.line import key
-    from lathe.server.room import Loaded
-    from lathe.transforms.roster import Roster
-
-    llm = LLM.load(
-        place,
-        device=options.device,
-        dtype=options.precision,
-        quantize=options.quantize,
-        native=options.native,
-        draft=options.draft,
-        prompt_style=options.prompt_style,
-        checkpoints=options.checkpoints,
-    )
-    roster = Roster(llm.decoder)
-
-    def adapt(name: str, path: Path) -> None:
-        roster.put(name, read(path, checkpoint.open(place, options.checkpoints)).parts)
-
-    for name, path in (adapters or {}).items():
-        adapt(key(name), path)
-    drafter = llm.engine.drafter
-    pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs, drafter)
-    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=drafter)
-    defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
-    defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
-    weight, *others = llm.decoder.parameters()
-    about = {
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": str(weight.device),
-        "family": llm.config.get("model_type") or llm.config["architectures"][0].removesuffix("ForCausalLM").lower(),
-        "parameters": sum(one.numel() for one in (weight, *others)),
-        "tokens": pool,
-        "bytes": sum(one.numel() * one.element_size() for one in (weight, *others)),
-    }
-    return Loaded(engine, llm.tokenizer, llm.grammars, adapt, tuple(adapters or ()), defaults, llm.stops, about)
 
 
 def greet(desk: Desk, host: str, port: int) -> None:

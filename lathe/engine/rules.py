@@ -20,7 +20,6 @@ from lathe.engine.constrain import Constraint
 
 BANNED, FORCED = -100.0, 100.0  # a bias so low rules a token out, one so high all others (as in OpenAI's API)
 TAIL = 1e-4  # top-p looks among tokens at least this fraction as probable as the best, before it looks among all
-HUGE = 1e30  # beyond it float32 would soon make infinite scores, of which nothing can be drawn
 FINE, STEPS = 64, 2048  # the steps on which it puts all scores: so many to a unit, and the last for all below
 
 Array = np.ndarray[Any, Any]
@@ -113,8 +112,7 @@ class Repetition:
     def __call__(self, candidates: Candidates, requests: Sequence[Request]) -> Candidates:
         x, (places, _) = candidates.logits.clone(), _seen(candidates.logits, requests)
         scores = x[places]
-        penalty = min(max(self.penalty, 1 / HUGE), HUGE)
-        x[places] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        x[places] = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
         return Candidates(x)
 
 
@@ -125,8 +123,7 @@ class Repeats:
 
     def __call__(self, candidates: Candidates, requests: Sequence[Request]) -> Candidates:
         x, (places, said) = candidates.logits.clone(), _seen(candidates.logits, requests)
-        frequency, presence = (min(max(each, -HUGE), HUGE) for each in (self.frequency, self.presence))
-        x[places] -= frequency * said + presence * (said > 0)
+        x[places] -= self.frequency * said + self.presence * (said > 0)
         return Candidates(x)
 
 
@@ -147,7 +144,7 @@ class Temperature:
     def __call__(self, candidates: Candidates, requests: Sequence[Request]) -> Candidates:
         x = candidates.logits
         best = x.amax(-1, keepdim=True)  # it becomes 0, so that the coldest leaves it finite
-        return Candidates((x - best).div_(min(self.temperature, HUGE)), candidates.ids)
+        return Candidates((x - best).div_(self.temperature), candidates.ids)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from lathe.engine.rules import (
 from lathe.errors import UsageError
 
 GREEDY_BELOW = 1e-5  # a temperature that float32 could not tell from 0
+HUGE = 1e30  # beyond it float32 would soon make infinite scores, of which nothing can be drawn
 
 
 class Token(NamedTuple):
@@ -112,20 +113,25 @@ class Sampling:
         if self.bias:
             rules.append(Bias(self.bias))
         if self.repetition_penalty != 1.0:
-            rules.append(Repetition(self.repetition_penalty))
+            rules.append(Repetition(_finite(self.repetition_penalty, 1 / HUGE)))
         if self.presence_penalty or self.frequency_penalty:
-            rules.append(Repeats(self.presence_penalty, self.frequency_penalty))
+            rules.append(Repeats(_finite(self.presence_penalty), _finite(self.frequency_penalty)))
         if self.greedy:
             return tuple(rules)  # the others never change which token is the best
         if self.top_k:
             rules.append(TopK(self.top_k))
         if self.temperature != 1.0:
-            rules.append(Temperature(self.temperature))
+            rules.append(Temperature(_finite(self.temperature)))
         if self.top_p < 1.0:
             rules.append(TopP(self.top_p))
         if self.min_p:
             rules.append(MinP(self.min_p))
         return tuple(rules)
+
+
+def _finite(wish: float, least: float = -HUGE) -> float:
+    """A wish that leaves scores finite."""
+    return min(max(wish, least), HUGE)
 
 
 def _require(sampling: Sampling, name: str, holds: bool, what: str) -> None:

@@ -6,7 +6,7 @@ Knows no wire and no tensor. Rendering and tokenizing happen in threads, never i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lathe.server import prompts
-from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Word
-from lathe.server.grammar import blamed
-from lathe.server.line import Line, heard, key
+from lathe.server.ask import Ask, Event, Word
+from lathe.server.line import Line, key
 from lathe.server.prompts import Prompt
 from lathe.server.refusals import Broken, Full, Misused, Overflow, Unknown, Unready
 from lathe.server.served import Inbox, Served
-from lathe.server.telling import Telling
+from lathe.server.telling import Telling, events
 
 T = TypeVar("T")
 READERS = 4  # prompts that are rendered and tokenized at once
@@ -196,7 +195,7 @@ class Desk:
             }
             try:
                 served.line.send("ask", first, request)
-                async for event in _events(served, inbox, tellings, grammar):
+                async for event in events(served, inbox, tellings, grammar):
                     yield event
             finally:
                 for id, telling in tellings.items():
@@ -249,42 +248,3 @@ def _most(ask: Ask, served: Served, left: int) -> int:
     """The longest answer that was asked for and that there is room for."""
     told = ask.wishes.get("max_new_tokens", served.defaults.get("max_new_tokens"))
     return left if told is None else min(told, left)
-
-
-async def _events(
-    served: Served, inbox: Inbox, tellings: Mapping[int, Telling], grammar: str | None
-) -> AsyncIterator[Event]:
-    """What an inbox's messages say, until all is told. An answer that a stop string ended is cancelled at once."""
-    begun = False
-    while not all(telling.ended for telling in tellings.values()):
-        id, kind, *rest = await inbox.get()
-        if kind == "refused":
-            error = heard(rest[0])
-            raise blamed(grammar, error) if grammar else error
-        for event in _heard(kind, rest, tellings[id]):
-            if isinstance(event, Begun):
-                if begun:
-                    continue
-                begun = True
-                served.metrics.prompt += event.prompt
-                served.metrics.reused += event.cached
-            elif isinstance(event, Ended):
-                served.metrics.end(event.reason, event.tokens, event.seconds)
-                served.forget(id, cancel=kind != "ended")
-            if not (begun and isinstance(event, Reading)):
-                yield event
-
-
-def _heard(kind: str, rest: Sequence[Any], telling: Telling) -> Iterator[Event]:
-    """The events of one message."""
-    match kind, rest:
-        case "begun", [prompt, cached]:
-            yield Begun(prompt, cached)
-        case "read", [done, total]:
-            yield Reading(done, total)
-        case "tokens", [tokens]:
-            for token, logprob, top in tokens:
-                if not telling.ended:
-                    yield from telling.push(token, logprob, top)
-        case "ended", [reason] if not telling.ended:
-            yield from telling.finish(reason)

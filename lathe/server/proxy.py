@@ -30,14 +30,17 @@ OWN = frozenset(
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-def application(host: str, port: int, rules: Rules | None = None) -> FastAPI:
-    """The page, and for everything else the server at an address, behind a gate with these rules."""
+def application(host: str, port: int, rules: Rules | None = None, key: str | None = None) -> FastAPI:
+    """The page, and for everything else the server at an address, behind a gate with these rules.
+
+    key: lets in there; clients need not know it.
+    """
     app = FastAPI(title="Lathe", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(page.router())
 
     @app.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
     async def passed_on(request: Request) -> Response:
-        return Passing(request, host, port)
+        return Passing(request, host, port, key)
 
     app.add_middleware(Gate, rules=rules or Rules())
     return app
@@ -46,8 +49,8 @@ def application(host: str, port: int, rules: Rules | None = None) -> FastAPI:
 class Passing(Response):
     """A response that is fetched while it is sent."""
 
-    def __init__(self, request: Request, host: str, port: int) -> None:
-        self.request, self.address = request, (host, port)
+    def __init__(self, request: Request, host: str, port: int, key: str | None) -> None:
+        self.request, self.address, self.key = request, (host, port), key
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +93,7 @@ class Passing(Response):
         kept = [(name, value) for name, value in scope["headers"] if name not in OWN and name != b"content-length"]
         host = f"{self.address[0]}:{self.address[1]}".encode()
         own = [(b"host", host), (b"connection", b"close"), (b"content-length", str(length).encode())]
+        own += [(b"authorization", f"Bearer {self.key}".encode())] if self.key else []
         return h11.Request(method=scope["method"], target=scope["raw_path"] + query, headers=[*own, *kept])
 
 

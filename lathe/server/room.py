@@ -91,8 +91,8 @@ def _introduced(loaded: Loaded) -> dict[str, Any]:
 class Asked:
     """What is asked of the engine. wishes: fields of Sampling. stops: ids. grammar: what the answer must be.
 
-    more: further answers to the same prompt, by their ids, with what differs in their wishes. They follow when the
-    first has read the prompt, and take over what it read.
+    more: further answers to the same prompt, by their ids, with what differs in their wishes. The engine has them wait
+        for what the first reads.
     """
 
     prompt: list[int]
@@ -106,14 +106,13 @@ class Asked:
 
 
 class Room:
-    """open: sequences that are being made. compiling: requests whose grammar is. behind: further answers, each with the
-    id of the first. readings: texts to be read for themselves, in the order they came."""
+    """open: sequences that are being made. compiling: requests whose grammar is. readings: texts to be read for
+    themselves, in the order they came."""
 
     def __init__(self, loaded: Loaded, pipe: Connection) -> None:
         self.loaded, self.engine, self.pipe = loaded, loaded.engine, pipe
         self.open: dict[int, Sequence] = {}
         self.compiling: dict[int, tuple[Asked, Future[Constraint]]] = {}
-        self.behind: dict[int, tuple[int, Asked]] = {}
         self.readings: dict[int, Callable[[], Any]] = {}
         self._said: dict[str, Any] = {}
 
@@ -142,7 +141,7 @@ class Room:
         """Sequences that run and that wait; pages in the pool, and those that somebody holds."""
         pages, scheduler = self.engine.pages, self.engine.scheduler
         pool = len(pages.holders)
-        waiting = len(scheduler.waiting) + len(self.compiling) + len(self.behind)
+        waiting = len(scheduler.waiting) + len(self.compiling)
         return {"running": len(scheduler.running), "waiting": waiting, "pages": pool, "held": pool - pages.free}
 
     def _take(self, word: str, id: int, *rest: Any) -> None:
@@ -157,7 +156,7 @@ class Room:
             case "embed" | "judge":
                 self.readings[id] = partial(getattr(self.engine, word), *rest)
             case "cancel":
-                for kept in (self.readings, self.compiling, self.behind):
+                for kept in (self.readings, self.compiling):
                     kept.pop(id, None)
                 if sequence := self.open.pop(id, None):
                     self.engine.cancel(sequence)
@@ -175,8 +174,6 @@ class Room:
         _send(self.pipe, "done", id, work())
 
     def _ask(self, id: int, asked: Asked) -> None:
-        for other, wishes in asked.more:
-            self.behind[other] = id, replace(asked, wishes=asked.wishes | wishes, more=[])
         if asked.grammar is None:
             self._submit(id, asked)
         else:
@@ -192,6 +189,8 @@ class Room:
             salt=asked.salt,
             priority=asked.priority,
         )
+        for other, wishes in asked.more:  # their grammar, if there is one, has been compiled by now
+            self._safely(other, self._ask, other, replace(asked, wishes=asked.wishes | wishes, more=[]))
 
     def _step(self) -> dict[str, Any]:
         """One step of the engine, and what there is to tell of it."""
@@ -209,7 +208,6 @@ class Room:
             if tokens := news.get(sequence):
                 if len(tokens) == len(sequence.made):
                     made["begun"].append([id, sequence.prompt, sequence.reused])
-                    self._follow(id)
                 made["tokens"].append([id, [list(token) for token in tokens]])
             elif sequence.cached > before.get(id, sequence.cached):
                 made["read"].append([id, sequence.cached, sequence.prompt])
@@ -222,11 +220,6 @@ class Room:
                 else:
                     made["ended"].append([id, sequence.finish])
         return {name: rows for name, rows in made.items() if rows} | {"state": self.state}
-
-    def _follow(self, first: int) -> None:
-        """The prompt of the first answer has been read: the others may go on from there."""
-        for id in [id for id, (ahead, _) in self.behind.items() if ahead == first]:
-            self._safely(id, self._ask, id, self.behind.pop(id)[1])
 
     def _trouble(self, error: Exception) -> None:
         """A step failed, not for want of memory: nobody knows through whom, so all who ran are refused.

@@ -1,15 +1,18 @@
-"""The tokens of one answer become its events, as they come; knows no line and no wire."""
+"""The tokens of answers become their events, as they come; knows no wire."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from lathe.server.ask import Ask, Called, Ended, Event, Reason, Said, Word
+from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Reason, Said, Word
+from lathe.server.grammar import blamed
+from lathe.server.line import heard
 from lathe.server.prompts import Prompt
+from lathe.server.served import Inbox, Served
 from lathe.tokenizer import StopStrings, Tokenizer
 from lathe.tokenizer.turns import Turns
 from lathe.tokenizer.turns_parsing import Call, Delta, Parser, Text
@@ -92,6 +95,48 @@ class Telling:
         first = self._first or now
         seconds = first - self._begun, now - first
         yield Ended(self.index, reason, self._tokens, stop, self._reasoning, seconds)
+
+
+async def events(
+    served: Served, inbox: Inbox, tellings: Mapping[int, Telling], grammar: str | None
+) -> AsyncIterator[Event]:
+    """What an inbox's messages say, until all is told. An answer that a stop string ended is cancelled at once.
+
+    tellings: by the ids of the answers. grammar: what they are held to, which may be what is refused.
+    """
+    begun = False
+    while not all(telling.ended for telling in tellings.values()):
+        id, kind, *rest = await inbox.get()
+        if kind == "refused":
+            error = heard(rest[0])
+            raise blamed(grammar, error) if grammar else error
+        for event in _told(kind, rest, tellings[id]):
+            if isinstance(event, Begun):
+                if begun:
+                    continue
+                begun = True
+                served.metrics.prompt += event.prompt
+                served.metrics.reused += event.cached
+            elif isinstance(event, Ended):
+                served.metrics.end(event.reason, event.tokens, event.seconds)
+                served.forget(id, cancel=kind != "ended")
+            if not (begun and isinstance(event, Reading)):
+                yield event
+
+
+def _told(kind: str, rest: Sequence[Any], telling: Telling) -> Iterator[Event]:
+    """The events of one message."""
+    match kind, rest:
+        case "begun", [prompt, cached]:
+            yield Begun(prompt, cached)
+        case "read", [done, total]:
+            yield Reading(done, total)
+        case "tokens", [tokens]:
+            for token, logprob, top in tokens:
+                if not telling.ended:
+                    yield from telling.push(token, logprob, top)
+        case "ended", [reason] if not telling.ended:
+            yield from telling.finish(reason)
 
 
 def _parser(ask: Ask, prompt: Prompt, turns: Turns) -> Parser | None:

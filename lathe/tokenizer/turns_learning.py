@@ -8,35 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from lathe.errors import TokenizerError
 from lathe.tokenizer.turns import Calls, History, Reasoning, Turns
 from lathe.tokenizer.turns_pieces import (
     ASKED,
-    FIRST,
     MARK,
     NAMES,
     ONE,
     OTHERS,
-    SECOND,
     TWO,
     common,
     common_end,
     outside,
     read,
 )
+from lathe.tokenizer.turns_probing import SAID, THOUGHT, TOOLS, USER, Probe, Render
 
-Render = Callable[..., str]
-
-_KEYS = ("reasoning_content", "reasoning", "thinking")
-_SWITCHES = ("enable_thinking", "thinking", "open_thinking")
-_QUESTION, _SAID, _THOUGHT = "lathe asks", "lathe says", "lathe thinks"
 _IDS = ("aB3dE5gH7", "kL8mN2pQ4")
-_USER = {"role": "user", "content": _QUESTION}
 
 
 def learn(render: Render, source: str, *, ends: Collection[str] = (), marks: Collection[str] = ()) -> Turns:
@@ -48,7 +40,7 @@ def learn(render: Render, source: str, *, ends: Collection[str] = (), marks: Col
         ends: the tokens that end a turn.
         marks: all tokens that are found in a text as they are spelt.
     """
-    probe = _Probe(render, tuple(end for end in ends if end))
+    probe = Probe(render, tuple(end for end in ends if end))
     thoughts, system = probe.key(), probe.system()
     switch, prompts = probe.prompts()
     reasoning = _reasoning(probe, prompts, source, marks)
@@ -61,72 +53,16 @@ def learn(render: Render, source: str, *, ends: Collection[str] = (), marks: Col
     return Turns(reasoning, calls, switch, history, _opening(probe, prompts, reasoning))
 
 
-# ---------------------------------------------------------------- rendering
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """What a template writes after the last question."""
-
-    render: Render
-    ends: tuple[str, ...]
-
-    def tail(self, *answers: Mapping[str, Any], opens: bool = False, **more: Any) -> str | None:
-        text = self.written([_USER, *answers], add_generation_prompt=opens, **more)
-        if text is None and "tools" not in more:  # a template for tools alone
-            text = self.written([_USER, *answers], add_generation_prompt=opens, tools=_TOOLS, **more)
-        if text is None:
-            return None
-        return text.rpartition(_QUESTION)[2] if _QUESTION in text else None
-
-    def answer(self, **fields: Any) -> str | None:
-        return self.tail({"role": "assistant", **fields})
-
-    def key(self) -> str | None:
-        """The key of a message in which the template reads its reasoning."""
-        for key in _KEYS:
-            if _THOUGHT in (self.answer(content=_SAID, **{key: _THOUGHT}) or ""):
-                return key
-        return None
-
-    def system(self) -> bool:
-        """Whether the template writes a system message."""
-        led = self.written([{"role": "system", "content": _SAID}, _USER])
-        return _SAID in (led or "") or self.written([_USER]) is None
-
-    def prompts(self) -> tuple[str | None, list[str]]:
-        """The variable that turns reasoning on and off, and how an answer may be opened."""
-        plain, switch = self.tail(opens=True), None
-        found = [plain] if plain is not None else []
-        for name in _SWITCHES:
-            both = [self.tail(opens=True, **{name: on}) for on in (True, False)]
-            if switch is None and both[0] != both[1]:
-                switch = name
-            found += [text for text in both if text is not None and text not in found]
-        if switch is None:  # it may be said to the model in words
-            for name in _SWITCHES:
-                if len({self.written([_USER], **{name: on}) for on in (True, False)}) > 1:
-                    return name, found
-        return switch, found
-
-    def written(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> str | None:
-        """What the template writes; None where it refuses."""
-        try:
-            return self.render(messages, **more)
-        except TokenizerError:
-            return None
-
-
 # ---------------------------------------------------------------- reasoning
 
 
-def _reasoning(probe: _Probe, prompts: Sequence[str], source: str, marks: Collection[str]) -> Reasoning | None:
+def _reasoning(probe: Probe, prompts: Sequence[str], source: str, marks: Collection[str]) -> Reasoning | None:
     history = _history_opening(probe)
     key = probe.key()
     if key is not None:
-        text = probe.answer(content=_SAID, **{key: _THOUGHT}) or ""
-        before, _, rest = text.partition(_THOUGHT)
-        between = rest.partition(_SAID)[0].strip()
+        text = probe.answer(content=SAID, **{key: THOUGHT}) or ""
+        before, _, rest = text.partition(THOUGHT)
+        between = rest.partition(SAID)[0].strip()
         end = re.match(MARK, between)
         if end:
             begins = re.findall(MARK, before)
@@ -145,7 +81,7 @@ def _reasoning(probe: _Probe, prompts: Sequence[str], source: str, marks: Collec
     return None
 
 
-def _opening(probe: _Probe, prompts: Sequence[str], reasoning: Reasoning | None) -> str:
+def _opening(probe: Probe, prompts: Sequence[str], reasoning: Reasoning | None) -> str:
     """What stands before every answer, without the mark of a thought."""
     begin = reasoning.begin if reasoning else ""
     opening = _history_opening(probe)
@@ -154,23 +90,13 @@ def _opening(probe: _Probe, prompts: Sequence[str], reasoning: Reasoning | None)
     return (opening.partition(begin)[0] if begin else opening).strip()
 
 
-def _history_opening(probe: _Probe) -> str:
+def _history_opening(probe: Probe) -> str:
     """What stands between a question and an earlier answer."""
-    text = probe.tail({"role": "assistant", "content": _SAID}, {"role": "user", "content": "lathe goes on"})
-    return (text or "").partition(_SAID)[0]
+    text = probe.tail({"role": "assistant", "content": SAID}, {"role": "user", "content": "lathe goes on"})
+    return (text or "").partition(SAID)[0]
 
 
 # ---------------------------------------------------------------- calls
-
-
-def _tool(name: str) -> dict[str, Any]:
-    properties = {FIRST: {"type": "string"}, SECOND: {"type": "string"}}
-    properties |= {f"key_{kind}": {"type": kind} for kind in OTHERS}
-    parameters = {"type": "object", "properties": properties, "required": [FIRST]}
-    return {"type": "function", "function": {"name": name, "description": "A probe.", "parameters": parameters}}
-
-
-_TOOLS = [_tool(name) for name in NAMES]
 
 
 def _variants() -> Iterator[tuple[History, int]]:
@@ -201,9 +127,9 @@ def _ids(history: History) -> Sequence[str]:
             return [f"functions.{name}:{at}" for at, name in enumerate(NAMES)]
 
 
-def _calls(probe: _Probe, reasoning: Reasoning | None) -> tuple[Calls | None, History]:
+def _calls(probe: Probe, reasoning: Reasoning | None) -> tuple[Calls | None, History]:
     for history, count in _variants():
-        text = probe.tail(_message(history, count, ASKED), tools=_TOOLS)
+        text = probe.tail(_message(history, count, ASKED), tools=TOOLS)
         if text is None or any(text.count(name) < 1 for name in (*NAMES[:count], ONE, TWO)):
             continue
         if any(wrong in text for wrong in (json.dumps(json.dumps(ASKED))[1:-1], "&#34;")):  # quoted twice
@@ -216,13 +142,13 @@ def _calls(probe: _Probe, reasoning: Reasoning | None) -> tuple[Calls | None, Hi
     return None, History()
 
 
-def _told(probe: _Probe) -> bool:
-    return NAMES[0] in (probe.written([_USER], tools=_TOOLS) or "")
+def _told(probe: Probe) -> bool:
+    return NAMES[0] in (probe.written([USER], tools=TOOLS) or "")
 
 
-def _body(text: str, probe: _Probe, reasoning: Reasoning | None) -> str:
+def _body(text: str, probe: Probe, reasoning: Reasoning | None) -> str:
     """The calls alone: without what opens any answer, an empty thought, and what ends the turn."""
-    plain = probe.answer(content=_SAID) or ""
+    plain = probe.answer(content=SAID) or ""
     cut = common(text, plain)
     cut = outside(text, cut, forward=False)
     start = text[:cut].rstrip()
@@ -243,9 +169,9 @@ def _body(text: str, probe: _Probe, reasoning: Reasoning | None) -> str:
     return body.strip()
 
 
-def _value(probe: _Probe, history: History, kind: str) -> str | None:
+def _value(probe: Probe, history: History, kind: str) -> str | None:
     """What stands between a key and a value of another type."""
-    text = probe.tail(_message(history, 1, {f"key_{kind}": OTHERS[kind]}), tools=_TOOLS) or ""
+    text = probe.tail(_message(history, 1, {f"key_{kind}": OTHERS[kind]}), tools=TOOLS) or ""
     after = text.partition(f"key_{kind}")[2]
     found = re.search(r"1717|[Tt]rue", after)
     if not found:
@@ -257,7 +183,7 @@ def _value(probe: _Probe, history: History, kind: str) -> str | None:
 # ---------------------------------------------------------------- from instructions
 
 
-def _hinted(probe: _Probe, source: str) -> Calls:
+def _hinted(probe: Probe, source: str) -> Calls:
     """A call as the instructions show one: JSON after a mark. Without any, as most models write one."""
     told = _told(probe)
     hint = re.search(r"<\|?tool_calls?\|?>|\[TOOL_CALLS\]", source)

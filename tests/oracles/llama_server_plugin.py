@@ -1,12 +1,20 @@
-"""A plugin for llama.cpp's own server tests: some are left out, with a reason, and nothing is started to download."""
+"""A plugin for llama.cpp's own server tests: some are left out, with a reason, and nothing is started to download.
+
+A server that was started with the same options before is taken again, rather than another begun.
+"""
 
 from __future__ import annotations
 
+import socket
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 DESELECTED = Path(__file__).with_name("llama_server_deselected.txt")
+AT_ONCE = 4  # servers that are kept
+OWN = ("process", "ready", "server_port")  # what a start gives a server; all else says which one it is
 
 
 @pytest.hookimpl(trylast=True)
@@ -14,7 +22,34 @@ def pytest_configure(config: pytest.Config) -> None:
     import utils  # llama.cpp's, which is on the path by now
 
     utils.ServerPreset.load_all = staticmethod(lambda: None)
-    utils.ServerProcess.start.__defaults__ = (600,)  # seconds to wait for a server, on a machine that has much to do
+    config.pluginmanager.register(Kept(utils.ServerProcess), "kept servers")
+
+
+class Kept:
+    """The servers that run, by what they were told, the one that was used last at the end."""
+
+    def __init__(self, kind: Any) -> None:
+        self.running: OrderedDict[str, Any] = OrderedDict()
+        self.start, self.stop = kind.start, kind.stop
+        kind.start, kind.stop = lambda server, timeout_seconds=0: self.begin(server), lambda server: None
+
+    def begin(self, server: Any) -> None:
+        told = {name: value for name, value in vars(server).items() if name not in OWN and name[0] != "_"}
+        key = repr(sorted(told.items()))
+        if key not in self.running:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                server.server_port = free.getsockname()[1]
+            self.start(server, 600)  # seconds to wait, on a machine that has much to do
+            self.running[key] = server
+        self.running.move_to_end(key)
+        vars(server).update({name: value for name, value in vars(self.running[key]).items() if name in OWN})
+        if len(self.running) > AT_ONCE:
+            self.stop(self.running.popitem(last=False)[1])
+
+    def pytest_unconfigure(self) -> None:
+        for server in self.running.values():
+            self.stop(server)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

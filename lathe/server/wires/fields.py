@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from lathe.errors import did_you_mean
 from lathe.server.ask import Form
 from lathe.server.refusals import Misused, Unsupported
+from lathe.server.wires.forms import StructuredOutputs, choice, grammar_of, structured
 
 MOST_ANSWERS = 16  # n
 MOST_STOPS = 16
 MOST_BIASES = 1024
 MOST_TOP = 20
-LONGEST_GRAMMAR = 1 << 16
 
 # Who asks, where the answer is kept or billed, which of a peer's slots or caches it should take.
 COSMETIC = frozenset(
@@ -74,18 +74,6 @@ class StreamOptions(BaseModel):
     )
 
 
-class StructuredOutputs(BaseModel):
-    """vLLM's way to say what the text must be: one of these."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
-    json_object: bool | None = None
-    regex: str | None = None
-    choice: list[str] | None = Field(None, min_length=1)
-    grammar: str | None = None
-
-
 def _json_only(request: Request) -> None:
     """Also keeps pages of other sites out: a browser asks before it sends JSON for them, and is refused."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -115,6 +103,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
     cosmetic: ClassVar[frozenset[str]] = COSMETIC
+    instead: ClassVar[Mapping[str, str]] = {}  # what to do without a field that is refused
 
     model: str | None = Field(None, max_length=1024)
 
@@ -123,7 +112,7 @@ class Body(BaseModel):
         extra = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
         for name, value in extra.items():
             if name in self.refused and value not in self.refused[name]:
-                raise Unsupported(name, f"{name} is not supported.", fix="Leave it out.")
+                raise Unsupported(name, f"{name} is not supported.", fix=self.instead.get(name, "Leave it out."))
         unknown = [name for name in extra if name not in self.refused and name not in self.cosmetic]
         if unknown and strict:
             near = did_you_mean(unknown[0], type(self).model_fields)
@@ -219,13 +208,13 @@ class Wished(Body):
         """What the text must be, by response_format or the fields of vLLM and llama.cpp. Raises Misused for two."""
         forms = {
             "response_format": response,
-            "structured_outputs": self.structured_outputs and _structured(self.structured_outputs),
+            "structured_outputs": self.structured_outputs and structured(self.structured_outputs),
             "guided_json": None if self.guided_json is None else Form("schema", self.guided_json),
             "guided_regex": self.guided_regex and Form("regex", self.guided_regex),
-            "guided_choice": self.guided_choice and _choice(self.guided_choice),
-            "guided_grammar": self.guided_grammar and _grammar("guided_grammar", self.guided_grammar),
+            "guided_choice": self.guided_choice and choice(self.guided_choice),
+            "guided_grammar": self.guided_grammar and grammar_of("guided_grammar", self.guided_grammar),
             "json_schema": None if self.json_schema is None else Form("schema", self.json_schema),
-            "grammar": self.grammar and _grammar("grammar", self.grammar),
+            "grammar": self.grammar and grammar_of("grammar", self.grammar),
         }
         told = {name: form for name, form in forms.items() if isinstance(form, Form)}
         if len(told) > 1:
@@ -248,44 +237,3 @@ class Wished(Body):
             "salt": salt,
             "priority": self.priority or 0,
         }
-
-
-def _structured(asked: StructuredOutputs) -> Form | None:
-    forms: list[Form] = []
-    if isinstance(asked.json_, dict):
-        forms.append(Form("schema", asked.json_))
-    elif asked.json_ is not None:
-        raise Misused("structured_outputs", "structured_outputs.json is not a JSON schema.", "It must be an object.")
-    if asked.json_object:
-        forms.append(Form("json"))
-    if asked.regex:
-        forms.append(Form("regex", asked.regex))
-    if asked.choice:
-        forms.append(_choice(asked.choice))
-    if asked.grammar:
-        forms.append(_grammar("structured_outputs.grammar", asked.grammar))
-    if len(forms) > 1:
-        raise Misused("structured_outputs", "structured_outputs asks for several forms at once.", fix="Ask for one.")
-    return forms[0] if forms else None
-
-
-def _choice(choices: list[str]) -> Form:
-    """One of these texts and nothing else: a regular expression with each letter taken literally."""
-    return Form("regex", "|".join(f"({_literally(text)})" for text in choices))
-
-
-def _grammar(field: str, grammar: str) -> Form:
-    """A grammar in Lark, or in llama.cpp's GBNF."""
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
-
-    if len(grammar) > LONGEST_GRAMMAR:
-        raise Misused(field, f"The grammar is longer than {LONGEST_GRAMMAR} characters.")
-    try:
-        return Form("lark", any_to_lark(grammar))
-    except (GbnfToLarkError, RecursionError) as error:
-        raise Misused(field, f"The grammar cannot be read: {error}.") from None
-
-
-def _literally(text: str) -> str:
-    """Text as a regular expression of Rust's, in which only these have a meaning."""
-    return "".join(f"\\{letter}" if letter in r"\.+*?()|[]{}^$#&-~" else letter for letter in text)

@@ -1,0 +1,52 @@
+"""Options that say how a model is kept in memory -> the LLM in its place; imports no torch before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from lathe.llm import LLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """What every action that lets a model speak has in common."""
+
+    draft: str | None = None
+    """A smaller model with the same vocabulary that guesses ahead. The answers stay the same, or of the same
+    distribution where they are drawn; they come sooner where it guesses well. Or "ngram": no model guesses, but what
+    followed the last words before; the answers stay the same."""
+    prompt_style: str = "auto"
+    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
+    that LitGPT left beside the weights, else by the model's chat template."""
+    device: str = "auto"
+    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    precision: str = "auto"
+    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
+    quantize: str | None = None
+    """Keep the matrices of layers in fewer bits: int8 or int4, which answer sooner on a CPU, nf4, or nf4-dq, which
+    is a little smaller."""
+    native: bool = True
+    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for and downloaded to."""
+
+    def load(self, place: Path, device: str | torch.device | None = None, **more: Any) -> LLM:
+        """The model that lies there. device: instead of --device. more: further arguments of `LLM.load`."""
+        from lathe.llm import LLM
+
+        return LLM.load(
+            place,
+            device=self.device if device is None else device,
+            dtype=self.precision,
+            quantize=self.quantize,
+            native=self.native,
+            draft=self.draft,
+            prompt_style=self.prompt_style,
+            checkpoints=self.checkpoints,
+            **more,
+        )

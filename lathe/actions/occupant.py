@@ -1,0 +1,46 @@
+"""In an engine process: options of `lathe serve` become a model that is ready to answer, with adapters by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lathe.actions.serve import Options
+    from lathe.server.room import Loaded
+
+
+def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = None) -> Loaded:
+    """adapters: folders, by what clients call them."""
+    from lathe import checkpoint
+    from lathe.checkpoint.adapters import read
+    from lathe.engine import Engine
+    from lathe.engine.memory import fitting
+    from lathe.server.line import key
+    from lathe.server.room import Loaded
+    from lathe.transforms.roster import Roster
+
+    llm = options.load(place)
+    roster = Roster(llm.decoder)
+
+    def adapt(name: str, path: Path) -> None:
+        roster.put(name, read(path, checkpoint.open(place, options.checkpoints)).parts)
+
+    for name, path in (adapters or {}).items():
+        adapt(key(name), path)
+    drafter = llm.engine.drafter
+    pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs, drafter)
+    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=drafter)
+    defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
+    defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
+    weight, *others = llm.decoder.parameters()
+    about = {
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+        "family": llm.config.get("model_type") or llm.config["architectures"][0].removesuffix("ForCausalLM").lower(),
+        "parameters": sum(one.numel() for one in (weight, *others)),
+        "tokens": pool,
+        "bytes": sum(one.numel() * one.element_size() for one in (weight, *others)),
+    }
+    return Loaded(engine, llm.tokenizer, llm.grammars, adapt, tuple(adapters or ()), defaults, llm.stops, about)
