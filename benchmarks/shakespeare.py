@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from lathe import families
 from lathe.data.loader import Batch, Work
+from lathe.model import initial
 from lathe.model.layout import Layout
-from lathe.training import initial, loop, loss, optim
+from lathe.training import loop, loss, optim
 from lathe.training.limits import Limits
 from lathe.training.schedule import Schedule
 

@@ -9,9 +9,10 @@ from train_peers import LENGTH, LORA, ROWS, batches, config, report, tick
 
 from lathe import families
 from lathe.data.loader import Batch, Work
+from lathe.model import initial
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.training import initial, loop, loss, optim, precision
+from lathe.training import loop, loss, optim, precision
 from lathe.training.limits import Limits
 from lathe.training.schedule import Schedule
 from lathe.transforms import adapt, begin

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 import torch
 from torch import Tensor
 
 from lathe import checkpoint, engine, hub
-from lathe.errors import PromptError, UsageError, did_you_mean
+from lathe.errors import PromptError, UsageError
 from lathe.model.decoder import Decoder
+from lathe.module import Module, messages
+from lathe.source import Place, Source, number_format, places, same_vocabulary
 from lathe.tokenizer import StopStrings, TextStream, Tokenizer, forms
 from lathe.transforms import pack
-from lathe.transforms.shard import Group, Share, echo
+from lathe.transforms.shard import Group, echo
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -24,12 +26,6 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 MAX_NEW_TOKENS = 256  # where neither the caller nor the checkpoint says how long an answer may be
-
-DTYPES = {
-    **dict.fromkeys(("bf16", "bfloat16", "bf16-true"), torch.bfloat16),
-    **dict.fromkeys(("fp16", "float16", "16-true"), torch.float16),
-    **dict.fromkeys(("fp32", "float32", "32-true"), torch.float32),
-}
 
 
 class Wishes(TypedDict, total=False):
@@ -77,7 +73,7 @@ class Completion:
     text: without the token or string that ended it.
     tokens: all that were generated, an end token included. logprobs: the model's natural log-probability of each.
     top: in the place of each, the likeliest tokens with theirs, as many as the wish `logprobs` says; else none.
-    finish_reason: "stop" (an end token or stop string), "length" (max_new_tokens, or the context is full),
+    usage: tokens of the prompt, and of the answer. finish_reason: "stop" (an end token or stop string), "length" (max_new_tokens, or the context is full),
         "cancelled", or None while it is not finished.
     prefill_seconds: from the request to the first token. decode_seconds: from there to the last.
     proposed, accepted: tokens that a draft guessed ahead, and those of them that stood.
@@ -96,7 +92,10 @@ class Completion:
 
 
 class Reply(Iterator[str]):
-    """One answer as it comes: pieces of text, each of whole characters. Other replies of the LLM go on meanwhile."""
+    """One answer as it comes: pieces of text, each of whole characters. Other replies of the LLM go on meanwhile.
+
+    `LLM.stream` makes it.
+    """
 
     def __init__(self, running: engine.Engine, sequence: engine.Sequence, text: TextStream, stops: StopStrings) -> None:
         self._engine, self._sequence, self._text, self._stops = running, sequence, text, stops
@@ -159,29 +158,35 @@ class Reply(Iterator[str]):
         self._engine.cancel(self._sequence)  # a reply that nobody reads must not go on
 
 
-class LLM:
+class LLM(Module):
     """A language model with its tokenizer. One thread at a time may use it.
 
     Args:
+        decoder: the model; None while it is not loaded.
         config, generation: the checkpoint's config.json and generation_config.json, for `save`; the latter also says
             how answers are sampled and which tokens end them.
         drafter: guesses tokens ahead, for speed alone.
+        source: what `distribute` and `trainer_setup` load the model from, anew.
 
     `prompt` is a string (a user's message where the model has a chat template, unless `raw`; else the beginning of a
     text), a list of messages {"role": ..., "content": ...}, or a list of token ids, taken as they are.
+
+    It is a torch module as well, whose parameters are the model's: called with tokens, it gives scores and a loss
+    (`forward`), so that it can be trained by a loop or a Trainer of yours.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | None,
         tokenizer: Tokenizer,
         config: Mapping[str, Any],
         generation: Mapping[str, Any] | None = None,
         drafter: engine.Drafter | None = None,
+        source: Source | None = None,
     ) -> None:
-        self.decoder, self.tokenizer = decoder, tokenizer
+        super().__init__(decoder, drafter, source)
+        self.tokenizer = tokenizer
         self.config, self.generation = config, generation or {}
-        self.engine = engine.Engine(decoder, drafter=drafter)
         self.defaults = defaults(self.generation)
         self.stops = frozenset((*tokenizer.eos_ids, *_ids(self.generation.get("eos_token_id"))))
 
@@ -200,6 +205,10 @@ class LLM:
         strategy: Literal["tensor", "layers"] = "layers",
         native: bool = True,
         checkpoints: str | Path = "checkpoints",
+        init: Literal["pretrained", "random"] = "pretrained",
+        tokenizer_dir: str | Path | None = None,
+        access_token: str | None = None,
+        distribute: Literal["auto"] | None = "auto",
     ) -> LLM:
         """The model in a folder or file, or with a repo id: found below `checkpoints` or in the cache, or downloaded.
 
@@ -220,44 +229,90 @@ class LLM:
         native: on a CPU, compute by kernels that are compiled for this processor when they are first used.
         prompt_style: "auto" writes conversations by the style that LitGPT left beside the weights, else by the chat
             template; the name of a style takes the place of both, and "none" is plain text.
+        init: "random" takes only the shape from the model (a name like "pythia-160m" does, too), and draws float32
+            weights by torch's dice, so that `torch.manual_seed` repeats them.
+        tokenizer_dir: a folder or repo whose tokenizer takes the place of the model's.
+        access_token: for the Hub, where a repo is gated or private; $HF_TOKEN is looked at, too.
+        distribute: None reads no weight yet; `distribute` or `trainer_setup` will.
 
         Raises:
             MissingError: there is no such model.
             CheckpointError, ConfigError, TokenizerError: its files are damaged or not understood.
             UsageError: a device or dtype that is not there; a draft with another vocabulary; adapters that do not go
-                together; no such way to quantize.
+                together; no such way to quantize; a tokenizer with more tokens than the model has.
         """
-        group = Group.joined()
-        if strategy == "tensor" and devices not in (group.count, "auto"):
-            found = f"The model is to be divided among {devices} processes, and {group.count} are joined."
-            raise UsageError(found, "Each of them loads its part.", "Use lathe generate --devices, or torchrun.")
-        around, kind = places(device, 1 if strategy == "tensor" else devices), _dtype(dtype)
-        opened = checkpoint.open(hub.find(str(model), Path(checkpoints)), Path(checkpoints))
-        if adapter is not None:
-            named = checkpoint.by_name(adapter).items()
-            opened = checkpoint.put_on(opened, {name: hub.find(str(at), Path(checkpoints)) for name, at in named})
-        tokenizer = opened.tokenizer(prompt_style)  # before the weights: it is read sooner, and may be what is wrong
-        divided = strategy == "tensor" and group.count > 1
-        share = Share(opened.spec, group) if divided else None
-        drafter: engine.Drafter | None = None
-        if draft == "ngram":
-            drafter = engine.Lookup(8 if draft_tokens is None else draft_tokens)
-        elif draft is not None:
-            small = checkpoint.open(hub.find(str(draft), Path(checkpoints)))
-            same_vocabulary(small, tokenizer, opened.path)
-            guesser = small.load(around[0], kind)
-            if native and around[0].type == "cpu":
-                pack.pack(guesser)
-            count = 4 if draft_tokens is None else draft_tokens
-            drafter = engine.DraftModel(echo(guesser, group) if divided else guesser, count)
-        decoder = opened.load(around, kind, share, quantize)
-        if native and around[0].type == "cpu":
-            pack.pack(decoder)
-        return LLM(decoder, tokenizer, opened.config, opened.generation, drafter)
+        below = Path(checkpoints)
+        if init == "random":
+            if adapter is not None or draft is not None:
+                raise UsageError("Random weights have no adapter and no draft.", fix='Leave init="random" out.')
+            source = Source.random(str(model), prompt_style, tokenizer_dir, below, access_token)
+        elif init == "pretrained":
+            source = Source.files(str(model), adapter, prompt_style, tokenizer_dir, below, access_token)
+        else:
+            raise UsageError(f'init is "{init}".', 'It must be "pretrained" or "random".')
+        place = Place(device, dtype, quantize, devices, strategy, native)
+        drafter = None if draft is None else _drafter(draft, draft_tokens, source, place, below)
+        llm = LLM(None, source.tokenizer, source.config, source.generation, drafter, source)
+        if distribute is not None:
+            llm._put(source.decoder(place), place)
+        return llm
 
-    def generate(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> str:
-        """The text of the answer."""
-        return self.complete(prompt, **wishes).text
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sys_prompt: str | None = ...,
+        stream: Literal[False] = ...,
+        return_as_token_ids: Literal[False] = ...,
+        **wishes: Unpack[Wishes],
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sys_prompt: str | None = ...,
+        stream: bool = ...,
+        return_as_token_ids: bool = ...,
+        **wishes: Unpack[Wishes],
+    ) -> str | Tensor | Iterator[str] | Iterator[Tensor]: ...
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sys_prompt: str | None = None,
+        stream: bool = False,
+        return_as_token_ids: bool = False,
+        **wishes: Unpack[Wishes],
+    ) -> str | Tensor | Iterator[str] | Iterator[Tensor]:
+        """The text of the answer. What else it can be is there for LitGPT's users; see also `stream` and `complete`.
+
+        sys_prompt: a system message before the prompt.
+        stream: an iterator over its pieces, as they come.
+        return_as_token_ids: its tokens, int64 on the model's device, the one that ended it included; with `stream`,
+            one after the other.
+
+        Raises as `stream`.
+        """
+        if stream:
+            reply = self._asked(prompt, sys_prompt, **wishes)
+            return _numbers(reply, self.engine.device) if return_as_token_ids else reply
+        answer = self._answered(prompt, sys_prompt, **wishes)
+        return torch.tensor(answer.tokens, device=self.engine.device) if return_as_token_ids else answer.text
+
+    def _answered(self, prompt: Prompt, sys_prompt: str | None = None, **wishes: Unpack[Wishes]) -> Completion:
+        reply = self._asked(prompt, sys_prompt, **wishes)
+        for _ in reply:
+            pass
+        return reply.completion
+
+    def _asked(self, prompt: Prompt, sys_prompt: str | None, **wishes: Unpack[Wishes]) -> Reply:
+        if sys_prompt is None:
+            return self.stream(prompt, **wishes)
+        if wishes.get("raw") or not (isinstance(prompt, str) or _is_chat(prompt)):
+            raise UsageError("There is a system message, and the prompt is taken as it is.", fix="Leave one out.")
+        return self.stream(messages(cast("str", prompt), sys_prompt), **wishes)
 
     def stream(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> Reply:
         """The text of the answer in pieces, as it comes.
@@ -270,6 +325,8 @@ class LLM:
         raw, stop = wishes.pop("raw", False), wishes.pop("stop", None) or ()
         grammar = _grammar(wishes.pop("schema", None), wishes.pop("regex", None), wishes.pop("grammar", None))
         sampling = engine.Sampling(**self.defaults | {name: wish for name, wish in wishes.items() if wish is not None})
+        if self._dice and sampling.seed is None:
+            sampling = replace(sampling, seed=self._dice.getrandbits(32))
         tokens, continued = self._read(prompt, raw)
         turns = () if continued else self.tokenizer.stops
         stops = StopStrings([*([stop] if isinstance(stop, str) else stop), *turns])
@@ -323,7 +380,7 @@ class LLM:
             if raw or not self.tokenizer.has_template:
                 return self.tokenizer.encode(prompt), True
             prompt = [{"role": "user", "content": prompt}]
-        if any(isinstance(item, Mapping) for item in prompt):
+        if _is_chat(prompt):
             # The template writes all special tokens itself: a second BOS in front would be one too many.
             text = self.tokenizer.render(cast("Sequence[Mapping[str, Any]]", prompt))
             return self.tokenizer.encode(text, special=False), False
@@ -347,6 +404,35 @@ def defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, "logprobs": 0}
 
 
+def _is_chat(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt)
+
+
+def _numbers(reply: Reply, device: torch.device) -> Iterator[Tensor]:
+    """The tokens of an answer as they come, each of shape (1,)."""
+    given = 0
+    for _ in reply:
+        made = reply.completion.tokens[given:]
+        given += len(made)
+        yield from torch.tensor(made, device=device).split(1)
+    yield from torch.tensor(reply.completion.tokens[given:], device=device, dtype=torch.int64).split(1)
+
+
+def _drafter(draft: str | Path, count: int | None, source: Source, place: Place, checkpoints: Path) -> engine.Drafter:
+    """Who guesses ahead: a model, or nobody but the text itself. Raises LatheError as `LLM.load`."""
+    if draft == "ngram":
+        return engine.Lookup(8 if count is None else count)
+    group, small = Group.joined(), checkpoint.open(hub.find(str(draft), checkpoints))
+    assert source.opened is not None  # random weights have no draft
+    same_vocabulary(small, source.tokenizer, source.opened.path)
+    divided = place.strategy == "tensor" and group.count > 1
+    device = places(place.device, 1 if place.strategy == "tensor" else place.devices)[0]
+    guesser = small.load(device, number_format(place.dtype))
+    if place.native and device.type == "cpu":
+        pack.pack(guesser)
+    return engine.DraftModel(echo(guesser, group) if divided else guesser, 4 if count is None else count)
+
+
 def _grammar(schema: str | Mapping[str, Any] | None, regex: str | None, grammar: str | None) -> str | None:
     told = [name for name, value in (("schema", schema), ("regex", regex), ("grammar", grammar)) if value is not None]
     if len(told) > 1:
@@ -358,53 +444,3 @@ def _grammar(schema: str | Mapping[str, Any] | None, regex: str | None, grammar:
 
 def _ids(told: int | Sequence[int] | None) -> Sequence[int]:
     return () if told is None else [told] if isinstance(told, int) else told
-
-
-def same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
-    """A draft's ids must mean what the model's mean; some more or fewer at the end do no harm. Raises UsageError."""
-    theirs = draft.tokenizer()
-    shared = min(words.vocab_size, theirs.vocab_size)
-    both = ((id, words.get(id), theirs.get(id)) for id in range(shared))
-    if other := next((row for row in both if None not in row and row[1] != row[2]), None):
-        id, mine, its = other
-        found = f"The draft {draft.path} has another vocabulary: its token {id} is {its!r}, that of {model} {mine!r}."
-        raise UsageError(found, "A draft guesses in tokens.", "Name a smaller model of the same lineage.")
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        known = "auto, cpu, cuda, cuda:1 (the second GPU) or mps"
-        raise UsageError(f'"{device}" is not a device.', f"Known are {known}.") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        found = f"The device {device} is not there: PyTorch sees {torch.cuda.device_count()} CUDA GPUs."
-        raise UsageError(found, fix="Choose another device, or auto.")
-    return place
-
-
-def places(device: str | torch.device, count: int | Literal["auto"] = 1) -> list[torch.device]:
-    """The devices that `count` of a kind are; "auto": all GPUs there are, else one. Raises UsageError."""
-    place = _device(device)
-    there = torch.cuda.device_count() if place.type == "cuda" and place.index is None else 1
-    wanted = there if count == "auto" else count
-    if wanted == 1:
-        return [place]
-    if place.type == "cpu" and wanted > 1:
-        return [place] * wanted
-    if not 1 <= wanted <= there:
-        found = f"{wanted} devices are asked for, and {device} is {there}."
-        raise UsageError(found, "A model is divided among GPUs, or among processes on the CPU.", "Add --device cpu.")
-    return [torch.device("cuda", index) for index in range(wanted)]
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype if isinstance(dtype, torch.dtype) else None
-    if dtype not in DTYPES:
-        fix = did_you_mean(dtype, DTYPES)
-        raise UsageError(f'"{dtype}" is not a number format for weights.', "Known are auto, bf16, fp16 and fp32.", fix)
-    return DTYPES[dtype]

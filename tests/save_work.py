@@ -18,8 +18,9 @@ import torch
 
 from lathe import checkpoint, families
 from lathe.errors import UsageError
+from lathe.model import initial
 from lathe.tokenizer import train_bpe
-from lathe.training import initial, loop, resume, saves, state
+from lathe.training import loop, resume, saves, state
 from lathe.training.limits import Reached
 from lathe.training.run import Run
 

@@ -13,9 +13,10 @@ from lathe import families
 from lathe.data.loader import Batch
 from lathe.data.pack import Packed
 from lathe.data.stages import InOrder
+from lathe.model import initial
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.training import blocks, initial, loss
+from lathe.training import blocks, loss
 from lathe.transforms import adapt, begin
 from lathe.transforms.terms import Lora
 

@@ -14,10 +14,10 @@ from lathe.data.loader import Batch
 from lathe.data.pack import Row
 from lathe.engine.engine import Engine
 from lathe.engine.sampling import Sampling
-from lathe.model import kernels
+from lathe.model import initial, kernels
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.training import initial, loss
+from lathe.training import loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

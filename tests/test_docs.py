@@ -11,8 +11,8 @@ import pytest
 from lathe import checkpoint, families
 from lathe.cli import ACTIONS, load
 from lathe.command import command, read
+from lathe.model import initial
 from lathe.tokenizer import train_bpe
-from lathe.training import initial
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

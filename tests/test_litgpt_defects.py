@@ -24,11 +24,11 @@ from lathe.actions import inspect, ranks
 from lathe.cli import main
 from lathe.data.loader import Batch
 from lathe.engine import DraftModel, Engine, Sampling
-from lathe.model import blockwise, kernels
+from lathe.model import blockwise, initial, kernels
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.tokenizer import Tokenizer
-from lathe.training import initial, loop, loss, optim
+from lathe.training import loop, loss, optim
 from lathe.training.limits import Limits
 from lathe.training.schedule import Schedule
 from lathe.transforms import adapt, begin

@@ -17,9 +17,10 @@ from lathe.data.loader import Batch, Steps
 from lathe.data.pack import Packed
 from lathe.data.stages import InOrder, Shuffled
 from lathe.errors import UsageError
+from lathe.model import initial
 from lathe.model.decoder import Decoder
 from lathe.model.native import learning
-from lathe.training import initial, loop, loss, optim
+from lathe.training import loop, loss, optim
 from lathe.training.bfloat16 import Kept, Numbers, SplitAdamW, chunked, join, passed, plain, split
 from lathe.training.limits import Limits
 from lathe.training.optim import Settings

@@ -16,9 +16,10 @@ from lathe.data.loader import Steps
 from lathe.data.pack import Packed
 from lathe.data.stages import Shuffled
 from lathe.errors import CheckpointError, DataError, MissingError, UsageError
+from lathe.model import initial
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer, train_bpe
-from lathe.training import initial, loop, loss, metrics, optim, saves, state
+from lathe.training import loop, loss, metrics, optim, saves, state
 from lathe.training.limits import Limits, Reached
 from lathe.training.run import Run
 from lathe.transforms import adapt, begin

@@ -17,7 +17,8 @@ from lathe import families
 from lathe.actions import runs
 from lathe.cli import main
 from lathe.errors import MissingError, UsageError
-from lathe.training import gauge, initial, loggers, report
+from lathe.model import initial
+from lathe.training import gauge, loggers, report
 from lathe.training.about import About
 from lathe.training.limits import Reached
 from lathe.training.loop import Step

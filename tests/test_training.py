@@ -17,11 +17,11 @@ from lathe.data.loader import Batch, Steps
 from lathe.data.pack import IGNORE, Packed, Row
 from lathe.data.stages import InOrder, Shuffled
 from lathe.errors import UsageError
-from lathe.model import layers, mlps
+from lathe.model import initial, layers, mlps
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.native import learning
-from lathe.training import initial, loop, loss, optim, precision
+from lathe.training import loop, loss, optim, precision
 from lathe.training.balance import Balance
 from lathe.training.limits import Limits, Reached
 from lathe.training.optim import Settings

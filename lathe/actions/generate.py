@@ -85,7 +85,7 @@ def run(options: Options) -> None:
     if options.draft not in (None, "ngram"):
         hub.find(options.draft, options.checkpoints)  # downloaded once, not by every process
     from lathe import checkpoint
-    from lathe.llm import places
+    from lathe.source import places
     from lathe.transforms.shard import Group, Share
 
     devices = places(options.device, options.devices)

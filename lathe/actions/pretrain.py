@@ -162,7 +162,7 @@ def weights(
     """The decoder that training begins with, or goes on with from a step. Raises CheckpointError where weights or
     tokenizer do not fit the model."""
     from lathe import checkpoint, families
-    from lathe.training import initial
+    from lathe.model import initial
     from lathe.weights.tensors import Ref
 
     spec = families.read(config)

@@ -56,13 +56,8 @@ def configuration(
         named = {"architectures": [family.architecture], "model_type": family.model_type}
         return {**named, "max_position_embeddings": context or CONTEXT, **told}, None
     place = hub.find(model, checkpoints, weights=False)
-    if place.suffix == ".json":
-        config, place = checkpoint.read_json(place), place.parent
-    elif (place / "config.json").is_file():
-        config = checkpoint.read_json(place / "config.json")
-    else:  # LitGPT's or GGUF's hand
-        config = checkpoint.open(place).config
-    return config | told, place
+    config, _ = checkpoint.shape(place)
+    return config | told, place.parent if place.suffix == ".json" else place
 
 
 def open_tokenizer(place: Path) -> Tokenizer:

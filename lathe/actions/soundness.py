@@ -71,10 +71,10 @@ def fault(ref: Ref) -> str | None:
 
 def mismatch(found: Checkpoint, draft: Checkpoint) -> list[str]:
     """Why a draft cannot guess for a model."""
-    from lathe import llm
+    from lathe import source
 
     try:
-        llm.same_vocabulary(draft, found.tokenizer(), found.path)
+        source.same_vocabulary(draft, found.tokenizer(), found.path)
     except LatheError as error:
         return [str(error)]
     return []

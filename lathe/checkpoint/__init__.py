@@ -4,9 +4,10 @@ from lathe.checkpoint import parts
 from lathe.checkpoint.adapters import Adapted, Adapter, Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml, write_json
 from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
+from lathe.checkpoint.lightning import trained
 from lathe.checkpoint.llama_adapter import files as llama_adapter_files
 from lathe.checkpoint.merging import weights
-from lathe.checkpoint.opening import open
+from lathe.checkpoint.opening import open, shape
 from lathe.checkpoint.peft_folder import Files as AdapterFiles
 from lathe.checkpoint.peft_folder import files as adapter_files
 from lathe.checkpoint.peft_folder import write as write_adapter
@@ -36,7 +37,9 @@ __all__ = [
     "remove",
     "room",
     "save",
+    "shape",
     "slots",
+    "trained",
     "weights",
     "write_adapter",
     "write_json",

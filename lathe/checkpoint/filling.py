@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class Checkpoint:
     """A model on disk, its headers read and none of its tensors.
 
-    form: what it was recognised as, in words.
+    path: the folder or file. form: what it was recognised as, in words.
     config, generation: as config.json and generation_config.json say it, also where another hand wrote the files.
-    tensors: by their names in memory.
+    spec: what the configuration means. tensors: by their names in memory, none of them read.
+    metadata: a GGUF file's own, by its keys.
     """
 
     path: Path

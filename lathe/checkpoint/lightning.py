@@ -17,10 +17,12 @@ from lathe.checkpoint.documents import generation, read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, named
 from lathe.errors import MissingError
 from lathe.families import litgpt
+from lathe.model.spec import Spec
 from lathe.weights import distributed, pickled, rules
 from lathe.weights.program import Record
 from lathe.weights.tensors import Ref
 
+OURS = "model.embed_tokens.weight"  # of every model, so it shows what stands before all names
 CONFIGS = {"model_config.yaml": read_yaml, "lit_config.json": read_json}
 
 
@@ -52,6 +54,19 @@ def open(folder: Path, file: Path) -> Checkpoint:
         tensors=rules.into([*litgpt.rules(spec), *families.tie(spec)], tensors),
         generation=generation(folder),
     )
+
+
+def trained(file: Path, spec: Spec) -> dict[str, Ref]:
+    """The tensors that Lightning's Trainer saved of a module that has an `LLM`, ours or LitGPT's, by their names here.
+
+    Raises CheckpointError where there is not one model in it by either's names, and as `open`.
+    """
+    tensors = named(_state(pickled.open(file)), file)
+    roots = [name.removesuffix(OURS) for name in tensors if name == OURS or name.endswith("." + OURS)]
+    if len(roots) == 1:
+        inside = {name.removeprefix(roots[0]): ref for name, ref in tensors.items() if name.startswith(roots[0])}
+        return rules.into(families.tie(spec), inside)
+    return rules.into([*litgpt.rules(spec), *families.tie(spec)], litgpt.plain(tensors))
 
 
 def _state(tree: Any) -> Any:

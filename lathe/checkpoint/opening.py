@@ -52,6 +52,17 @@ def open(path: Path | str, checkpoints: Path = Path("checkpoints")) -> Checkpoin
     return _open_hugging_face(path.parent, [path], read, path)
 
 
+def shape(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and generation_config.json say of the model at `place`, which may have no weights: a folder, a
+    weight file, or the config.json itself. Raises LatheError as `open`."""
+    if place.suffix == ".json":
+        return read_json(place), generation(place.parent)
+    if (place / "config.json").is_file():
+        return read_json(place / "config.json"), generation(place)
+    found = open(place)  # LitGPT's or GGUF's hand
+    return found.config, found.generation
+
+
 def _open_adapter(path: Path, checkpoints: Path) -> Checkpoint:
     place = adapters.base(path, checkpoints)
     if adapters.describes(place):

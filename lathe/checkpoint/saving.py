@@ -51,11 +51,12 @@ def save(
 ) -> None:
     """Write a model, a piece of a tensor in memory at a time, beside its place, and rename it there when it is whole.
 
-    model: a decoder, or tensors by their names in memory. form: one of FORMS. dtype: what weights become: F32,
-    F16 or BF16, in GGUF also one of its mixtures, as Q4_K_M; None keeps each as it is. files: further text files by
-    name (recipe.yaml), in a folder. more: writes whatever else shall be in the folder, before it is in its place.
+    model: a decoder, or tensors by their names in memory. config, generation: config.json and generation_config.json.
+    tokenizer: its files are written beside the weights, or into the GGUF file. form: one of FORMS. dtype: what weights
+    become: F32, F16 or BF16, in GGUF also one of its mixtures, as Q4_K_M; None keeps each as it is. files: further text
+    files by name (recipe.yaml), in a folder. more: writes whatever else shall be in the folder, before it is there.
     settings: the text of model_config.yaml, where LitGPT itself described the model; None describes it, which not all
-    models can be.
+    models can be. shard_bytes: how large a file of weights becomes before another is begun.
 
     Raises:
         UsageError: something is at `place` and `replace` is not given; no such form; no room on the disk.

@@ -77,6 +77,7 @@ class Engine:
     ) -> Sequence:
         """A new request; it runs when `step` is called.
 
+        sampling: how its tokens are chosen; by default from the model's own distribution, as long as there is room.
         stops: tokens that end the answer. adapter: the name of one that counts for this request alone.
         constraint: what the answer must be. salt: what was read for others is taken over from those of the same salt.
         priority: lower goes first; who has a higher one gives way where seats or pages run out.
@@ -161,7 +162,7 @@ class Engine:
         return accept(scores, due)
 
     def stream(self, sequence: Sequence) -> Iterator[Token]:
-        """Tokens of one request as they come; the others go on meanwhile. Closing the iterator cancels the request."""
+        """Tokens of the request `sequence` as they come; others go on meanwhile. Closing the iterator cancels it."""
         given = 0
         try:
             while given < len(sequence.made) or not sequence.finish:
@@ -192,7 +193,8 @@ class Engine:
         return self.adapters.key(name)
 
     def cancel(self, sequence: Sequence) -> None:
-        """End a request, waiting or running; the next step takes its pages back. A finished one stays as it is."""
+        """End the request `sequence`, waiting or running; the next step takes its pages back. A finished one stays
+        as it is."""
         if not sequence.finish:
             sequence.finish = "cancelled"  # and no more, so that it may come at any moment, even in the midst of a step
 

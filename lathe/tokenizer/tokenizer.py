@@ -215,7 +215,10 @@ class Tokenizer:
         return found.ids, [start - (len(led) - len(text)) for start, _ in found.offsets]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Ids -> text; U+FFFD for bytes that are no characters, nothing for ids that no token has."""
+        """Ids -> text; U+FFFD for bytes that are no characters, nothing for ids that no token has.
+
+        skip_special: special tokens show nothing.
+        """
         stream = self.stream(skip_special=skip_special)
         return "".join([stream.push(number) for number in ids]) + stream.flush()
 
@@ -232,7 +235,7 @@ class Tokenizer:
         return TextStream(self._spell, self.special_ids.difference(shown) if skip_special else (), after)
 
     def token(self, number: int) -> str:
-        """The token of an id, as the vocabulary writes it (with Ġ or ▁ for a space).
+        """The token that has the id `number`, as the vocabulary writes it (with Ġ or ▁ for a space).
 
         Raises:
             TokenizerError: no token has this id.

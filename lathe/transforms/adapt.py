@@ -44,6 +44,8 @@ KINDS: dict[type, dict[type, type]] = {
 def put(decoder: Decoder, name: str, parts: Parts) -> None:
     """Put an adapter on, active beside those that are active already. Nothing of it asks for gradients.
 
+    parts: what it does to each module, by the modules' names, as `begin.lora` makes them.
+
     Raises:
         UsageError: the decoder has one of that name, or has adapters merged; the name is none that a module can have.
     """

@@ -1,0 +1,274 @@
+"""A decoder and its tokenizer become a torch module, with LitGPT's methods to place, train, measure and look into it.
+
+What `lathe.LLM` is beside answering. Shapes: B texts, T tokens each, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lathe import processes
+from lathe.data.pack import IGNORE
+from lathe.engine import Drafter, Engine
+from lathe.errors import PromptError, UsageError, did_you_mean
+from lathe.model.decoder import Decoder
+from lathe.model.layout import Layout
+from lathe.source import Place, Source, places
+from lathe.tokenizer import Tokenizer
+from lathe.transforms.shard import Group
+
+if TYPE_CHECKING:
+    from lathe.llm import Completion
+
+ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
+STRATEGIES: dict[str | None, Literal["layers", "tensor"]] = {
+    None: "layers",
+    "sequential": "layers",
+    "tensor_parallel": "tensor",
+}
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Text to a tensor of ids and back, by a tokenizer. device: where the tensors are."""
+
+    tokenizer: Tokenizer
+    device: torch.device
+
+    def encode(self, text: str) -> Tensor:
+        """The ids of `text`: T, int64. Raises TokenizerError for half a character."""
+        return torch.tensor(self.tokenizer.encode(text), device=self.device)
+
+    def decode(self, token_ids: Tensor) -> str:
+        """token_ids: (T,) int64, or one id."""
+        return self.tokenizer.decode(token_ids.reshape(-1).tolist())
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a question is written for the model: by the chat template or prompt style of its tokenizer, or as it is where
+    there is none."""
+
+    tokenizer: Tokenizer
+
+    def apply(self, prompt: str | Sequence[Mapping[str, Any]], *, sys_prompt: str | None = None) -> str:
+        """The text that the model reads. prompt: a question, or messages. sys_prompt: a system message before it.
+
+        Raises TokenizerError as `Tokenizer.render`.
+        """
+        if isinstance(prompt, str) and not self.tokenizer.has_template and sys_prompt is None:
+            return prompt
+        return self.tokenizer.render(messages(prompt, sys_prompt))
+
+
+class Module(nn.Module):
+    """See `lathe.LLM`."""
+
+    tokenizer: Tokenizer
+    _answered: Callable[..., Completion]
+
+    def __init__(self, decoder: Decoder | None, drafter: Drafter | None, source: Source | None) -> None:
+        super().__init__()
+        self.register_module("_decoder", decoder)
+        self._decoder: Decoder | None
+        self._drafter, self._source = drafter, source
+        self._tokens: int | None = None
+        self._engine: Engine | None = None
+        self._running_at: tuple[torch.device, torch.dtype] | None = None
+        self._dice: random.Random | None = None
+        self.register_load_state_dict_pre_hook(_named)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model itself. Raises UsageError where it is not loaded yet."""
+        if self._decoder is None:
+            found = "The model is not loaded: it was opened with distribute=None."
+            raise UsageError(found, fix="Call .distribute() to answer with it, or .trainer_setup() to train it.")
+        return self._decoder
+
+    @property
+    def model(self) -> Decoder | None:
+        """The model itself, or None where it is not loaded yet."""
+        return self._decoder
+
+    @property
+    def engine(self) -> Engine:
+        """What makes the answers. It is made anew when the weights have gone to another device or dtype."""
+        weight = next(self.decoder.parameters())
+        place = (weight.device, weight.dtype)
+        if self._engine is None or self._running_at != place:
+            self._engine = Engine(self.decoder, tokens=self._tokens, drafter=self._drafter)
+            self._running_at = place
+        return self._engine
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Text to tensors of ids, on the model's device, or on the one that it would be loaded to; and back."""
+        here = places("auto")[0] if self._decoder is None else next(self._decoder.parameters()).device
+        return Preprocessor(self.tokenizer, here)
+
+    @property
+    def prompt_style(self) -> PromptStyle:
+        """How a question is written for the model."""
+        return PromptStyle(self.tokenizer)
+
+    # ------------------------------------------------------------ placing
+
+    def distribute(
+        self,
+        accelerator: str = "auto",
+        devices: int | Literal["auto"] = "auto",
+        precision: str | torch.dtype | None = None,
+        quantize: str | None = None,
+        generate_strategy: Literal["sequential", "tensor_parallel"] | None = None,
+        fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
+    ) -> None:
+        """Load the weights anew, to answer with them there.
+
+        accelerator: the kind of device, "cpu", "cuda" or "gpu", "mps", or "auto". devices: how many, or "auto" for all.
+        precision: as `dtype` of `LLM.load`; None keeps that of the files. quantize: as there.
+        generate_strategy: "sequential" spreads the layers over `devices` GPUs, one after the other;
+            "tensor_parallel" divides each layer among as many processes, which run this script with it: the first call
+            starts them (`processes.join`). None: one device.
+        fixed_kv_cache_size: tokens of all prompts and answers that are kept at once, so that none is longer; None for
+            as many as are needed.
+
+        Raises:
+            UsageError: a device that is not there, or words that are not known.
+            CheckpointError: the files are damaged.
+        """
+        for word, known in ((accelerator, ACCELERATORS), (generate_strategy, STRATEGIES)):
+            if word not in known:
+                every = ", ".join(str(name) for name in known)
+                fix = did_you_mean(str(word), [str(name) for name in known])
+                raise UsageError(f'"{word}" is not known to distribute.', f"Known are {every}.", fix)
+        if generate_strategy is None and devices not in (1, "auto"):
+            fix = 'Add generate_strategy="sequential" or "tensor_parallel".'
+            raise UsageError(f"devices is {devices}, and nothing says how they share the model.", "", fix)
+        source, kind = self._known(), ACCELERATORS[accelerator]
+        device: str | torch.device = kind
+        if generate_strategy is None:
+            devices = 1
+        elif generate_strategy == "tensor_parallel":
+            around = places(kind, devices)
+            devices = len(around)
+            device = processes.join(devices, around[0].type)
+        place = Place(device, precision or "auto", quantize, devices, STRATEGIES[generate_strategy])
+        self._put(source.decoder(place), place)
+        context = self.decoder.spec.context
+        self._tokens = context if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
+
+    def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
+        """Load the weights to train them: float32, on the CPU, all of them learning; a Trainer moves them from there.
+
+        trainer_ckpt: take the weights from what Lightning's Trainer saved of a module that has this object, here or in
+            LitGPT.
+
+        Raises:
+            UsageError: the object was not made by `load`.
+            CheckpointError: the file holds another model, or none.
+        """
+        self._put(self._known().trainable(None if trainer_ckpt is None else Path(trainer_ckpt)), Place())
+
+    def _known(self) -> Source:
+        if self._source is None:
+            raise UsageError("Where the model's weights come from is not known.", "It was not made by LLM.load.")
+        return self._source
+
+    def _put(self, decoder: Decoder, place: Place) -> None:
+        """Take another decoder in the place of the one there is, if there is one."""
+        self._decoder, self._engine, self._tokens, self._dice = decoder, None, None, None
+        group = Group.joined()
+        if place.strategy == "tensor" and group.count > 1:  # all must throw the same dice
+            seed = torch.tensor([random.getrandbits(32)], device=next(decoder.parameters()).device)
+            self._dice = random.Random(int(group.firsts(seed)))
+
+    # ------------------------------------------------------------ training
+
+    def forward(
+        self, input_ids: Tensor, target_ids: Tensor | None = None, loss_fn: Loss | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Scores of every next token, and how badly they foretell the targets; differentiable after `trainer_setup`.
+
+        input_ids: (B, T) or (T,) int64, on the model's device. target_ids: of the same shape, the token that stands in
+        each place (they are moved by one here), or -100 where nothing is learned. loss_fn: from scores, ... T-1 V, and
+        targets, ... T-1; by default the mean natural cross-entropy of those that are not -100.
+
+        Returns B T V or T V, in the model's dtype; with targets, also the loss. Raises PromptError for no tokens or
+        more than the context holds.
+        """
+        count, context = input_ids.shape[-1], self.decoder.spec.context
+        if not 0 < count <= context:
+            raise PromptError(f"The texts have {count} tokens.", f"There must be 1 to {context}.", "Cut them.")
+        layout = Layout.of([count] * (input_ids.numel() // count), input_ids.device)
+        hidden = self.decoder(input_ids.reshape(-1), layout)  # B*T D
+        logits = self.decoder.logits(hidden).view(*input_ids.shape, -1)
+        if target_ids is None:
+            return logits
+        return logits, (loss_fn or _cross_entropy)(logits[..., :-1, :], target_ids[..., 1:])
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """The weights by their names on disk, as `model.embed_tokens.weight`.
+
+        destination: a mapping that they are put into. prefix: what stands before each name. keep_vars: the parameters
+            themselves, and not what they hold.
+        """
+        return self.decoder.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+    # ------------------------------------------------------------ measuring
+
+    def benchmark(self, num_iterations: int = 1, **asked: Any) -> tuple[str, dict[str, list[float]]]:
+        """Answer a prompt several times, and time it.
+
+        num_iterations: how many times. asked: what `generate` takes.
+
+        Returns the last answer's text, and by their names, for each time: seconds until the first token and until the
+        last, tokens, tokens per second of all, and on a GPU the most memory, in GB. Raises as `generate`.
+        """
+        if num_iterations < 1:
+            raise UsageError(f"num_iterations is {num_iterations}.", "It must be at least 1.")
+        found: dict[str, list[float]] = {}
+        for told in ("stream", "return_as_token_ids"):
+            asked.pop(told, None)  # the work is the same
+        for _ in range(num_iterations):
+            begun = time.perf_counter()
+            answer: Completion = self._answered(**asked)
+            seconds, count = time.perf_counter() - begun, answer.usage.completion_tokens
+            found.setdefault("Seconds total", []).append(seconds)
+            found.setdefault("Seconds to first token", []).append(answer.prefill_seconds)
+            found.setdefault("Tokens generated", []).append(count)
+            found.setdefault("Inference speed in tokens/sec", []).append(count / seconds)
+            if self.engine.device.type == "cuda":
+                peak = torch.cuda.max_memory_allocated() / 1e9
+                found.setdefault("Total GPU memory allocated in GB", []).append(peak)
+        return answer.text, found
+
+
+def messages(prompt: str | Sequence[Mapping[str, Any]], system: str | None) -> list[Mapping[str, Any]]:
+    """A question, or a conversation, as messages, after a system message if there is one."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
+
+
+def _cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    rows, wanted = scores.reshape(-1, scores.shape[-1]).float(), targets.reshape(-1)
+    total = F.cross_entropy(rows, wanted, ignore_index=IGNORE, reduction="sum")
+    return total / (wanted != IGNORE).sum().clamp(min=1)
+
+
+def _named(module: Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Weights by the names that `state_dict` gives them, as torch looks for them below this module."""
+    inside = prefix + "_decoder."
+    for name in [name for name in state if name.startswith(prefix) and not name.startswith(inside)]:
+        state[inside + name.removeprefix(prefix)] = state.pop(name)
+    module.decoder  # noqa: B018  which says so where nothing is loaded that could take them

@@ -1,0 +1,67 @@
+"""What LitGPT's Python object says of a folder of its own, and how a Trainer trains it.
+
+    python tests/oracles/litgpt_api.py FOLDER ROWS
+
+in LitGPT's environment. ROWS: token ids, as JSON, one row a step. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import lightning as L
+import torch
+from litgpt.api import LLM, benchmark_dict_to_markdown_table
+from torch.utils.data import DataLoader
+
+FOLDER, ROWS = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
+TABLE = {"Seconds total": [1.5, 0.79, 0.8], "Tokens generated": [26, 26, 26]}
+
+
+class Tuned(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.llm, self.losses = LLM.load(FOLDER, distribute=None), []
+
+    def setup(self, stage: str) -> None:
+        self.llm.trainer_setup()
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        _, loss = self.llm(input_ids=batch, target_ids=batch)
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.llm.model.parameters(), lr=1e-3)
+
+
+llm = LLM.load(FOLDER, distribute=None)
+llm.distribute(accelerator="cpu", precision="32-true")
+asked = {"prompt": "Once upon a time", "top_k": 1, "max_new_tokens": 30}
+masked = ROWS.clone()
+masked[:, :4] = -100
+with torch.inference_mode():
+    llm.model.clear_kv_cache()
+    logits, loss = llm(ROWS, target_ids=masked)
+found = {
+    "text": llm.generate(**asked),
+    "pieces": list(llm.generate(**asked, stream=True)),
+    "tokens": llm.generate(**asked, return_as_token_ids=True).tolist(),
+    "encoded": llm.preprocessor.encode("Once upon a time").tolist(),
+    "styled": llm.prompt_style.apply("Once upon a time"),
+    "logits": logits[:, -1].tolist(),
+    "loss": loss.item(),
+    "names": sorted(llm.benchmark(**asked)[1]),
+    "table": benchmark_dict_to_markdown_table(TABLE),
+}
+tuned = Tuned()
+told = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "logger": False}
+trainer = L.Trainer(**told, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(tuned, DataLoader(ROWS, batch_size=1))
+found["losses"] = tuned.losses
+print()
+print(json.dumps(found))

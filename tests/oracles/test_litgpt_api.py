@@ -1,0 +1,80 @@
+"""LitGPT's Python object, and ours by the same lines: the same answers, scores, losses and training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ask
+
+from lathe.api import LLM, benchmark_dict_to_markdown_table
+
+ROWS = [[1, 403, 407, 261, 378, 5, 17, 8], [1, 9, 30, 2, 2, 17, 8, 11], [1, 27, 3, 44, 60, 400, 401, 402]]
+ASKED: dict[str, Any] = {"prompt": "Once upon a time", "top_k": 1, "max_new_tokens": 30}
+
+
+@pytest.fixture(scope="module")
+def folder(shared: Path) -> Path:
+    return shared / "data/models/stories260K-litgpt"
+
+
+@pytest.fixture(scope="module")
+def theirs(litgpt: Ask, folder: Path) -> dict[str, Any]:
+    return litgpt(Path(__file__).parent / "litgpt_api.py", folder, json.dumps(ROWS))
+
+
+def test_answers(theirs, folder: Path):
+    llm = LLM.load(folder, distribute=None)
+    llm.distribute(accelerator="cpu", precision="32-true")
+    assert llm.generate(**ASKED, return_as_token_ids=True).tolist() == theirs["tokens"]
+    assert llm.generate(**ASKED) == theirs["text"] or llm.generate(**ASKED) == " " + theirs["text"]
+    assert llm.preprocessor.encode("Once upon a time").tolist() == theirs["encoded"]
+    assert llm.prompt_style.apply("Once upon a time") == theirs["styled"]
+    assert sorted(llm.benchmark(**ASKED)[1]) == theirs["names"]
+
+
+def test_scores_and_losses(theirs, folder: Path):
+    llm = LLM.load(folder, device="cpu")
+    rows = torch.tensor(ROWS)
+    masked = rows.clone()
+    masked[:, :4] = -100
+    logits, loss = llm(rows, target_ids=masked)
+    assert torch.allclose(logits[:, -1], torch.tensor(theirs["logits"]), atol=2e-5)
+    assert loss.item() == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+def test_a_table(theirs):
+    assert (
+        benchmark_dict_to_markdown_table({"Seconds total": [1.5, 0.79, 0.8], "Tokens generated": [26, 26, 26]})
+        == theirs["table"]
+    )
+
+
+def test_a_trainer_takes_the_same_steps(theirs, folder: Path):
+    lightning = pytest.importorskip("lightning")
+
+    class Tuned(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.llm, self.losses = LLM.load(folder, distribute=None), []
+
+        def setup(self, stage: str) -> None:
+            self.llm.trainer_setup()
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            _, loss = self.llm(input_ids=batch, target_ids=batch)
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.llm.model.parameters(), lr=1e-3)
+
+    tuned = Tuned()
+    told: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "logger": False}
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(**told, **quiet)
+    trainer.fit(tuned, torch.utils.data.DataLoader(torch.tensor(ROWS), batch_size=1))
+    assert tuned.losses == pytest.approx(theirs["losses"], rel=1e-4)
