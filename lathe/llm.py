@@ -73,7 +73,8 @@ class Completion:
     text: without the token or string that ended it.
     tokens: all that were generated, an end token included. logprobs: the model's natural log-probability of each.
     top: in the place of each, the likeliest tokens with theirs, as many as the wish `logprobs` says; else none.
-    usage: tokens of the prompt, and of the answer. finish_reason: "stop" (an end token or stop string), "length" (max_new_tokens, or the context is full),
+    usage: tokens of the prompt, and of the answer.
+    finish_reason: "stop" (an end token or stop string), "length" (max_new_tokens, or the context is full),
         "cancelled", or None while it is not finished.
     prefill_seconds: from the request to the first token. decode_seconds: from there to the last.
     proposed, accepted: tokens that a draft guessed ahead, and those of them that stood.
