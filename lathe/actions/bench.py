@@ -86,11 +86,11 @@ def run(options: Options) -> None:
     path = weights_at(options.model, options.checkpoints)
     from lathe import checkpoint
     from lathe.engine import Engine
-    from lathe.llm import _dtype, places
+    from lathe.source import number_format, places
     from lathe.training import gauge
     from lathe.transforms import pack
 
-    device, dtype = places(options.device)[0], _dtype(options.precision)
+    device, dtype = places(options.device)[0], number_format(options.precision)
     before, begun = gauge.memory(device), time.perf_counter()
     decoder = checkpoint.open(path, options.checkpoints).load(device, dtype, quantize=options.quantize)
     if options.native and device.type == "cpu":
