@@ -98,6 +98,16 @@ def test_a_linear_map_is_torchs_and_its_rows_do_not_know_each_other(kernels, dty
         assert torch.equal(product(kernels, row[None], w, bias, threads=1)[0], alone)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [33, 576, 1536])
+def test_any_number_of_rows_is_each_alone(kernels, dtype, k):
+    torch.manual_seed(0)
+    w, bias, x = (torch.randn(*size).to(dtype) for size in ((75, k), (75,), (600, k)))
+    alone = torch.cat([product(kernels, row[None], w, bias) for row in x])
+    for rows in (2, 5, 6, 7, 12, 13, 31, 47, 48, 49, 64, 100, 257, 600):
+        assert torch.equal(product(kernels, x[:rows], w, bias), alone[:rows])
+
+
 def product(kernels, x, w, bias, threads=2):
     y = x.new_empty(len(x), len(w))
     places = (tensor.data_ptr() for tensor in (x, w, bias, y))

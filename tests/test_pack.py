@@ -15,6 +15,7 @@ from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.layout import Layout
 from lathe.transforms import adapt, begin, pack, quantize
+from lathe.transforms.roster import Roster
 from lathe.transforms.terms import Lora
 
 LLAMA = next(case.config for case in CASES if case.name == "llama-biased")
@@ -104,6 +105,43 @@ def test_adapters_and_changed_weights_count_at_once():
     assert answers(decoder, PROMPTS) == answers(same, PROMPTS)
 
 
+@pytest.mark.parametrize("how", [None, "int8"])
+def test_terms_of_many_adapters_are_added_by_the_kernels(how, monkeypatch):
+    """Requests with an adapter, with another and with none share passes, none of which goes the plain way."""
+    decoders = made(), made()
+    rosters = []
+    for decoder in decoders:
+        if how is not None:
+            quantize.pack(decoder, how)
+    pack.pack(decoders[1])
+    for decoder in decoders:
+        roster = Roster(decoder)
+        for seed, targets in enumerate((r".*_proj", r".*(q_proj|up_proj|down_proj)")):
+            torch.manual_seed(seed)
+            parts = begin.lora(decoder, Lora(rank=3 + seed, alpha=24, targets=targets))
+            for part in (part for parts_ in parts.values() for part in parts_):
+                torch.nn.init.normal_(part.b, std=0.3)
+            roster.put(str(seed), parts)
+        rosters.append(roster)
+    asked = [(prompt, name) for prompt in PROMPTS[:2] for name in ("0", None, "1")]
+    expected = scored(decoders[0], rosters[0], asked)
+    monkeypatch.setattr(pack.Sequential, "forward", None)
+    found = scored(decoders[1], rosters[1], asked)
+    bound = 1e-4 if how is None else 0.1
+    assert (found - expected).abs().mean() <= bound * expected.std()
+    assert (expected[0] - expected[1]).abs().mean() > 0.1 * expected.std()  # the adapters do something
+
+
+@torch.inference_mode()
+def scored(decoder, roster, asked):
+    """Scores of what follows each prompt, all of which are read in one pass."""
+    engine = Engine(decoder, adapters=roster)
+    for prompt, name in asked:
+        engine.submit(prompt, Sampling(temperature=0, max_new_tokens=1), adapter=name)
+    parts = engine._parts()
+    return engine.runner.scores(engine.runner.run(parts), parts)
+
+
 def test_nothing_is_copied_or_renamed_and_saving_knows_no_difference(tmp_path):
     decoder = made()
     before = {name: parameter.data_ptr() for name, parameter in decoder.named_parameters()}
@@ -148,7 +186,7 @@ def test_quantized_decoders_score_as_their_plain_way(how):
         quantize.pack(one, how)
     pack.pack(decoder)
     quick, exact = scores(decoder, PROMPTS[2]), scores(plain, PROMPTS[2])
-    assert decoder.model.layers[0].plan.mixes
+    assert decoder.model.layers[0].kept.mixes
     assert isinstance(decoder.lm_head, pack.QuickHead) == (how != "nf4")
     assert "lm_head.weight" in decoder.state_dict()
     assert (quick - exact).square().mean() <= (0.05 * exact.std()) ** 2

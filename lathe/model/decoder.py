@@ -132,6 +132,12 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(BLOCKS[part.order](part, spec.width) for part in spec.layers)
         self.norm = layers.norm(spec.norm, spec.width)
 
+    def through(self, x: Tensor, layout: Layout, cache: Sequence[Cache] | None) -> Tensor:
+        """The stream behind the last layer. T D"""
+        for layer, kept in zip(self.layers, cache or repeat(None), strict=cache is not None):
+            x = layer(x, layout, kept)
+        return x
+
 
 class Decoder(nn.Module):
     """A language model built from a spec. Under `torch.device("meta")` building it costs no memory."""
@@ -150,9 +156,7 @@ class Decoder(nn.Module):
         Returns T D, after the last norm.
         """
         x = self.embed(tokens, layout)  # T D
-        for layer, kept in zip(self.model.layers, cache or repeat(None), strict=cache is not None):
-            x = layer(x, layout, kept)
-        return self.model.norm(x)
+        return self.model.norm(self.model.through(x, layout, cache))
 
     def embed(self, tokens: Tensor, layout: Layout) -> Tensor:
         x = self.model.embed_tokens(tokens)

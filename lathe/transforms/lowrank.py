@@ -7,7 +7,7 @@ lora_magnitude_vector.NAME.weight, lora_embedding_A.NAME, lora_embedding_B.NAME.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lathe.errors import UsageError
 from lathe.model import kernels, layers
-from lathe.transforms.adapted import Adapted, Spans, joined, kind_of
+from lathe.transforms.adapted import Adapted, joined, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,15 @@ class LowRank:
             return delta
         changed = rows + delta
         return changed * (self.magnitude[which].float() / changed.norm(dim=1))[:, None] - rows
+
+
+class Terms(NamedTuple):
+    """Terms of several adapters as one. a: R in, b: R out, scaled, R all their ranks together. others: T R, bool, which
+    of these do not count for a row; None where all count for all."""
+
+    a: Tensor
+    b: Tensor
+    others: Tensor | None
 
 
 class Magnitude(nn.Module):
@@ -133,7 +142,7 @@ class LoraLinear(Adapted):
             return self._with(self.active, x, y)
         spans = self.spans
         if all(self.plain[name] for names, _ in spans for name in names):
-            return self._stacked(spans, x, y)
+            return self._stacked(x, y)
         for names, rows in spans:
             y[rows] = self._with(names, x[rows], y[rows])
         return y
@@ -157,30 +166,44 @@ class LoraLinear(Adapted):
             total = total + low
         return total.to(kind)
 
-    def _stacked(self, spans: Spans, x: Tensor, y: Tensor) -> Tensor:
-        """The terms of several adapters in two products, each on its own rows. y, the base's, is changed."""
-        names = tuple(dict.fromkeys(name for names, _ in spans for name in names))
-        if not names:
-            return y
-        if self.stack is None or self.stack[0] != (names, y.dtype):
+    @property
+    def counting(self) -> tuple[str, ...]:
+        """The adapters that count for some row of this pass."""
+        if self.kept is not None:
+            return ()
+        return tuple(dict.fromkeys(name for names, _ in self.spans for name in names))
+
+    def together(self, names: tuple[str, ...], kind: torch.dtype) -> Terms:
+        """The terms of plain adapters, those that count in this pass, as one; what is active may still be learning."""
+        state = names, kind, () if self.mixed else tuple(_state(self.part_of(name)) for name in names)
+        if self.stack is None or self.stack[0] != state:
             parts = [self.part_of(name) for name in names]
-            a = torch.cat([part.a for part in parts]).to(y.dtype)  # R in, R all ranks together
-            b = torch.cat([part.scaling * part.b for part in parts], dim=1).to(y.dtype)  # out R
-            self.stack = (names, y.dtype), a, b, tuple(part.rank for part in parts)
+            a = torch.cat([part.a for part in parts]).to(kind)
+            b = torch.cat([(part.scaling * part.b).T for part in parts]).to(kind)
+            self.stack = state, a, b, tuple(part.rank for part in parts)
         _, a, b, ranks = self.stack
+        if not self.mixed:
+            return Terms(a, b, None)
+        spans = self.spans
 
         def others() -> Tensor:
-            """Which of the columns are not a row's own. T R, bool."""
             of = [name for name, rank in zip(names, ranks, strict=True) for _ in range(rank)]
             own = torch.tensor([[name in given for name in of] for given, _ in spans])
             counts = torch.tensor([rows.stop - rows.start for _, rows in spans])
-            return ~own.repeat_interleave(counts, 0).to(y.device)
+            return ~own.repeat_interleave(counts, 0).to(a.device)
 
         assert self.ribbon is not None
+        return Terms(a, b, self.ribbon.once((names, ranks, tuple(given for given, _ in spans)), others))
+
+    def _stacked(self, x: Tensor, y: Tensor) -> Tensor:
+        """The terms of several adapters in two products, each on its own rows. y, the base's, is changed."""
+        if not (names := self.counting):
+            return y
+        a, b, others = self.together(names, y.dtype)
         low = x.to(y.dtype) @ a.T  # T R
-        # Not multiplied by 0: what another adapter makes of a row may be infinite.
-        low.masked_fill_(self.ribbon.once((names, ranks, tuple(given for given, _ in spans)), others), 0.0)
-        return y.addmm_(low, b.T)
+        if others is not None:  # not multiplied by 0: what another adapter makes of a row may be infinite
+            low.masked_fill_(others, 0.0)
+        return y.addmm_(low, b)
 
     @torch.no_grad()
     def _norm(self, name: str) -> Tensor:
@@ -327,3 +350,8 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> layers.Linear:
     made.weight = nn.Parameter(weight)
     made.bias = None if bias is None else nn.Parameter(bias)
     return made
+
+
+def _state(part: LowRank) -> tuple[object, ...]:
+    """What changes when its numbers do."""
+    return tuple((id(t), None if t.is_inference() else t._version) for t in (part.a, part.b))

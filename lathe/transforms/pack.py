@@ -1,5 +1,6 @@
-"""A decoder becomes one that answers quickly on a CPU: its layers go through kernels of their own where a pass has few
-tokens, and the plain way wherever no kernel fits (many tokens, gradients, adapters, parts that are not known here).
+"""A decoder becomes one that answers quickly on a CPU: its layers go through kernels of our own, with LoRA beside
+them, and the plain way wherever no kernel fits (gradients, other adapters, parts that are not known here, and many
+tokens on processors that do not multiply pairs of bfloat16 numbers).
 
 Nothing is copied and no name changes: the kernels read the parameters as they are stored, and look each time whether
 these are still the ones they know.
@@ -8,22 +9,28 @@ these are still the ones they know.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import chain
 from operator import eq, is_
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.model import attention, layers, mlps, native, rope, spec
-from lathe.model.decoder import Block, Decoder, Parallel, PostNorm, PreNorm, Sandwich, Sequential, Shared
+from lathe.model.decoder import Block, Decoder, Parallel, PostNorm, PreNorm, Sandwich, Sequential, Shared, Trunk
 from lathe.model.kernels import Cache
 from lathe.model.layout import Layout
 from lathe.model.native import structures
 from lathe.transforms import quantize
+from lathe.transforms.adapted import shape_of
+from lathe.transforms.lowrank import LoraLinear, Terms
 
-FEW = 32  # rows that kernels of our own multiply sooner than torch's
+FEW = 32  # rows that kernels of our own multiply sooner than torch's wherever they run
+MANY = 2**40  # any number of them
 WIDEST = 512  # channels of a head, as in attention.h
 NORMS = {  # where a block's norms stand
     PreNorm: {"before_mixer": "input_layernorm", "before_mlp": "post_attention_layernorm"},
@@ -58,16 +65,29 @@ def pack(decoder: Decoder) -> None:
     for name, module in [*decoder.model.layers.named_children()]:
         if isinstance(module, Block) and type(module) in NORMS and not _hooked(module):
             decoder.model.layers.set_submodule(name, Quick(module, kernels))
+    if type(decoder.model) is Trunk and not _hooked(decoder.model):
+        decoder.model = QuickTrunk(decoder.model, kernels)
 
 
 def unpack(decoder: Decoder) -> None:
     """The decoder as it was before `pack`; what was put into it since stays."""
+    if isinstance(decoder.model, QuickTrunk):
+        decoder.model = decoder.model.plain
     for name, module in [*decoder.model.layers.named_children()]:
         if isinstance(module, Quick):
             decoder.model.layers.set_submodule(name, module.plain)
     for name, module in [*decoder.named_modules()]:
         if isinstance(module, QuickLinear | QuickPacked):
             decoder.set_submodule(name, module.plain)
+
+
+@cache
+def most(kernels: ctypes.CDLL) -> dict[torch.dtype, int]:
+    """Up to how many rows of each type kernels of our own are quicker than torch's."""
+    pairs = ctypes.c_int64()
+    kernels.lathe_looks(ctypes.byref(pairs))  # whether the processor multiplies pairs of bfloat16 numbers
+    tiles = torch.cpu._is_amx_tile_supported()  # which torch uses, and they do not
+    return {torch.float32: FEW, torch.bfloat16: MANY if pairs.value and not tiles else FEW}
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -83,12 +103,12 @@ class QuickLinear(layers.Linear):
     def __init__(self, plain: layers.Linear, kernels: ctypes.CDLL) -> None:
         nn.Module.__init__(self)
         self.__dict__ |= {"_parameters": plain._parameters, "plain": plain, "training": plain.training}
-        self.product = kernels.lathe_product
+        self.product, self.most = kernels.lathe_product, most(kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         w, bias = self.weight, self.bias
         known = x.dtype == w.dtype and x.dtype in native.TYPES and x.device.type == w.device.type == "cpu"
-        if not known or torch.is_grad_enabled() or x.numel() > FEW * w.shape[1] or not w.is_contiguous():
+        if not known or torch.is_grad_enabled() or x.numel() > self.most[x.dtype] * w.shape[1] or not w.is_contiguous():
             return F.linear(x, w, bias)
         rows = x.contiguous()
         n, k = w.shape
@@ -151,30 +171,70 @@ class Quick(Block):
     def __init__(self, plain: Block, kernels: ctypes.CDLL) -> None:
         nn.Module.__init__(self)
         self.__dict__ |= {"_modules": plain._modules, "plain": plain, "training": plain.training}
-        self.residual, self.run = plain.residual, kernels.lathe_block
-        self.plan: Plan | None = None
+        self.residual, self.kernels, self.most = plain.residual, kernels, most(kernels)
+        self.kept: Plan | None = None
+
+    def plan(self, x: Tensor, cache: Cache | None) -> Plan | None:
+        """What the kernels are told, where they do some of it."""
+        if cache is None or torch.is_grad_enabled() or x.device.type != "cpu" or len(x) > self.most.get(x.dtype, 0):
+            return None
+        if self.kept is None or not self.kept.stands():
+            self.kept = Plan(self.plain)
+        plan = self.kept
+        known = plan.type == native.TYPES.get(x.dtype) and cache[0].dtype == x.dtype
+        known = known and (plan.mixes or plan.feeds) and (len(x) <= FEW or not plan.coded)
+        return plan if known and (not plan.adapted or plan.adapt(x.dtype)) else None
 
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        if cache is None or len(x) > FEW or torch.is_grad_enabled() or x.device.type != "cpu":
-            return self.plain(x, layout, cache)
-        if self.plan is None or not self.plan.stands():
-            self.plan = Plan(self.plain)
-        plan = self.plan
-        if plan.type != native.TYPES.get(x.dtype) or cache[0].dtype != x.dtype or not (plan.mixes or plan.feeds):
+        plan = self.plan(x, cache)
+        if plan is None or cache is None:
             return self.plain(x, layout, cache)
         if not plan.mixes:
             assert isinstance(self.plain, Sequential)
             x = self.plain.mix(x, layout, cache)
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        x = x.contiguous()
-        told = layout.once("native", lambda: Seats(layout))
-        self.run(
-            plan.address, told.address, x.data_ptr(), y.data_ptr(), *plan.room(cache), *plan.turn(layout), plan.type
-        )
+        y = run(self.kernels, [plan.layer(layout, cache)], x, layout)
         if not plan.feeds:
             assert isinstance(self.plain, Sequential)
             return self.plain.feed(y)
         return y
+
+
+class QuickTrunk(Trunk):
+    """A trunk with the modules of another, whose quick layers follow each other without coming back to Python."""
+
+    plain: Trunk
+
+    def __init__(self, plain: Trunk, kernels: ctypes.CDLL) -> None:
+        nn.Module.__init__(self)
+        self.__dict__ |= {"_modules": plain._modules, "plain": plain, "training": plain.training}
+        self.kernels = kernels
+
+    def through(self, x: Tensor, layout: Layout, cache: Sequence[Cache] | None) -> Tensor:
+        if cache is None:
+            return super().through(x, layout, cache)
+        together: list[tuple[int, ...]] = []
+        for layer, kept in zip(self.layers, cache, strict=True):
+            plan = layer.plan(x, kept) if isinstance(layer, Quick) and not _hooked(layer) else None
+            if plan is not None and plan.whole:
+                together.append(plan.layer(layout, kept))
+                continue
+            x = layer(self._run(together, x, layout), layout, kept)
+            together = []
+        return self._run(together, x, layout)
+
+    def _run(self, together: list[tuple[int, ...]], x: Tensor, layout: Layout) -> Tensor:
+        return run(self.kernels, together, x, layout) if together else x
+
+
+def run(kernels: ctypes.CDLL, together: list[tuple[int, ...]], x: Tensor, layout: Layout) -> Tensor:
+    """The stream behind some layers. T D"""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    x = x.contiguous()
+    seats = layout.once("native", lambda: Seats(layout))
+    told = array("q", chain.from_iterable(together))
+    places = seats.address, x.data_ptr(), y.data_ptr()
+    kernels.lathe_layers(told.buffer_info()[0], len(together), *places, native.TYPES[x.dtype])
+    return y
 
 
 class Seats:
@@ -200,10 +260,6 @@ class Seats:
         self.address = ctypes.addressof(self.told)
 
 
-def _shape(module: nn.Module) -> torch.Size:
-    return module.shape if isinstance(module, quantize.Packed) else cast("Tensor", module.weight).shape
-
-
 class Unknown(Exception):
     """A part that the kernels do not know."""
 
@@ -211,7 +267,8 @@ class Unknown(Exception):
 class Plan:
     """A block as the kernels are told of it, and the parameters that it was made of.
 
-    mixes, feeds: whether the kernels do the mixer, and the MLP. type: of all numbers, as in native.TYPES.
+    mixes, feeds: whether the kernels do the mixer, and the MLP. type: of all numbers, as in native.TYPES. coded:
+    whether some of its weights are codes. adapted: matrices with terms of low rank beside them.
     """
 
     def __init__(self, block: Block) -> None:
@@ -223,6 +280,8 @@ class Plan:
         self.types: set[torch.dtype] = set()
         self.told = structures.Block(residual=block.residual, parallel=not isinstance(block, Sequential))
         self.address = ctypes.addressof(self.told)
+        self.coded = False
+        self.adapted: list[tuple[LoraLinear, Any]] = []  # modules, and what is told of their matrices
         self.rope: spec.Rope | None = None
         self.heat: spec.Temperature | None = None
         self.cache: Cache | None = None
@@ -233,13 +292,35 @@ class Plan:
         if not isinstance(block, Sequential) and not (self.mixes and self.feeds):
             self.mixes = self.feeds = False
         self.told.mixer.there, self.told.mlp.there = self.mixes, self.feeds
+        self.whole = self.mixes and self.feeds
+        self.turns = "native", id(self.rope), id(self.heat)
 
     def stands(self) -> bool:
         """Whether the block still has the modules and parameters that this was made of."""
         found = map(dict.get, self.holders, self.names)  # without a step of Python for each: it is asked every time
         return all(map(is_, found, self.ones)) and all(map(eq, map(Tensor.data_ptr, self.parameters), self.places))
 
-    def room(self, cache: Cache) -> tuple[Any, ...]:
+    def adapt(self, kind: torch.dtype) -> bool:
+        """Tell of the adapters that count in this pass. False where the kernels do not know one."""
+        self.terms: list[Terms] = []  # kept, as it is addresses that are told
+        for module, told in self.adapted:
+            names = module.counting
+            if not names:
+                told.rank = 0
+                continue
+            if module.training or not all(module.plain[name] for name in names):
+                return False
+            a, b, others = terms = module.together(names, kind)
+            self.terms.append(terms)
+            told.a, told.b, told.others = a.data_ptr(), b.data_ptr(), 0 if others is None else others.data_ptr()
+            told.rank = len(a)
+        return True
+
+    def layer(self, layout: Layout, cache: Cache) -> tuple[int, ...]:
+        """What lathe_layers is told of the layer in this pass."""
+        return (self.address, *self._room(cache), *layout.once(self.turns, lambda: self._turn(layout)))
+
+    def _room(self, cache: Cache) -> tuple[int, ...]:
         """Addresses of keys, values and of the steps between their numbers."""
         keys, values = cache
         if self.cache is None or self.cache[0] is not keys or self.cache[1] is not values:
@@ -249,11 +330,11 @@ class Plan:
             self.kept = (keys.data_ptr(), values.data_ptr(), ctypes.addressof(self.steps))
         return self.kept
 
-    def turn(self, layout: Layout) -> tuple[int | None, ...]:
-        """Addresses of cosines, sines and temperatures of the pass's tokens."""
+    def _turn(self, layout: Layout) -> tuple[int, ...]:
+        """Addresses of cosines, sines and temperatures of the pass's tokens, which the layout keeps."""
         cos, sin = (None, None) if self.rope is None else rope.angles(self.rope, layout)
         warm = None if self.heat is None else attention.heat(self.heat, layout)
-        return tuple(None if x is None else x.data_ptr() for x in (cos, sin, warm))
+        return tuple(0 if x is None else x.data_ptr() for x in (cos, sin, warm))
 
     def _known(self, tell: Callable[[], None]) -> bool:
         try:
@@ -285,7 +366,7 @@ class Plan:
         for place, name in stands.items():
             if place.endswith("mixer"):
                 self._norm(block, name, getattr(self.told, place))
-        self.told.width, self.rope, self.heat = _shape(one.q_proj)[1], part.rope, part.temperature
+        self.told.width, self.rope, self.heat = shape_of(one.q_proj)[1], part.rope, part.temperature
 
     def _mlp(self, block: Block, stands: dict[str, str]) -> None:
         told, one = self.told.mlp, self._module(block, "mlp", mlps.Gated, mlps.Plain)
@@ -297,7 +378,7 @@ class Plan:
         if not found:
             raise Unknown
         told.act = get_args(spec.Activation).index(found[0])
-        told.width, self.told.width = _shape(one.up_proj)
+        told.width, self.told.width = shape_of(one.up_proj)
         for place, name in stands.items():
             if place.endswith("mlp"):
                 self._norm(block, name, getattr(self.told, place))
@@ -328,13 +409,16 @@ class Plan:
         return one.data_ptr()
 
     def _matrix(self, holder: nn.Module, name: str, told: Any) -> None:
-        one = self._module(holder, name, layers.Linear, QuickLinear, QuickPacked)
+        one = self._module(holder, name, layers.Linear, QuickLinear, QuickPacked, LoraLinear)
+        if isinstance(one, LoraLinear):
+            self.adapted.append((one, told))
+            one = self._module(one, "base_layer", layers.Linear, QuickLinear, QuickPacked)
         if isinstance(one, QuickPacked):
             told.weight, told.scales = self._parameter(one, "codes", True), self._parameter(one, "scales", True)
-            told.kind = CODES[one.how]
+            told.kind, self.coded = CODES[one.how], True
         else:
             told.weight = self._parameter(one, "weight")
-        told.bias, told.rows = self._parameter(one, "bias"), _shape(one)[0]
+        told.bias, told.rows = self._parameter(one, "bias"), shape_of(one)[0]
 
     def _alike(self, *matrices: Any) -> None:
         """What is given to several matrices is made into codes once, for all of them."""

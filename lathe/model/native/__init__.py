@@ -20,7 +20,7 @@ from lathe.model.native import building
 SIGNATURES = {
     "lathe_product": "PPPPNNNNNN",
     "lathe_coded_product": "PPPPPNNNNNN",
-    "lathe_block": "PPPPPPPPPPN",
+    "lathe_layers": "PNPPPN",
     "lathe_norm": "PPPPNNFNNNN",
     "lathe_norm_back": "PPPPPPNNNNNNN",
     "lathe_turn": "PPPPNNNNNFNNN",

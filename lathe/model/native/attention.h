@@ -44,10 +44,10 @@ inline Sum widened(const float* p, i64 n) {
   return n >= 16 ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
 }
 inline Sum widened(const bf16* p, i64 n) {
+  if (n >= 16) return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
   bf16 some[16] = {};
-  if (n < 16) p = (const bf16*)std::memcpy(some, p, size_t(n) * sizeof(bf16));
-  const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  std::memcpy(some, p, size_t(n) * sizeof(bf16));
+  return widened(some, 16);
 }
 #else
 template <class E> inline Sum widened(const E* p, i64 n) {
@@ -62,15 +62,18 @@ inline i64 padded(i64 channels) { return (channels + LANES - 1) / LANES * LANES;
 template <class E, int M>
 inline void gather(const E* const* values, i64 count, i64 C, const float (*chances)[TURN], float* sums) {
   const i64 row = padded(C);
-  for (i64 c = 0; c < C; c += LANES) {
+  const auto lanes = [&](i64 c, auto load) {
     Sum s[M];
     for (int m = 0; m < M; m++) s[m] = widened(sums + m * row + c, LANES);
     for (i64 j = 0; j < count; j++) {
-      const Sum v = widened(values[j] + c, C - c);
+      const Sum v = load(values[j] + c);
       for (int m = 0; m < M; m++) s[m] = Lanes<float>::add(s[m], all(chances[m][j]), v);
     }
     for (int m = 0; m < M; m++) std::memcpy(sums + m * row + c, &s[m], sizeof(Sum));
-  }
+  };
+  i64 c = 0;
+  for (; c + LANES <= C; c += LANES) lanes(c, [](const E* from) { return widened(from, LANES); });
+  if (c < C) lanes(c, [c, C](const E* from) { return widened(from, C - c); });
 }
 
 template <class E, int M>
@@ -81,6 +84,97 @@ inline void gather_of(i64 m, const E* const* values, i64 count, i64 C, const flo
     gather_of<E, M - 1>(m, values, count, C, chances, sums);
 }
 
+// Keys of a turn as they are multiplied: TURN of them, those that are not there being anything.
+template <class E> struct Turned {
+  const E* keys[TURN];
+  void take(const E* const* from, i64 count, i64) {
+    for (i64 j = 0; j < TURN; j++) keys[j] = from[j < count ? j : count - 1];
+  }
+  // scores[m][j]: of M <= MOST rows q, C numbers each, with every key.
+  void scores(const E* q, i64 M, i64 C, i64 count, float (*scores)[TURN]) const {
+    for (i64 j = 0; j < count; j += 4) tile_of<E, 4, MOST>(M, keys + j, C, q, C, {nullptr, 0}, scores[0] + j, TURN);
+  }
+};
+
+#ifdef __AVX512BF16__
+// Pairs of neighbouring channels, each of all keys side by side: so sums need not be gathered from a vector's lanes.
+template <> struct Turned<bf16> {
+  alignas(64) uint32_t pairs[WIDEST / 2][TURN];
+
+  void take(const bf16* const* from, i64 count, i64 C) {
+    for (i64 half = 0; half < TURN; half += 16)
+      for (i64 c = 0; c < C; c += 32) {
+        __m512i x[16];
+        for (i64 j = 0; j < 16; j++)
+          x[j] = half + j >= count ? _mm512_setzero_si512()
+                 : C - c >= 32     ? _mm512_loadu_si512(from[half + j] + c)
+                                   : _mm512_maskz_loadu_epi16(__mmask32((1ull << (C - c)) - 1), from[half + j] + c);
+        turn(x);
+        for (i64 i = 0; i < 16; i++) _mm512_store_si512(&pairs[c / 2 + i][half], x[i]);
+      }
+  }
+
+  void scores(const bf16* q, i64 M, i64 C, i64, float (*scores)[TURN]) const { of<MOST>(q, M, C, scores); }
+
+ private:
+  // 16 x 16 words, transposed.
+  static void turn(__m512i x[16]) {
+    __m512i y[16];
+    for (int i = 0; i < 16; i += 2) {
+      y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+      y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+      x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+      x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+      x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {  // fours of rows, of which each has every fourth column in a quarter
+      y[i] = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x88);
+      y[4 + i] = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xdd);
+      y[8 + i] = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x88);
+      y[12 + i] = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+      x[i] = _mm512_shuffle_i32x4(y[i], y[8 + i], 0x88);
+      x[8 + i] = _mm512_shuffle_i32x4(y[i], y[8 + i], 0xdd);
+      x[4 + i] = _mm512_shuffle_i32x4(y[4 + i], y[12 + i], 0x88);
+      x[12 + i] = _mm512_shuffle_i32x4(y[4 + i], y[12 + i], 0xdd);
+    }
+  }
+
+  template <int M> void of(const bf16* q, i64 m, i64 C, float (*scores)[TURN]) const {
+    if (m < M) {
+      if constexpr (M > 1) of<M - 1>(q, m, C, scores);
+      return;
+    }
+    Sum sums[M][2];
+    for (int i = 0; i < M; i++) sums[i][0] = sums[i][1] = zero();
+    const auto pair = [&](i64 c, auto word) {
+      const auto one = (__m512bh)_mm512_load_si512(pairs[c / 2]), other = (__m512bh)_mm512_load_si512(pairs[c / 2] + 16);
+      for (int i = 0; i < M; i++) {
+        const auto left = (__m512bh)_mm512_set1_epi32(word(q + i * C + c));
+        sums[i][0] = _mm512_dpbf16_ps(sums[i][0], left, one);
+        sums[i][1] = _mm512_dpbf16_ps(sums[i][1], left, other);
+      }
+    };
+    for (i64 c = 0; c + 1 < C; c += 2) {
+      pair(c, [](const bf16* from) {
+        int word;
+        std::memcpy(&word, from, 4);
+        return word;
+      });
+    }
+    if (C % 2) pair(C - 1, [](const bf16* from) { return int(from->bits); });
+    for (int i = 0; i < M; i++) {
+      _mm512_storeu_ps(scores[i], sums[i][0]);
+      _mm512_storeu_ps(scores[i] + 16, sums[i][1]);
+    }
+  }
+};
+#endif
+
 // The first position that a token sees whose sequence has `length` up to it.
 inline i64 oldest(const Look& look, i64 length) {
   if (look.window) return length > look.window ? length - look.window : 0;
@@ -88,70 +182,101 @@ inline i64 oldest(const Look& look, i64 length) {
   return 0;
 }
 
-inline i64 spans_of(const Look& look, i64 length) { return (length - oldest(look, length) + SPAN - 1) / SPAN; }
-
 // What is left of one head's look at some keys: the largest score, and sums relative to it.
 struct Part {
   float largest, total;
 };
 
-// M <= MOST heads of token t look at keys `first` to `last` of their sequence. q: M rows of C numbers.
-// sums: M rows of padded(C), parts: M; both written.
+// Scores of TURN keys, of which those from `low` to before `high` count, become what each of them adds; what came before
+// (sums: `row` numbers) is made relative to the same largest score.
+LATHE_INLINE void weigh(const Look& look, float* s, i64 low, i64 high, float* sums, i64 row, Part& part) {
+  low = std::max(low, i64(0));
+  if (low >= high) {
+    std::fill(s, s + TURN, 0.0f);
+    return;
+  }
+  const float scale = float(look.scale), cap = float(look.softcap);
+  float largest = part.largest, total = 0;
+#pragma omp simd
+  for (i64 j = 0; j < TURN; j++) s[j] *= scale;
+  if (cap != 0) {
+#pragma omp simd
+    for (i64 j = 0; j < TURN; j++) s[j] = cap - 2 * cap / (power(2 * s[j] / cap) + 1);  // cap times tanh(s / cap)
+  }
+#pragma omp simd reduction(max : largest)
+  for (i64 j = 0; j < TURN; j++) {
+    const float x = j >= low && j < high ? s[j] : -INFINITY;
+    largest = x > largest ? x : largest;
+  }
+#pragma omp simd reduction(+ : total)
+  for (i64 j = 0; j < TURN; j++) {
+    const float x = power(s[j] - largest);
+    s[j] = j >= low && j < high ? x : 0.0f;
+    total += s[j];
+  }
+  const float before = power(part.largest - largest);  // the first time, all sums are zero
+  if (before != 1.0f) {
+#pragma omp simd
+    for (i64 c = 0; c < row; c++) sums[c] *= before;
+  }
+  part = {largest, part.total * before + total};
+}
+
+// Neighbouring tokens of one sequence, from `first` on, which look together.
+struct Group {
+  i64 first, count, oldest, length;  // the first position that one of them sees, and the end of the last's
+  i64 spans_before, rows_before;     // of the groups before it: spans, and spans times tokens
+  i64 spans() const { return (length - 1) / SPAN - oldest / SPAN + 1; }
+};
+
+// `heads` heads of each of a group's tokens look at span `span` of the keys of one head. q: count heads C, side by side.
+// sums: count heads padded(C), parts: count heads; both written.
 template <class E>
-inline void look_at(const Look& look, const Pass& pass, const Cache<E>& cache, i64 t, i64 head, i64 M, i64 first,
-                    i64 last, const E* q, float* sums, Part* parts) {
-  const i64 C = look.channels, row = padded(C), start = pass.starts[t];
-  const i64* table = start < 0 ? (const i64*)pass.tables[t] : nullptr;
-  float scores[MOST][TURN], out[MOST][4];
+inline void look_at(const Look& look, const Pass& pass, const Cache<E>& cache, const Group& group, i64 head, i64 heads,
+                    i64 span, const E* q, float* sums, Part* parts) {
+  const i64 C = look.channels, row = padded(C), M = group.count * heads, start = pass.starts[group.first];
+  const i64* table = start < 0 ? (const i64*)pass.tables[group.first] : nullptr;
+  const i64 from = (group.oldest / SPAN + span) * SPAN, to = std::min(from + SPAN, group.length);
+  Turned<E> turned;
+  float scores[MOST][TURN] = {};
   for (i64 m = 0; m < M; m++) parts[m] = {-INFINITY, 0};
   std::fill(sums, sums + M * row, 0.0f);
-  for (i64 at = first; at < last; at += TURN) {
-    const i64 count = last - at < TURN ? last - at : TURN;
-    const E *keys[TURN + 4], *values[TURN];
+  for (i64 at = from; at < to; at += TURN) {
+    const i64 count = to - at < TURN ? to - at : TURN;
+    if (at + count <= group.oldest) continue;
+    const E *keys[TURN], *values[TURN];
     for (i64 j = 0; j < count; j++) {
       const i64 slot = table ? table[at + j] : start + at + j;
       keys[j] = cache.keys + slot * cache.key_slot + head * cache.key_head;
       values[j] = cache.values + slot * cache.value_slot + head * cache.value_head;
     }
-    for (i64 j = count; j < count + 4; j++) keys[j] = keys[count - 1];
-    for (i64 j = 0; j < count; j += 4) {
-      tile_of<E, 4, MOST, false>(M, keys + j, C, q, C, out);
-      for (i64 m = 0; m < M; m++)
-        for (i64 r = 0; r < 4 && j + r < count; r++) scores[m][j + r] = out[m][r] * float(look.scale);
+    turned.take(keys, count, C);
+    for (i64 m = 0; m < M; m += MOST) {
+      const i64 some = std::min(M - m, i64(MOST));
+      turned.scores(q + m * C, some, C, count, scores);
+      for (i64 i = 0; i < some; i++) {
+        const i64 length = pass.lengths[group.first + (m + i) / heads];
+        weigh(look, scores[i], oldest(look, length) - at, std::min(length - at, count), sums + (m + i) * row, row,
+              parts[m + i]);
+      }
+      gather_of<E, MOST>(some, values, count, C, scores, sums + m * row);
     }
-    for (i64 m = 0; m < M; m++) {
-      float* s = scores[m];
-      if (look.softcap != 0)
-        for (i64 j = 0; j < count; j++) s[j] = float(look.softcap) * std::tanh(s[j] / float(look.softcap));
-      float largest = parts[m].largest, total = 0;
-#pragma omp simd reduction(max : largest)
-      for (i64 j = 0; j < count; j++) largest = s[j] > largest ? s[j] : largest;
-      const float before = power(parts[m].largest - largest);  // the first time, all sums are zero
-      for (i64 j = 0; j < count; j++) s[j] = power(s[j] - largest);
-#pragma omp simd reduction(+ : total)
-      for (i64 j = 0; j < count; j++) total += s[j];
-      if (before != 1.0f)
-        for (i64 c = 0; c < row; c++) sums[m * row + c] *= before;
-      parts[m] = {largest, parts[m].total * before + total};
-    }
-    gather_of<E, MOST>(M, values, count, C, scores, sums);
   }
 }
 
-// One head's looks at `spans` spans become what it gathers: C numbers. sums: `step` apart; sink: a score that takes its
-// share and gives nothing.
-template <class E>
-inline void together(const Part* parts, const float* sums, i64 spans, i64 part_step, i64 step, i64 C, const float* sink,
-                     E* out) {
-  float largest = sink ? *sink : -INFINITY;
-  for (i64 i = 0; i < spans; i++) largest = std::max(largest, parts[i * part_step].largest);
-  float total = sink ? power(*sink - largest) : 0;
-  float y[WIDEST] = {};
-  for (i64 i = 0; i < spans; i++) {
-    const float share = power(parts[i * part_step].largest - largest);
-    total += share * parts[i * part_step].total;
-    for (i64 c = 0; c < C; c++) y[c] += share * sums[i * step + c];
-  }
+// What a head has gathered so far (C numbers), and a further span's.
+inline void together(Part& so_far, float* y, const Part& part, const float* sums, i64 C) {
+  if (part.total == 0) return;  // none of its keys is seen
+  const float largest = std::max(so_far.largest, part.largest);
+  const float before = power(so_far.largest - largest), share = power(part.largest - largest);
+  so_far = {largest, so_far.total * before + part.total * share};
+#pragma omp simd
+  for (i64 c = 0; c < C; c++) y[c] = y[c] * before + sums[c] * share;
+}
+
+// What was gathered, as the softmax has it.
+template <class E> inline void divided(const float* y, float total, i64 C, E* out) {
+#pragma omp simd
   for (i64 c = 0; c < C; c++) out[c] = narrow<E>(y[c] / total);
 }
 

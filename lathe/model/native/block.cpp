@@ -1,13 +1,13 @@
-// One residual layer of a decoder for a few tokens: all its parts one after the other, in one flight of threads.
+// A residual layer of a decoder for any number of tokens: all its parts one after the other, in one flight of threads.
 //
 //     y = x + r after(mixer(before(x)))        then        y += r after(mlp(before(y)))
 //
 // where norms may be missing, and parallel layers give the MLP x and not y. Either half may be left out.
 #include <vector>
 
-#include "attention.h"
 #include "codes.h"
 #include "norms.h"
+#include "seeing.h"
 
 namespace lathe {
 
@@ -41,7 +41,7 @@ struct Block {
   Mlp mlp;
 };
 
-struct Turn {  // what the tokens' positions say
+struct Turn {  // what the tokens' positions say, as the Python side fills it
   const float *cos, *sin;  // T channels
   const float* warm;       // T, or null
 };
@@ -57,7 +57,7 @@ inline void activate(i64 act, float* x, i64 n) {
       break;
     case 2:
       for (i64 i = 0; i < n; i++)
-        x[i] = 0.5f * x[i] * (1.0f + std::tanh(0.79788456f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
+        x[i] = x[i] / (1.0f + power(-1.59576912f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
       break;
     case 3:
       for (i64 i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] : 0;
@@ -67,42 +67,78 @@ inline void activate(i64 act, float* x, i64 n) {
   }
 }
 
+// The first half of the product beside a matrix, for the tokens of this thread: low[t], `rank` numbers.
+template <class E>
+inline void lowered(const Matrix& m, const E* x, i64 K, i64 T, float* low) {
+  const Share own(T);
+  const E* const matrix[] = {(const E*)m.a};
+  if (own.first == own.last) return;
+  products(matrix, 0, m.rank, K, x + own.first * K, K, own.last - own.first,
+           [&](i64 t, i64 n, i64 count, float* const* sums) {
+             const i64 at = (own.first + t) * m.rank + n;
+             for (i64 r = 0; r < count; r++) low[at + r] = m.others && m.others[at + r] ? 0 : sums[0][r];
+           });
+}
+
+// The second half, added to the sums of token t and rows from n on.
+template <class E>
+inline void beside(const Matrix& m, const float* low, i64 t, i64 n, i64 count, float* sums) {
+  for (i64 j = 0; j < m.rank; j++) {
+    const float by = low[t * m.rank + j];
+    if (by == 0) continue;  // not multiplied: what another's weights make of it may be infinite
+    const E* row = (const E*)m.b + j * m.rows + n;
+#pragma omp simd
+    for (i64 r = 0; r < count; r++) sums[r] += by * wide(row[r]);
+  }
+}
+
 // What a matrix makes of rows: y[t] from row `first` to `last` of it.
 template <class E>
-inline void map_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, E* y, i64 to) {
+inline void map_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, const float* low, E* y,
+                     i64 to) {
   const Matrix* const matrix[] = {&m};
   const E* bias = (const E*)m.bias;
-  multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
-    for (i64 r = 0; r < count; r++) y[t * to + n + r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);
+  multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, float* const* sums) {
+    beside<E>(m, low, t, n, count, sums[0]);
+    rounded(sums[0], bias ? bias + n : nullptr, count, y + t * to + n);
   });
 }
 
 // The same, with what is added to `in` and written to `out`.
 template <class E>
-inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, float residual, const E* in,
-                     E* out, i64 D) {
+inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, const float* low,
+                     float residual, const E* in, E* out, i64 D) {
   const Matrix* const matrix[] = {&m};
   const E* bias = (const E*)m.bias;
-  multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
-    for (i64 r = 0; r < count; r++) {
-      const float y = bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r];
-      out[t * D + n + r] = narrow<E>(wide(in[t * D + n + r]) + residual * y);
+  multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, float* const* sums) {
+    beside<E>(m, low, t, n, count, sums[0]);
+    const E *from = in + t * D + n, *more = bias ? bias + n : nullptr;
+    E* to = out + t * D + n;
+    if (more) {
+#pragma omp simd
+      for (i64 r = 0; r < count; r++) to[r] = narrow<E>(wide(from[r]) + residual * (sums[0][r] + wide(more[r])));
+    } else {
+#pragma omp simd
+      for (i64 r = 0; r < count; r++) to[r] = narrow<E>(wide(from[r]) + residual * sums[0][r]);
     }
   });
 }
 
+// low: of the gate, and behind it of `up`.
 template <class E>
-inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, E* y) {
+inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, const float* low, E* y) {
   const E *gates = (const E*)mlp.gate.bias, *ups = (const E*)mlp.up.bias;
-  const auto done = [&](i64 t, i64 n, i64 count, const float* const* sums) {
-    float gate[16];  // of a plain MLP, what is activated itself
-    const bool gated = mlp.gate.weight;
+  const bool gated = mlp.gate.weight;
+  const auto done = [&](i64 t, i64 n, i64 count, float* const* sums) {
+    float gate[PANEL];  // of a plain MLP, what is activated itself
+    if (gated) beside<E>(mlp.gate, low, t, n, count, sums[0]);
+    beside<E>(mlp.up, low + T * mlp.gate.rank, t, n, count, sums[gated]);
     const E* bias = gated ? gates : ups;
     for (i64 r = 0; r < count; r++) gate[r] = bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r];
     activate(mlp.act, gate, count);
     if (gated)
       for (i64 r = 0; r < count; r++) gate[r] *= ups ? sums[1][r] + wide(ups[n + r]) : sums[1][r];
-    for (i64 r = 0; r < count; r++) y[t * mlp.width + n + r] = narrow<E>(gate[r]);
+    rounded<E>(gate, nullptr, count, y + t * mlp.width + n);
   };
   if (mlp.gate.weight) {
     const Matrix* const both[] = {&mlp.gate, &mlp.up};
@@ -166,30 +202,39 @@ template <class E>
 static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E>& cache, const Turn& turn) {
   const Mixer& m = b.mixer;
   const i64 T = p.tokens, D = b.width, C = m.look.channels, H = m.look.heads, K = m.look.kv_heads, F = b.mlp.width;
-  const i64 across = (H + 2 * K) * C, group = m.there ? H / K : 1, wideness = padded(C);
+  const i64 across = (H + 2 * K) * C, heads_each = m.there ? H / K : 1, wideness = padded(C);
   const float r = float(b.residual);
 
   const auto chunks = [](const Matrix& matrix, i64 width) { return matrix.kind ? chunks_of(matrix.kind, width) : 0; };
   const i64 most_chunks = std::max({chunks(m.q, D), chunks(m.o, H * C), chunks(b.mlp.up, D), chunks(b.mlp.down, F)});
 
   thread_local Room room;
-  thread_local std::vector<i64> tasks;  // of each token, the number of its first span among all
+  thread_local std::vector<Group> known;
   room.used = 0;
-  tasks.assign(size_t(T + 1), 0);
-  if (m.there)
-    for (i64 t = 0; t < T; t++) tasks[size_t(t) + 1] = tasks[size_t(t)] + spans_of(m.look, p.lengths[t]);
-  const i64 spans = tasks[size_t(T)];
+  known.clear();
+  if (m.there) grouped(m.look, p, known);
+  const std::vector<Group>& groups = known;  // the caller's, in all threads
+  const i64 G = i64(groups.size());
+  // Few look span by span, so that there is work for all threads; many, at all they see.
+  const bool split = G * K < 8 * p.threads;
+  const i64 rows = std::max(TOGETHER, heads_each);  // of a task
+  const i64 spans = G ? (groups.back().rows_before + groups.back().spans() * groups.back().count) * H : 0;
+  const i64 looked = split ? spans : 2 * p.threads * rows;
+  const i64 ranks = std::max({m.q.rank + m.k.rank + m.v.rank, m.o.rank, b.mlp.gate.rank + b.mlp.up.rank, b.mlp.down.rank});
   const size_t at_normed = room.place<E>(T == 1 ? D * p.threads : T * D), at_heads = room.place<E>(T * across),
                at_seen = room.place<E>(T * H * C), at_after = room.place<E>(T * D), at_inner = room.place<E>(T * F),
-               at_codes = room.place<Chunk>((T == 1 ? p.threads : T) * most_chunks), at_sums = room.place<float>(spans * H * wideness), at_parts = room.place<Part>(spans * H);
+               at_codes = room.place<Chunk>((T == 1 ? p.threads : T) * most_chunks),
+               at_queries = room.place<E>(p.threads * rows * C), at_sums = room.place<float>(looked * wideness),
+               at_parts = room.place<Part>(looked), at_low = room.place<float>(T * ranks);
   if (room.bytes.size() < room.used) room.bytes.resize(room.used);
   char* const base = room.bytes.data();
   E *const normed = (E*)(base + at_normed), *const heads = (E*)(base + at_heads), *const seen = (E*)(base + at_seen),
-           *const after = (E*)(base + at_after), *const inner = (E*)(base + at_inner);
+           *const after = (E*)(base + at_after), *const inner = (E*)(base + at_inner),
+           *const queries = (E*)(base + at_queries);
   Chunk* const codes = (Chunk*)(base + at_codes);
   float* const sums = (float*)(base + at_sums);
   Part* const parts = (Part*)(base + at_parts);
-  const i64* const first_task = tasks.data();
+  float* const low = (float*)(base + at_low);
 
 #pragma omp parallel num_threads(p.threads)
   {
@@ -219,14 +264,25 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
 #pragma omp barrier
       return {rows, width, codes};
     };
+    const auto first_halves = [&](std::initializer_list<const Matrix*> all, const E* rows, i64 width) {
+      float* to = low;
+      for (const Matrix* matrix : all) {
+        if (matrix->rank) lowered(*matrix, rows, width, T, to);
+        to += T * matrix->rank;
+      }
+      if (to != low) {
+#pragma omp barrier
+      }
+    };
     // What a matrix makes of `rows` of `width` numbers, added to `in`.
     const auto added = [&](const Matrix& matrix, const Norm& norm, const E* from, i64 width, const E* in) {
       const Share share(D, 16);
       const Given<E> rows = given(matrix, from, width);
+      first_halves({&matrix}, from, width);
       if (!norm.kind) {
-        add_rows(matrix, share.first, share.last, width, rows, T, r, in, y, D);
+        add_rows(matrix, share.first, share.last, width, rows, T, low, r, in, y, D);
       } else {
-        map_rows(matrix, share.first, share.last, width, rows, T, after, D);
+        map_rows(matrix, share.first, share.last, width, rows, T, low, after, D);
 #pragma omp barrier
         const Share own(T);
         for (i64 t = own.first; t < own.last; t++) {
@@ -239,11 +295,13 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
 
     if (m.there) {
       const Given<E> rows = given(m.q, prepared(b.before_mixer, x), D);
+      first_halves({&m.q, &m.k, &m.v}, rows.x, D);
       const Share share(across, 16);
       const Share q = part(share, 0, H * C), k = part(share, H * C, K * C), v = part(share, (H + K) * C, K * C);
-      map_rows(m.q, q.first, q.last, D, rows, T, heads, across);
-      map_rows(m.k, k.first, k.last, D, rows, T, heads + H * C, across);
-      map_rows(m.v, v.first, v.last, D, rows, T, heads + (H + K) * C, across);
+      map_rows(m.q, q.first, q.last, D, rows, T, low, heads, across);
+      map_rows(m.k, k.first, k.last, D, rows, T, low + T * m.q.rank, heads + H * C, across);
+      map_rows(m.v, v.first, v.last, D, rows, T, low + T * (m.q.rank + m.k.rank), heads + (H + K) * C,
+               across);
 #pragma omp barrier
       const Share tokens(T);
       for (i64 t = tokens.first; t < tokens.last; t++) {
@@ -260,55 +318,51 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
           }
       }
 #pragma omp barrier
-      // A task is a span of a token's past and a head of keys; those of one token lie together.
-      const Share looks(spans * K);
-      i64 t = 0;
-      for (i64 i = looks.first; i < looks.last; i++) {
-        while (i >= first_task[t + 1] * K) t++;
-        const i64 count = first_task[t + 1] - first_task[t], rest = i - first_task[t] * K, kv = rest / count;
-        const i64 oldest_seen = oldest(m.look, p.lengths[t]), from = oldest_seen + rest % count * SPAN;
-        const i64 to = std::min(from + SPAN, p.lengths[t]);
-        for (i64 g = 0; g < group; g += MOST) {
-          const i64 n = (first_task[t] + rest % count) * H + kv * group + g;
-          look_at(m.look, p, cache, t, kv, std::min(group - g, i64(MOST)), from, to,
-                  heads + t * across + (kv * group + g) * C, sums + n * wideness, parts + n);
-        }
-      }
-#pragma omp barrier
-      const Share all_heads(T * H);
-      for (i64 i = all_heads.first; i < all_heads.last; i++) {
-        const i64 of = i / H, n = first_task[of] * H + i % H;
-        const float sink = m.sinks ? wide(((const E*)m.sinks)[i % H]) : 0;
-        together(parts + n, sums + n * wideness, first_task[of + 1] - first_task[of], H, H * wideness, C,
-                 m.sinks ? &sink : nullptr, seen + i * C);
-      }
-#pragma omp barrier
+      if (split)
+        look_in_spans(m.look, m.sinks, p, cache, groups, heads, queries, sums, parts, seen);
+      else
+        look_whole(m.look, m.sinks, p, cache, groups, heads, queries, sums, parts, seen);
       added(m.o, b.after_mixer, seen, H * C, x);
     }
     if (b.mlp.there) {
       const Given<E> rows = given(b.mlp.up, prepared(b.before_mlp, m.there && !b.parallel ? y : x), D);
+      first_halves({&b.mlp.gate, &b.mlp.up}, rows.x, D);
       const Share share(F, 16);
-      activated(b.mlp, share.first, share.last, D, rows, T, inner);
+      activated(b.mlp, share.first, share.last, D, rows, T, low, inner);
 #pragma omp barrier
       added(b.mlp.down, b.after_mlp, inner, F, m.there ? y : x);
     }
   }
 }
 
+// A layer, and what is its own of a pass. steps: of keys and values, how many numbers lie between slots and between heads.
+struct Layer {  // as the Python side fills it
+  const Block* block;
+  void *keys, *values;
+  const i64* steps;
+  Turn turn;
+};
+
 template <class E>
-static void run(const Block& b, const Pass& p, const void* x, void* y, void* keys, void* values, const i64* steps,
-                const Turn& turn) {
-  block<E>(b, p, (const E*)x, (E*)y, {(E*)keys, (E*)values, steps[0], steps[1], steps[2], steps[3]}, turn);
+static void run(const Layer* layers, i64 count, const Pass& p, const E* x, E* y) {
+  thread_local std::vector<E> between;  // every second layer's, so that none overwrites what it reads
+  if (count > 1) between.resize(size_t(p.tokens * layers[0].block->width));
+  for (i64 i = 0; i < count; i++) {
+    E* to = (count - i) % 2 ? y : between.data();
+    const i64* steps = layers[i].steps;
+    const Cache<E> cache = {(E*)layers[i].keys, (E*)layers[i].values, steps[0], steps[1], steps[2], steps[3]};
+    block<E>(*layers[i].block, p, x, to, cache, layers[i].turn);
+    x = to;
+  }
 }
 
 }  // namespace lathe
 
-// A layer. x, y: T D, of one type with all weights and the cache; y may be x. steps: of keys and values, how many numbers
-// lie between slots and between heads. cos, sin: T channels; warm: T, or null.
-LATHE_API void lathe_block(const void* layer, const void* pass, const void* x, void* y, void* keys, void* values,
-                           const void* steps, const void* cos, const void* sin, const void* warm, int64_t type) {
+// Layers, one after the other. x, y: T D, of one type with all weights and caches.
+LATHE_API void lathe_layers(const void* layers, int64_t count, const void* pass, const void* x, void* y, int64_t type) {
   using namespace lathe;
-  const Turn turn = {(const float*)cos, (const float*)sin, (const float*)warm};
-  (type == 0 ? run<float> : run<bf16>)(*(const Block*)layer, *(const Pass*)pass, x, y, keys, values,
-                                       (const i64*)steps, turn);
+  if (type == 0)
+    run((const Layer*)layers, count, *(const Pass*)pass, (const float*)x, (float*)y);
+  else
+    run((const Layer*)layers, count, *(const Pass*)pass, (const bf16*)x, (bf16*)y);
 }

@@ -21,7 +21,7 @@ static void linear(const Matrix& m, const E* x, E* y, i64 T, i64 K, i64 threads)
 #pragma omp barrier
     const Share rows(m.rows, 16);
     const Matrix* const matrix[] = {&m};
-    code_products(matrix, rows.first, rows.last, K, codes, some, [&](i64 t, i64 n, i64 count, const float* const* sums) {
+    code_products(matrix, rows.first, rows.last, K, codes, some, [&](i64 t, i64 n, i64 count, float* const* sums) {
       const E* bias = (const E*)m.bias;
       E* to = y + (start + t) * m.rows + n;
       for (i64 r = 0; r < count; r++) to[r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);

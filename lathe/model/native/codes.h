@@ -17,6 +17,9 @@ struct Matrix {  // as the Python side fills it
   const void* bias;
   const void* scales;
   i64 rows, kind;  // kind: 0 for numbers
+  const void *a, *b;      // beside it, a product of two: rank rows of K numbers, and rank of `rows`
+  const uint8_t* others;  // T rank: which of these do not count for a token; null where all do for all
+  i64 rank;               // 0 for none
 };
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -179,7 +182,7 @@ inline void code_tiles(const Matrix* const (&w)[W], i64 first, i64 last, i64 K, 
         code_tile_of<kind, R, most>(m, rows, scales, K, x + t * stride, stride, out[i]);
       }
       for (i64 j = 0; j < m; j++) {
-        const float* sums[W];
+        float* sums[W];
         for (int i = 0; i < W; i++) sums[i] = out[i][j];
         done(t + j, n, count, sums);
       }

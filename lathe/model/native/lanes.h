@@ -10,6 +10,8 @@
 
 #define LATHE_API extern "C" __attribute__((visibility("default")))
 
+#define LATHE_INLINE inline __attribute__((always_inline))
+
 #ifdef _OPENMP
 extern "C" int omp_get_thread_num(void);  // declared here, as Apple's compiler comes without the header
 extern "C" int omp_get_num_threads(void);
@@ -26,8 +28,8 @@ struct bf16 {
   uint16_t bits;
 };
 
-inline float wide(float x) { return x; }
-inline float wide(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
+LATHE_INLINE float wide(float x) { return x; }
+LATHE_INLINE float wide(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
 
 // To the nearest, of two as near to the even one; what is no number stays none.
 template <class E> inline E narrow(float x);
@@ -40,7 +42,7 @@ template <> inline bf16 narrow<bf16>(float x) {
 
 // e to the power of x, within 2 units in the last place; such that a loop of it becomes vectors. Below -87 and beyond 88
 // it is as there (Cephes' polynomial).
-inline float power(float x) {
+LATHE_INLINE float power(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f;  // whose last bits are the nearest whole number
   const float n = shifted - 12582912.0f;

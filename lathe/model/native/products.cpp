@@ -1,4 +1,4 @@
-// A linear map of a few rows: y = x w^T + bias.
+// A linear map of rows: y = x w^T + bias.
 #include "products.h"
 
 namespace lathe {
@@ -9,8 +9,8 @@ static void linear(const E* x, const E* w, const E* bias, E* y, i64 T, i64 N, i6
   {
     const Share rows(N, 16);
     const E* const matrix[] = {w};
-    products(matrix, rows.first, rows.last, K, x, stride, T, [&](i64 t, i64 n, i64 count, const float* const* sums) {
-      for (i64 r = 0; r < count; r++) y[t * N + n + r] = narrow<E>(bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r]);
+    products(matrix, rows.first, rows.last, K, x, stride, T, [&](i64 t, i64 n, i64 count, float* const* sums) {
+      rounded(sums[0], bias ? bias + n : nullptr, count, y + t * N + n);
     });
   }
 }

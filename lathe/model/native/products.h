@@ -1,4 +1,4 @@
-// Matrix products with a few rows: every weight is read once, in the order in which it is stored, row after row.
+// Matrix products: every weight is read in the order in which it is stored, row after row, and with few rows once.
 //
 // A tile is R rows of weights and M of what they are multiplied with: R x M sums, each over k in the same order whatever
 // R and M are, so that a row's result does not depend on what else is in the call.
@@ -80,75 +80,99 @@ template <class E> struct Lanes {
 };
 #endif
 
-// R sums for each of M rows of x: out[m][r]. w: the first of K numbers of each row; rows of x are `stride` apart.
-// `Far`: rows that come next lie `next` numbers behind, and are asked of the memory now.
-template <class E, int R, int M, bool Far>
-inline void tile(const E* const w[R], i64 K, i64 next, const E* x, i64 stride, float out[][R]) {
+constexpr int MOST = 6;    // rows of x in a tile
+constexpr i64 PANEL = 32;  // rows of weights between two looks at what came of them
+constexpr i64 SOME = 48;   // rows of x meanwhile, at most
+constexpr i64 NEAR = 16384;  // bytes of x that stay next to a core while weights pass by
+
+// Rows of weights that come next, and are asked of the memory now.
+template <class E> struct Ahead {
+  const E* at;
+  i64 rows;
+};
+
+// R sums for each of M rows of x: out[m * step + r]. w: the first of K numbers of each row; rows of x are `stride` apart.
+template <class E, int R, int M>
+inline void tile(const E* const* w, i64 K, const E* x, i64 stride, Ahead<E> ahead, float* out, i64 step) {
   using L = Lanes<E>;
   Sum sums[M][R];
   for (int m = 0; m < M; m++)
     for (int r = 0; r < R; r++) sums[m][r] = zero();
-  const auto step = [&](int r, int rows, auto load) {
-    typename L::V v[M];
-    for (int m = 0; m < M; m++) v[m] = load(x + m * stride);
-    for (; rows--; r++) {
-      const typename L::V a = load(w[r]);
-      for (int m = 0; m < M; m++) sums[m][r] = L::add(sums[m][r], a, v[m]);
-    }
-  };
-  const auto whole = [](i64 k) { return [k](const E* row) { return L::load(row + k); }; };
-  const auto some = [K](i64 k) { return [k, K](const E* row) { return L::part(row + k, K - k); }; };
   if constexpr (M == 1) {  // a matter of memory, which is read soonest from one end to the other
     for (int r = 0; r < R; r++) {
       i64 k = 0;
-      for (; k + L::width <= K; k += L::width) step(r, 1, whole(k));
-      if (k < K) step(r, 1, some(k));
+      for (; k + L::width <= K; k += L::width) sums[0][r] = L::add(sums[0][r], L::load(w[r] + k), L::load(x + k));
+      if (k < K) sums[0][r] = L::add(sums[0][r], L::part(w[r] + k, K - k), L::part(x + k, K - k));
     }
   } else {
+    const auto products = [&](auto load) {
+      typename L::V a[R];
+      for (int r = 0; r < R; r++) a[r] = load(w[r]);
+      for (int m = 0; m < M; m++) {
+        const typename L::V v = load(x + m * stride);
+        for (int r = 0; r < R; r++) sums[m][r] = L::add(sums[m][r], a[r], v);
+      }
+    };
     i64 k = 0;
     for (; k + L::width <= K; k += L::width) {
-      if constexpr (Far)
-        for (int r = 0; r < R; r++) __builtin_prefetch(w[r] + next + k, 0, 3);
-      step(0, R, whole(k));
+      for (i64 r = 0; r < ahead.rows; r++) __builtin_prefetch(ahead.at + r * K + k, 0, 3);
+      products([k](const E* row) { return L::load(row + k); });
     }
-    if (k < K) step(0, R, some(k));
+    if (k < K) products([k, K](const E* row) { return L::part(row + k, K - k); });
   }
   for (int m = 0; m < M; m++)
-    for (int r = 0; r < R; r += 4) totals(sums[m] + r, out[m] + r);
+    for (int r = 0; r < R; r += 4) totals(sums[m] + r, out + m * step + r);
 }
 
-constexpr int MOST = 6;  // rows of x in a tile
-
-template <class E, int R, int M, bool Far>
-inline void tile_of(i64 m, const E* const w[R], i64 K, const E* x, i64 stride, float out[][R]) {
+template <class E, int R, int M>
+inline void tile_of(i64 m, const E* const* w, i64 K, const E* x, i64 stride, Ahead<E> ahead, float* out, i64 step) {
   if (m == M)
-    tile<E, R, M, Far>(w, K, R * K, x, stride, out);
+    tile<E, R, M>(w, K, x, stride, ahead, out, step);
   else if constexpr (M > 1)
-    tile_of<E, R, M - 1, Far>(m, w, K, x, stride, out);
+    tile_of<E, R, M - 1>(m, w, K, x, stride, ahead, out, step);
 }
 
-// done(t, n, count, sums): of x[t], for `count` <= R rows of each of `W` matrices from row n on; sums[i][r].
-template <class E, int R, int W, class Done>
-inline void tiles(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
-  const i64 blocks = (T + MOST - 1) / MOST, each = (T + blocks - 1) / blocks;  // alike in size
-  float out[W][MOST][R];
-  for (i64 n = first; n < last; n += R) {
-    const i64 count = last - n < R ? last - n : R;
-    const E* rows[W][R];
-    for (int i = 0; i < W; i++)
-      for (i64 r = 0; r < R; r++) rows[i][r] = w[i] + (r < count ? n + r : last - 1) * K;
-    for (i64 t = 0; t < T; t += each) {
-      const i64 m = T - t < each ? T - t : each;
+// done(t, n, count, sums): of x[t], for `count` <= PANEL rows of each of `W` matrices from row n on; sums[i][r].
+template <class E, int W, class Done>
+inline void products(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
+  if (T == 1) {
+    constexpr int R = 16 / W;
+    float out[W][R];
+    float* sums[W];
+    for (i64 n = first; n < last; n += R) {
+      const i64 count = last - n < R ? last - n : R;
       for (int i = 0; i < W; i++) {
-        if (t == 0 && T > 1)
-          tile_of<E, R, MOST, true>(m, rows[i], K, x, stride, out[i]);
-        else if (T > 1)
-          tile_of<E, R, MOST, false>(m, rows[i], K, x + t * stride, stride, out[i]);
-        else
-          tile<E, R, 1, false>(rows[i], K, 0, x, stride, out[i]);
+        const E* rows[R];
+        for (i64 r = 0; r < R; r++) rows[r] = w[i] + (r < count ? n + r : last - 1) * K;
+        tile<E, R, 1>(rows, K, x, stride, {nullptr, 0}, out[i], R);
+        sums[i] = out[i];
       }
-      for (i64 j = 0; j < m; j++) {
-        const float* sums[W];
+      done(i64(0), n, count, sums);
+    }
+    return;
+  }
+  // Few rows of x stay all near while each weight passes once; of many, some at a time, past the weights of a panel.
+  const i64 near = NEAR / i64(sizeof(E)) / K / MOST * MOST;
+  const i64 some = T <= SOME ? T : near < MOST ? MOST : near > SOME ? SOME : near;
+  float out[W][SOME][PANEL];
+  for (i64 n = first; n < last; n += PANEL) {
+    const i64 count = last - n < PANEL ? last - n : PANEL;
+    for (i64 t = 0; t < T; t += some) {
+      const i64 here = T - t < some ? T - t : some;
+      const i64 blocks = (here + MOST - 1) / MOST, each = (here + blocks - 1) / blocks;  // alike in size
+      for (i64 r = 0; r < count; r += 4) {
+        for (int i = 0; i < W; i++) {
+          const E* rows[4];
+          for (i64 j = 0; j < 4; j++) rows[j] = w[i] + (r + j < count ? n + r + j : last - 1) * K;
+          for (i64 j = 0, b = 0; j < here; j += each, b++) {
+            const i64 asked = 4 * b / blocks, to = t ? asked : 4 * (b + 1) / blocks;  // shared out among the tiles
+            tile_of<E, 4, MOST>(here - j < each ? here - j : each, rows, K, x + (t + j) * stride, stride,
+                                {w[i] + (n + r + 4 + asked) * K, to - asked}, out[i][j] + r, PANEL);
+          }
+        }
+      }
+      for (i64 j = 0; j < here; j++) {
+        float* sums[W];
         for (int i = 0; i < W; i++) sums[i] = out[i][j];
         done(t + j, n, count, sums);
       }
@@ -156,12 +180,16 @@ inline void tiles(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x
   }
 }
 
-template <class E, int W, class Done>
-inline void products(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
-  if (T == 1)
-    tiles<E, 16 / W, W>(w, first, last, K, x, stride, T, done);
-  else
-    tiles<E, 4, W>(w, first, last, K, x, stride, T, done);
+// A row of sums, and a bias where there is one, as numbers of type E.
+template <class E>
+inline void rounded(const float* sums, const E* bias, i64 count, E* y) {
+  if (bias) {
+#pragma omp simd
+    for (i64 r = 0; r < count; r++) y[r] = narrow<E>(sums[r] + wide(bias[r]));
+  } else {
+#pragma omp simd
+    for (i64 r = 0; r < count; r++) y[r] = narrow<E>(sums[r]);
+  }
 }
 
 }  // namespace lathe
