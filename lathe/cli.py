@@ -30,6 +30,7 @@ ACTIONS = {
     "merge": "Put an adapter into its base: a model that needs neither.",
     "tokenizer": "Make a tokenizer from texts.",
     "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",
+    "quantize": "Write a model in fewer bits, and say what that costs.",
     "inspect": "Show what a model is and check its files.",
     "bench": "Time a model on this machine, beside what the machine could do.",
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",

@@ -274,7 +274,7 @@ def test_a_real_model_speaks_on(shared, capsys):
 
 def test_a_way_that_is_not_known_is_named(shared, capsys):
     folder = str(shared / "data/models/stories260K-hf")
-    with pytest.raises(UsageError, match=r'"nf5" is no way to quantize.*nf4, nf4-dq, int8.*Did you mean "nf4"'):
+    with pytest.raises(UsageError, match=r'"nf5" is no way to quantize.*nf4, nf4-dq, fp4.*Did you mean "nf4"'):
         LLM.load(folder, quantize="nf5")
     assert cli.main(["chat", folder, "Hello", "--quantize", "int5"]) == 2
     assert re.search(r'"int5" is no way to quantize', capsys.readouterr().err)

@@ -119,13 +119,13 @@ def write(
             form=form,
             dtype=dtype,
             generation=source.generation,
-            tokenizer=_tokenizer(source),
+            tokenizer=tokenizer(source),
             settings=settings,
             replace=force,
         )
 
 
-def _tokenizer(source: Checkpoint) -> Tokenizer | None:
+def tokenizer(source: Checkpoint) -> Tokenizer | None:
     """The source's, or None where it has none, which is said."""
     try:
         return source.tokenizer()

@@ -216,13 +216,16 @@ def spread(options: Options, device: torch.device, spec: Spec, weight_bytes: int
     return Spread(device, grid)
 
 
-def loaded(spread: Spread, given: Checkpoint, chosen: Precision, quantize: str | None = None) -> Decoder:
+def loaded(
+    spread: Spread, given: Checkpoint, chosen: Precision, quantize: str | None = None, dense: bool = False
+) -> Decoder:
     """This process's part of a model on disk, of which it reads no more. Nothing of it asks for gradients.
 
-    quantize: how its matrices are packed. Raises UsageError where they would be divided among processes, too.
+    quantize: how its matrices are packed. dense: none is, for all of them shall learn. Raises UsageError where packed
+    ones would be divided among processes, too.
     """
     if spread.grid.shards == spread.grid.slices == 1:
-        return given.load(chosen.device, chosen.weights, quantize=quantize)
+        return given.load(chosen.device, chosen.weights, quantize=quantize, dense=dense)
     if quantize:
         found = f"--quantize {quantize} is asked for, and the model is to be divided among processes."
         raise UsageError(found, "Packed weights are not divided.", "Give each process all of them: --strategy ddp.")

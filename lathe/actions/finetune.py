@@ -242,7 +242,7 @@ def work(options: Finetune, device: torch.device) -> int | None:
     renderer, examples, held = lessons(options, base)
     torch.manual_seed(options.seed)
     begin = checkpoint.open(step) if step and isinstance(options, Full) else base
-    given = course.loaded(spread, begin, chosen, packed(options))
+    given = course.loaded(spread, begin, chosen, packed(options), dense=isinstance(options, Full))
     decoder = adapted(options, spread, given, base, renderer.ends)
     steps = train.steps_of(examples)
     generation = {**base.generation, "eos_token_id": list(renderer.ends)}

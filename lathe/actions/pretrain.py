@@ -175,7 +175,7 @@ def weights(
     if given.spec != spec:
         found = f"{given.path} is another model than {options.model}, or of another size."
         raise CheckpointError(found, "Weights can only be continued in their own shape.")
-    return course.loaded(spread, given, chosen).requires_grad_()
+    return course.loaded(spread, given, chosen, dense=True).requires_grad_()
 
 
 def plan(options: Options, corpus: Corpus, decoder: Decoder, steps: int) -> str:

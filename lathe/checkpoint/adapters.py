@@ -143,10 +143,11 @@ class Adapted(Checkpoint):
         dtype: torch.dtype | None = None,
         share: Share | None = None,
         quantize: str | None = None,
+        dense: bool = False,
     ) -> Decoder:
         if share is not None:  # a rank's part of a model is cut from tensors: those that are merged
-            return super().load(device, dtype, share, quantize)
-        decoder = self.base.load(device, dtype, quantize=quantize)
+            return super().load(device, dtype, share, quantize, dense)
+        decoder = self.base.load(device, dtype, quantize=quantize, dense=dense)
         for name, adapter in self.adapters.items():
             adapt.put(decoder, name, adapter.parts)
         return decoder.eval()

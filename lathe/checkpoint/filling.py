@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 from lathe.transforms import quantize as quantizing
 from lathe.transforms import spread
+from lathe.weights.coded import Coded
 from lathe.weights.tensors import Ref
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 class Checkpoint:
     """A model on disk, its headers read and none of its tensors.
 
-    path: the folder or file. form: what it was recognised as, in words.
+    path: the folder or file. form: what it was recognised as, in words. quantized: the method by which its files'
+    weights are, or "".
     config, generation: as config.json and generation_config.json say it, also where another hand wrote the files.
     spec: what the configuration means. tensors: by their names in memory, none of them read.
     metadata: a GGUF file's own, by its keys.
@@ -42,6 +45,7 @@ class Checkpoint:
     tensors: dict[str, Ref]
     generation: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)  # a GGUF file's own
+    quantized: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,11 +58,13 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         share: Share | None = None,
         quantize: str | None = None,
+        dense: bool = False,
     ) -> Decoder:
         """A decoder filled from the files, without gradients. `dtype` None: as stored.
 
         device: several have the layers one after the other. share: load one rank's part, and read nothing else.
-        quantize: one of `transforms.quantize.KINDS`; matrices are packed as they are read, some rows at a time.
+        quantize: one of `transforms.quantize.KINDS`; matrices are packed as they are read, some rows at a time. None
+        leaves those in codes that the files have in one of `transforms.quantize.KEPT`, unless all shall be `dense`.
         On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
 
         Raises:
@@ -78,10 +84,12 @@ class Checkpoint:
         place = spread.places({name: tensors[name].nbytes for name, _ in slots(decoder)}, devices)
         state: dict[str, torch.Tensor] = {}
         unpacked = [*slots(decoder)]
-        packed = set() if how is None else quantizing.pack(decoder.to(dtype), how)
+        kinds = {} if dense else self._kinds(decoder, tensors, how)
+        quantizing.pack(decoder.to(dtype), kinds)
         for name, slot in unpacked:
-            if how is not None and (module := name.removesuffix(".weight")) in packed and module != name:
-                for key, part in quantizing.KINDS[how].pack(tensors[name].pieces(), slot.shape, place(name)).items():
+            module = name.removesuffix(".weight")
+            if module != name and module in kinds:
+                for key, part in packed(tensors[name], kinds[module], place(name)).items():
                     state[f"{module}.{key}"] = nn.Parameter(part, requires_grad=False)
                 continue
             learned = isinstance(slot, nn.Parameter)
@@ -96,6 +104,23 @@ class Checkpoint:
         if len(devices) > 1:
             spread.seams(decoder)
         return decoder.eval()
+
+    def _kinds(self, decoder: Decoder, tensors: Mapping[str, Ref], how: str | None) -> dict[str, str]:
+        """How each matrix is packed, by its module's name: those that are. Of codes that are unpacked it is said."""
+        names = [module for module, _ in quantizing.matrices(decoder)]
+        if how is not None:
+            return dict.fromkeys(names, how)
+        refs = {name: tensors[f"{name}.weight"] for name in names}
+        coded = {name: ref for name, ref in refs.items() if isinstance(ref, Coded)}
+        kinds = {name: ref.kind for name, ref in coded.items() if ref.kind in quantizing.KEPT and ref.sure()}
+        if unpacked := len(coded) - len(kinds):
+            warnings.warn(
+                f"{self.path} is quantized in a way ({self.quantized}) in which nothing is multiplied here: "
+                f"{unpacked} of its {len(names)} matrices are unpacked, and take the room they took before. "
+                "With --quantize they stay small, and are rounded once more.",
+                stacklevel=3,
+            )
+        return kinds
 
     def fitting(self, dtype: torch.dtype) -> Iterator[tuple[str, Ref]]:
         """What a decoder is filled with, by names: weights become `dtype`, buffers keep their precision.
@@ -127,6 +152,13 @@ class Checkpoint:
     @property
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
+
+
+def packed(ref: Ref, kind: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """The parts of a matrix, or of a stack of them: those that it is stored as, if they are of this kind."""
+    if isinstance(ref, Coded) and ref.kind == kind and ref.sure():
+        return {name: part.read().contiguous().to(device) for name, part in ref.parts.items()}
+    return quantizing.KINDS[kind].pack(ref.pieces(), torch.Size(ref.shape), device)
 
 
 def main_dtype(refs: Iterable[Ref]) -> torch.dtype:

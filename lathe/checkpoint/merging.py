@@ -102,7 +102,7 @@ def _merged(ref: Ref, terms: Sequence[Part]) -> Ref:
                 changed = changed + (table(part, box[0]) if part.table else part.change(rows, box[0]))
         return changed[(slice(None), *box[1:])].to(ref.dtype)
 
-    return replace(ref, fetch=fetch)
+    return Ref(ref.shape, ref.dtype, fetch, ref.source)  # whose codes, if it had any, are no longer its
 
 
 def _shifted(ref: Ref, terms: Sequence[Part]) -> Ref:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import families
-from lathe.checkpoint import adapters, lightning, links
+from lathe.checkpoint import adapters, lightning, links, quantized
 from lathe.checkpoint.documents import generation, read_json
 from lathe.checkpoint.filling import Checkpoint, named, some
 from lathe.errors import CheckpointError, MissingError, UsageError
@@ -122,8 +122,10 @@ def _shards(folder: Path, index: str) -> list[Path]:
 def _open_hugging_face(
     folder: Path, files: list[Path], read: Callable[[Path], Any], path: Path | None = None
 ) -> Checkpoint:
-    config = read_json(folder / "config.json")
+    config = quantized.amended(folder, read_json(folder / "config.json"))
     spec = families.read(config)
+    laws = families.rules(config, spec)
+    method, unpacking = quantized.rules(config, laws)
     tensors: dict[str, Ref] = {}
     for file in files:
         found = named(read(file), file)
@@ -133,11 +135,12 @@ def _open_hugging_face(
         tensors |= found
     return Checkpoint(
         path=path or folder,
-        form=f"Hugging Face, {'safetensors' if read is safetensors.open else 'pickle'}",
+        form=f"Hugging Face, {'safetensors' if read is safetensors.open else 'pickle'}{method and f', {method}'}",
         config=families.plain(config),
         spec=spec,
-        tensors=rules.into(families.rules(config, spec), tensors),
+        tensors=rules.into([*unpacking, *laws], tensors),
         generation=generation(folder),
+        quantized=method,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from lathe import families
-from lathe.checkpoint import merging, placing
+from lathe.checkpoint import merging, placing, quantized
 from lathe.checkpoint.documents import write_json
 from lathe.checkpoint.filling import blank, main_dtype
 from lathe.checkpoint.packing import pack
@@ -46,6 +46,7 @@ def save(
     files: Mapping[str, str] | None = None,
     more: Callable[[Path], None] | None = None,
     settings: str | None = None,
+    coded: Mapping[str, Ref] | None = None,
     replace: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -56,7 +57,8 @@ def save(
     become: F32, F16 or BF16, in GGUF also one of its mixtures, as Q4_K_M; None keeps each as it is. files: further text
     files by name (recipe.yaml), in a folder. more: writes whatever else shall be in the folder, before it is there.
     settings: the text of model_config.yaml, where LitGPT itself described the model; None describes it, which not all
-    models can be. shard_bytes: how large a file of weights becomes before another is begun.
+    models can be. coded: the matrices (`weights.coded.Coded`) that an hf folder keeps in codes, by names in memory.
+    shard_bytes: how large a file of weights becomes before another is begun.
 
     Raises:
         UsageError: something is at `place` and `replace` is not given; no such form; no room on the disk.
@@ -76,14 +78,15 @@ def save(
     if "lm_head.weight" in model and families.read(config).tied:  # an adapter parted them
         config = {**config, "tie_word_embeddings": False}
     config = described(config)
-    placing.room(place, sum(ref.nbytes for ref in model.values()) if dtype in (None, *DTYPES) else 0)
+    smaller = bool(coded) or dtype not in (None, *DTYPES)
+    placing.room(place, 0 if smaller else sum(ref.nbytes for ref in model.values()))
     with placing.beside(place, replace) as written:
         if form == "gguf":
             _write_gguf(written, dict(model), config, dtype, tokenizer)
             return
         written.mkdir()
         if form == "hf":
-            _write_hugging_face(written, dict(model), config, shard_bytes)
+            _write_hugging_face(written, dict(model), config, shard_bytes, coded or {})
         else:
             _write_litgpt(written, dict(model), config, settings)
         if generation:
@@ -96,9 +99,15 @@ def save(
             more(written)
 
 
-def _write_hugging_face(folder: Path, model: Refs, config: Mapping[str, Any], shard_bytes: int) -> None:
-    named = rules.back(families.rules(config, families.read(config)), model)
-    shards = cut(named, shard_bytes)
+def _write_hugging_face(
+    folder: Path, model: Refs, config: Mapping[str, Any], shard_bytes: int, coded: Mapping[str, Ref]
+) -> None:
+    laws = families.rules(config, families.read(config))
+    named = stored = rules.back(laws, model)
+    if coded:
+        stored, told = quantized.packed(named, rules.back(laws, {**model, **coded}))
+        config = {**config, quantized.KEY: told}
+    shards = cut(stored, shard_bytes)
     found = {file_name(number, len(shards)): shard for number, shard in enumerate(shards, 1)}
     for name, shard in found.items():
         safetensors.write(folder / name, shard)

@@ -133,7 +133,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     text, _ = _text(config)
     family = find(text)
     known = {"model_type": family.model_type} if text.get("model_type") in family.alias else {}
-    return {key: value for key, value in text.items() if key not in family.spent} | known
+    return {key: value for key, value in text.items() if key not in (*family.spent, "quantization_config")} | known
 
 
 def _text(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -17,7 +17,8 @@ from lathe.weights.rules import Rule
 
 MISSING: Any = object()
 
-# Keys that do not change what the model computes: bookkeeping, training, and what the tokenizer's files say.
+# Keys that do not change what the model computes: bookkeeping, training, and what the tokenizer's files say. The last
+# says how weights are packed in the files, which `checkpoint.quantized` reads.
 NOISE = frozenset(
     """
     architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path auto_map use_cache
@@ -32,7 +33,7 @@ NOISE = frozenset(
     max_length min_length do_sample temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_beams num_beam_groups num_return_sequences
     diversity_penalty early_stopping remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens
+    begin_suppress_tokens quantization_config
     """.split()
 )
 
@@ -180,14 +181,6 @@ class Keys:
             part.check()
         known = {*self.taken, *self.noise}
         left = sorted(str(key) for key, value in self.config.items() if key not in known and value is not None)
-        if "quantization_config" in left:
-            told = self.config["quantization_config"]
-            method = told.get("quant_method") if isinstance(told, Mapping) else None
-            raise ConfigError(
-                f'{self.file} says that the weights are quantized ("{self.inside}quantization_config", {method}).',
-                "This version reads no such weights in Hugging Face form.",
-                "Take a copy of the model in bfloat16, or one in GGUF.",
-            )
         if left:
             names = ", ".join(f'"{self.inside}{name}"' for name in left)
             raise ConfigError(

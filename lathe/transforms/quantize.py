@@ -5,6 +5,8 @@ nf4      sixteen values at the quantiles of a normal distribution, times the lar
 nf4-dq   the same, with those largest numbers in 8 bits, in blocks of 256 about their mean: 4.13 bits
 int8     whole numbers, times a 127th of the largest of each row (arXiv:2208.07339, without its outliers): 8 bits
 int4     whole numbers from -8 to 7, times a scale for each 32 numbers of a row, chosen for the least error: 4.5 bits
+fp4      as nf4, with the sixteen values that floats of 4 bits have; fp4-dq as nf4-dq
+fp8      floats of 8 bits (4 of exponent, 3 of mantissa), times a 448th of the largest of each row: 8 bits
 
 Gradients go to what is multiplied, not to the codes: adapters learn beside them (QLoRA). Embedding, head, norms and
 routers stay as they are. Knows no file: `Kind.pack` takes the pieces of a matrix as they are read.
@@ -14,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -26,6 +29,7 @@ from lathe.model import kernels, layers
 from lathe.model.decoder import Decoder
 from lathe.model.mlps import Stacked
 
+Table = tuple[float, ...]
 BLOCK, COARSE, GROUP = 64, 256, 32
 CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are not by a CPU, which has caches
 # Appendix E of the paper; rounded to the nearest, of two as near to the lower.
@@ -34,6 +38,9 @@ NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+# By their codes: a sign, two bits of exponent, one of mantissa, but that the least of all is not zero's half.
+FP4 = tuple(sign * value / 12 for sign in (1, -1) for value in (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0))
+LARGEST8 = 448.0  # of the floats of 8 bits
 
 
 @dataclass(frozen=True)
@@ -105,28 +112,30 @@ def _nonzero(largest: Tensor) -> Tensor:
     return torch.where(largest == 0, 1, largest)
 
 
-def _nf4(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _to_table(values: Table, rows: Tensor) -> tuple[Tensor, Tensor]:
     """n D, float32, to n D/2 codes, two in a byte, the first in its upper half, and n D/64 largest sizes."""
     blocks = F.pad(rows, (0, -rows.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     largest = blocks.abs().amax(-1)
-    values, shares = torch.tensor(NF4), blocks / _nonzero(largest)[..., None]
+    shares = blocks / _nonzero(largest)[..., None]
+    ordered = sorted({value: code for code, value in reversed([*enumerate(values)])}.items())  # of two zeros the first
     codes = torch.zeros(shares.shape, dtype=torch.uint8, device=rows.device)
-    for between in ((values[1:] + values[:-1]) / 2).tolist():  # sooner than a search
-        codes += shares > between
-    codes = codes.flatten(1)
-    return codes[:, ::2] << 4 | codes[:, 1::2], largest
+    for (below, _), (above, _) in pairwise(ordered):
+        codes += shares > (below + above) / 2  # sooner than a search
+    if values is not NF4:  # whose codes are in the order of what they stand for
+        codes = torch.tensor([code for _, code in ordered], dtype=torch.uint8, device=rows.device)[codes.int()]
+    return halves(codes.flatten(1)), largest
 
 
-def _from_nf4(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
-    pairs = _pairs(codes.device).index_select(0, codes.flatten().int()).view(torch.float32)
+def _from_table(values: Table, codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    pairs = _pairs(values, codes.device).index_select(0, codes.flatten().int()).view(torch.float32)
     return (pairs.view(*scales.shape, BLOCK) * scales[..., None]).flatten(-2)[..., :inputs]
 
 
 @cache
-def _pairs(device: torch.device) -> Tensor:
+def _pairs(table: Table, device: torch.device) -> Tensor:
     """The two values that each byte stands for, together as one of 64 bits, which is looked up soonest."""
     with torch.inference_mode(False):
-        values = torch.tensor(NF4, device=device)
+        values = torch.tensor(table, device=device)
         return torch.stack((values.repeat_interleave(16), values.repeat(16)), 1).view(torch.int64).flatten()
 
 
@@ -139,25 +148,48 @@ def _from_int8(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
     return codes * scales
 
 
-def _int4(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """n D, float32, to n D/2 codes, 8 more than the whole numbers, two in a byte as in nf4, and n D/32 scales.
+def _fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    scales = rows.abs().amax(1, keepdim=True) / LARGEST8
+    return (rows / _nonzero(scales)).to(torch.float8_e4m3fn), scales
 
-    The largest number becomes -8 or less: of some scales that do so, each fitted to its whole numbers (least squares),
-    the best is taken.
-    """
+
+def _from_fp8(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    return codes.float() * scales
+
+
+def _int4(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """n D, float32, to n D/2 codes, 8 more than the whole numbers, two in a byte as in nf4, and n D/32 scales."""
     groups = F.pad(rows, (0, -rows.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    scales = int4_scales(groups)
+    return halves(int4_codes(groups, scales[..., None]).flatten(1)), scales
+
+
+def int4_codes(groups: Tensor, scales: Tensor) -> Tensor:
+    """The codes nearest to numbers, uint8: whole numbers from -8 to 7, and 8 more."""
+    return ((groups / _nonzero(scales.float())).round().clamp(-8, 7) + 8).to(torch.uint8)
+
+
+def halves(codes: Tensor) -> Tensor:
+    """Codes of 4 bits two in a byte, the first in its upper half: ... 2n -> ... n."""
+    return codes[..., ::2] << 4 | codes[..., 1::2]
+
+
+def int4_scales(groups: Tensor, ends: Sequence[float] = (-8.0, -7.3, -6.6)) -> Tensor:
+    """The scale of each group of numbers, float16: ... 32 -> ...
+
+    The largest number becomes an end: of the scales that do so, each fitted to its whole numbers (least squares), the
+    best is taken.
+    """
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     largest = torch.where(-low > high, low, high)
     best = torch.full_like(largest, float("inf"))
     scales = torch.zeros_like(largest)
-    for end in (-8.0, -7.3, -6.6):
+    for end in ends:
         codes = (groups / _nonzero(largest / end)).round().clamp(-8, 7)
         fitted = (groups * codes).sum(-1, keepdim=True) / _nonzero(codes.square().sum(-1, keepdim=True))
         error = (groups - fitted * codes).square().sum(-1, keepdim=True)
         scales, best = torch.where(error < best, fitted, scales), torch.minimum(best, error)
-    scales = scales.to(torch.float16)
-    whole = ((groups / _nonzero(scales.float())).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
-    return whole[:, ::2] << 4 | whole[:, 1::2], scales[..., 0]
+    return scales[..., 0].to(torch.float16)
 
 
 def _from_int4(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
@@ -173,10 +205,18 @@ def _groups(inputs: int) -> int:
     return -(-inputs // GROUP)
 
 
+def _table(values: Table, double: bool = False) -> Kind:
+    to, back = partial(_to_table, values), partial(_from_table, values)
+    return Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), to, back, double)
+
+
 KINDS = {
-    "nf4": Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), _nf4, _from_nf4),
-    "nf4-dq": Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), _nf4, _from_nf4, double=True),
+    "nf4": _table(NF4),
+    "nf4-dq": _table(NF4, double=True),
+    "fp4": _table(FP4),
+    "fp4-dq": _table(FP4, double=True),
     "int8": Kind(torch.int8, lambda inputs: inputs, lambda inputs: 1, _int8, _from_int8),
+    "fp8": Kind(torch.float8_e4m3fn, lambda inputs: inputs, lambda inputs: 1, _fp8, _from_fp8),
     "int4": Kind(
         torch.uint8,
         lambda inputs: _groups(inputs) * GROUP // 2,
@@ -186,7 +226,11 @@ KINDS = {
         scale=torch.float16,
     ),
 }
-LITGPT = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.int8": "int8", "bnb.int8-training": "int8"}
+KEPT = ("int8", "int4", "nf4")  # kinds that stay in codes where a checkpoint has them: they are also multiplied so
+LITGPT = {
+    **{f"bnb.{name}": name for name in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")},
+    "bnb.int8-training": "int8",
+}
 
 
 def known(name: str) -> str:
@@ -305,13 +349,15 @@ def matrices(decoder: Decoder) -> Iterator[tuple[str, layers.Linear | Stacked]]:
             yield name, module
 
 
-def pack(decoder: Decoder, how: str) -> set[str]:
-    """Put packed modules into the places of a decoder's matrices, and return their names. A decoder on the meta device
-    gets room for codes, and no values; another keeps what it computes as nearly as the codes can say it."""
-    found = dict(matrices(decoder))
-    for name, module in found.items():
-        made = (PackedLinear if isinstance(module, layers.Linear) else PackedStacked)(module, how)
+def pack(decoder: Decoder, how: str | Mapping[str, str]) -> None:
+    """Put packed modules into the places of a decoder's matrices: of all, or of those that are told, by their names. A
+    decoder on the meta device gets room for codes, and no values; another keeps what it computes as nearly as the codes
+    can say it."""
+    for name, module in [*matrices(decoder)]:
+        kind = how if isinstance(how, str) else how.get(name)
+        if kind is None:
+            continue
+        made = (PackedLinear if isinstance(module, layers.Linear) else PackedStacked)(module, kind)
         if not module.weight.is_meta:
-            made.take(KINDS[how].pack([module.weight.detach()], module.weight.shape, module.weight.device))
+            made.take(KINDS[kind].pack([module.weight.detach()], module.weight.shape, module.weight.device))
         decoder.set_submodule(name, made.train(module.training))
-    return {*found}
