@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint unit oracles bench fuzz clean
+.PHONY: demo test lint unit docs oracles bench fuzz clean
 
 demo: $(VENV)/.demo  ## train a small model on the Python manual and let it speak: offline, about two minutes
 	$(BIN)/lathe demo
@@ -34,6 +34,9 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) install --constraint constraints.txt --editable '.[plot,test]'
 	touch $@
+
+docs: $(VENV)/.test  ## the site, in site/, offline; anything amiss in it is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 # The previous major of OpenAI's client, in a folder of its own, which its tests put before the current one.
 .venv-openai2/.made: $(VENV)/.test
@@ -79,4 +82,4 @@ fuzz: $(VENV)/.test  ## a hundred thousand damaged checkpoints; only errors of o
 	$(BIN)/python tests/fuzz.py 100000
 
 clean:
-	rm -rf $(VENV) .venv-* build dist out
+	rm -rf $(VENV) .venv-* build dist out site

@@ -137,7 +137,7 @@ class Source:
         made = opened.load("cpu", torch.float32).requires_grad_()
         for parameter in made.parameters():  # not a view of the file: a Trainer would save all of that
             parameter.data = parameter.data.clone()
-        return made
+        return made.train()
 
 
 def _words(at: str | Path, style: str | None, checkpoints: Path, token: str | None) -> Tokenizer:

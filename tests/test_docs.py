@@ -1,21 +1,27 @@
-"""What README and docs/ show is run: Python as it stands, and command lines as far as their options go."""
+"""What README and docs/ show is run: Python as it stands, the ways through from their beginning to their end, and every
+other command line as far as its options go."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lathe import checkpoint, families
-from lathe.cli import ACTIONS, load
+from lathe.cli import ACTIONS, load, main
 from lathe.command import command, read
 from lathe.model import initial
 from lathe.tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = {page.name: page for page in PAGES}
+WAITING = ("serve", "chat", "demo", "runs")  # commands that somebody has to end, or that take minutes
+SERVER = "http://127.0.0.1:8000"  # as the pages call it
 
 
 @pytest.fixture
@@ -30,32 +36,113 @@ def demo(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced blocks of README.md in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[0].read_text(), flags=re.MULTILINE | re.DOTALL)
+def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
+    """The fenced blocks of a page: what stands before it, the language, and what is in it."""
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        yield text[: match.start()], match[1], match[2]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words after `lathe` of each command line in a block."""
+    lines = re.findall(r"^\s*(?:\$ )?lathe (.*)", block.replace("\\\n", " "), flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def programs(page: Path) -> list[str]:
+    """The blocks of a page that are programs."""
+    return [block for _, language, block in blocks(page) if language == "python"]
 
 
 def test_the_python_in_the_readme_runs(demo, capsys):
-    (program,) = blocks("python")
+    (program,) = programs(PAGES[0])
     exec(program, {})
     assert capsys.readouterr().out
     assert checkpoint.open("copy").spec == checkpoint.open("out/demo/final").spec
 
 
+@pytest.mark.parametrize("name", ["first-hour.md", "continue-pretraining.md", "team.md"])
+def test_a_way_through_is_walked(name: str, demo: Path, capsys):
+    """Files are written, commands run and programs executed, in the order of the page."""
+    (demo / "notes.txt").write_text("The lathe turns the work, and the tool stands still.\n" * 60)
+    for before, language, block in blocks(DOCS[name]):
+        if language == "json":
+            (demo / re.findall(r"`([\w.]+\.json)`", before)[-1]).write_text(block)
+        elif language == "python" and SERVER not in block:
+            exec(block, {})
+        elif language == "":
+            for words in commands(block):
+                assert words[0] in WAITING or not main(words), f"lathe {shlex.join(words)}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [(name, n) for name in ("masks.md", "numerics.md", "lightning.md") for n in range(len(programs(DOCS[name])))],
+)
+def test_programs_run(name: str, number: int, demo: Path):
+    program = programs(DOCS[name])[number]
+    if "meta-llama/" in program:
+        pytest.skip("its model is large; tests/test_api.py runs these lines with a small one")
+    if "import lightning" in program:
+        pytest.importorskip("lightning", reason="lightning is not installed")
+    exec(program, {"__name__": "example"})
+
+
+def test_adapters_are_switched_as_shown(demo: Path, monkeypatch):
+    (demo / "out/demo/final").rename("stories260K")
+    (demo / "who.json").write_text(json.dumps([{"instruction": "Who?", "output": "Me."}] * 2))
+    learn = (
+        "finetune stories260K --data who.json --out-dir out --max-repeats 1 --val-split-fraction 0 --train.max-steps 1"
+    )
+    assert not main(learn.split())
+    (demo / "out/final").rename("bard")
+    (program,) = programs(DOCS["adapters.md"])
+    exec(program, {})
+
+
+@pytest.mark.parametrize("name", ["openai.md", "team.md", "tools.md"])
+def test_programs_that_ask_a_server_run(name: str, tool_server):
+    model = tool_server.client.get("/v1/models").json()["data"][0]["id"]
+    (program,) = programs(DOCS[name])
+    exec(re.sub(r'model="[\w/.-]+"', f'model="{model}"', program.replace(SERVER, tool_server.url)), {})
+
+
+@pytest.mark.parametrize("name", ["first-hour.md", "litgpt-and-ollama.md"])
+def test_requests_are_answered(name: str, tool_server):
+    """Each `curl` line, as it stands but for the port and the model's name."""
+    model = tool_server.client.get("/v1/models").json()["data"][0]["id"]
+    asked = 0
+    for _, _, block in blocks(DOCS[name]):
+        for line in re.findall(r"^curl (.*)", block.replace("\\\n", " "), flags=re.MULTILINE):
+            words = shlex.split(line)
+            body = json.loads(words[words.index("-d") + 1])
+            body |= {"model": model} if "model" in body else {}
+            answer = tool_server.client.post(words[0].removeprefix(SERVER), json=body | {"max_tokens": 8})
+            assert answer.status_code == 200, answer.text
+            asked += 1
+    assert asked
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_line_is_one(page):
-    """Each `lathe ...` line of a code block names an action and options that it has."""
-    text = "\n".join(re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL))
-    lines = re.findall(r"^\s*(?:\$ )?lathe (.*)", text.replace("\\\n", " "), flags=re.MULTILINE)
-    for line in lines:
-        name, *words = shlex.split(line, comments=True)
-        assert name in ACTIONS or name.startswith("-") or name == "ACTION", line
-        if name in ACTIONS and "--temprature" not in words:
-            options, run = load(name)
-            assert read(command(name, options, run.__doc__), options, words) is not None, line
+    """Each `lathe ...` line of a code block names an action and options that it has, and programs are Python."""
+    for _, language, block in blocks(page):
+        if language == "python":
+            compile(block if not block.startswith(" ") else "if True:\n" + block, page.name, "exec")
+            continue
+        for name, *words in commands(block):
+            assert name in ACTIONS or name.startswith("-") or name == "ACTION", name
+            if name in ACTIONS and "--temprature" not in words:
+                options, run = load(name)
+                if hasattr(options, "understood"):
+                    options, words = options.understood(words)
+                assert (
+                    read(command(name, options, run.__doc__), options, words) is not None or "--print-config" in words
+                )
 
 
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            assert target.startswith("http") or (page.parent / target).exists(), f"{target} in {page.name}"
+            made = target.startswith("reference/")  # when the site is built, which tells of broken ones
+            assert made or target.startswith("http") or (page.parent / target).exists(), f"{target} in {page.name}"
