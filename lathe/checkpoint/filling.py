@@ -16,6 +16,7 @@ from lathe.checkpoint.documents import read_yaml
 from lathe.errors import CheckpointError
 from lathe.families import litgpt
 from lathe.model.decoder import Decoder
+from lathe.model.native.resident import Passing
 from lathe.model.spec import Spec
 from lathe.transforms import quantize as quantizing
 from lathe.transforms import spread
@@ -86,16 +87,18 @@ class Checkpoint:
         unpacked = [*slots(decoder)]
         kinds = {} if dense else self._kinds(decoder, tensors, how)
         quantizing.pack(decoder.to(dtype), kinds)
+        passing = Passing()
         for name, slot in unpacked:
             module = name.removesuffix(".weight")
             if module != name and module in kinds:
-                for key, part in packed(tensors[name], kinds[module], place(name)).items():
+                for key, part in packed(tensors[name], kinds[module], place(name), passing).items():
                     state[f"{module}.{key}"] = nn.Parameter(part, requires_grad=False)
                 continue
             learned = isinstance(slot, nn.Parameter)
             # Buffers are float32 facts beside the weights and keep their precision.
             tensor = tensors[name].to(dtype if learned else torch.float32).read().to(place(name))
             state[name] = nn.Parameter(tensor, requires_grad=False) if learned else tensor
+        passing.release()
         if self.spec.tied:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]  # one parameter under two names
         decoder.load_state_dict(state, assign=True)
@@ -154,11 +157,11 @@ class Checkpoint:
         return self.path if self.path.is_dir() else self.path.parent
 
 
-def packed(ref: Ref, kind: str, device: torch.device) -> dict[str, torch.Tensor]:
+def packed(ref: Ref, kind: str, device: torch.device, passing: Passing) -> dict[str, torch.Tensor]:
     """The parts of a matrix, or of a stack of them: those that it is stored as, if they are of this kind."""
     if isinstance(ref, Coded) and ref.kind == kind and ref.sure():
         return {name: part.read().contiguous().to(device) for name, part in ref.parts.items()}
-    return quantizing.KINDS[kind].pack(ref.pieces(), torch.Size(ref.shape), device)
+    return quantizing.KINDS[kind].pack(passing.through(ref.pieces()), torch.Size(ref.shape), device)
 
 
 def main_dtype(refs: Iterable[Ref]) -> torch.dtype:

@@ -24,13 +24,14 @@ from lathe.model import attention, layers, mlps, native, rope, spec
 from lathe.model.decoder import Block, Decoder, Parallel, PostNorm, PreNorm, Sandwich, Sequential, Shared, Trunk
 from lathe.model.kernels import Cache
 from lathe.model.layout import Layout
-from lathe.model.native import structures
+from lathe.model.native import resident, structures
 from lathe.transforms import quantize
 from lathe.transforms.adapted import shape_of
 from lathe.transforms.lowrank import LoraLinear, Terms
 
 FEW = 32  # rows that kernels of our own multiply sooner than torch's wherever they run
 MANY = 2**40  # any number of them
+ROWS = 4096  # of a head that are made into codes at once
 WIDEST = 512  # channels of a head, as in attention.h
 NORMS = {  # where a block's norms stand
     PreNorm: {"before_mixer": "input_layernorm", "before_mlp": "post_attention_layernorm"},
@@ -141,7 +142,10 @@ class QuickHead(QuickLinear):
         super().__init__(plain, kernels)
         w = self.weight.detach()
         self.kernels, self.made_of = kernels, w.data_ptr()
-        self.kept = [*quantize.KINDS["int8"].pack([w], w.shape, w.device).values()]  # not parameters: never saved
+        passing = resident.Passing()
+        pieces = passing.through(w.split(ROWS))
+        self.kept = [*quantize.KINDS["int8"].pack(pieces, w.shape, w.device).values()]  # not parameters: never saved
+        passing.release()
 
     def forward(self, x: Tensor) -> Tensor:
         same = self.weight.data_ptr() == self.made_of

@@ -1,0 +1,93 @@
+"""Pages of a mapped file that were read for a moment are given back, and nothing that was written is ever lost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lathe import checkpoint, families
+from lathe.model import initial
+from lathe.model.native import resident
+from lathe.weights import safetensors
+from lathe.weights.tensors import Ref
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which pages of a file are in memory")
+ROWS = 2048
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+
+
+def held(file: Path) -> int:
+    """Bytes of a file that are in this process's memory."""
+    total, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            here = words[-1] == str(file)
+        elif here and words[0] == "Rss:":
+            total += int(words[1]) * 1024
+    return total
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    place = tmp_path / "rows.safetensors"
+    rows = torch.arange(ROWS * ROWS, dtype=torch.float32).view(ROWS, ROWS)
+    safetensors.write(place, {"rows": Ref.of(rows)})
+    return place
+
+
+def test_what_was_read_is_given_back_and_can_be_read_again(file, monkeypatch):
+    monkeypatch.setattr(resident, "LIMIT", 1 << 20)
+    rows = safetensors.open(file)["rows"].read()
+    passing = resident.Passing()
+    total = 0.0
+    for part in passing.through(rows.split(128)):
+        total += float(part.double().sum())
+        assert held(file) < 6 << 20  # of 16: what was read last, and what the system reads ahead
+    passing.release()
+    assert held(file) < 1 << 20
+    assert total == float(rows.double().sum()) == ROWS**2 * (ROWS**2 - 1) / 2
+
+
+def test_where_something_was_written_all_stays(file):
+    rows = safetensors.open(file)["rows"].read()
+    rows[500, 500] = -1
+    passing = resident.Passing()
+    for part in passing.through(rows.split(128)):
+        part.sum()
+    before = held(file)
+    passing.release()
+    assert held(file) == before > 12 << 20 and rows[500, 500] == -1
+
+
+def test_memory_of_its_own_stays():
+    rows = torch.ones(ROWS, ROWS)
+    passing = resident.Passing()
+    assert sum(float(part.sum()) for part in passing.through(rows.split(128))) == ROWS**2
+    passing.release()
+    assert rows.sum() == ROWS**2
+
+
+def test_quantizing_does_not_keep_what_it_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(resident, "LIMIT", 1 << 20)
+    spec = families.read(CONFIG)
+    checkpoint.save(tmp_path / "model", initial.decoder(spec, seed=0), CONFIG)
+    opened = checkpoint.open(tmp_path / "model")
+    decoder = opened.load(quantize="int8")
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    assert held(weights) < weights.stat().st_size / 4
+    whole = opened.load()
+    for name, module in decoder.named_modules():
+        if hasattr(module, "codes"):
+            plain = whole.get_submodule(name).weight
+            assert (module.codes * module.scales - plain).abs().max() <= plain.abs().max() / 127
