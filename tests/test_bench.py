@@ -16,7 +16,8 @@ from lathe.actions.roofline import Machine, Work
 from lathe.cli import main
 from lathe.engine import Engine, Sampling
 from lathe.engine.pace import Pace, pace
-from lathe.training import gauge, initial
+from lathe.model import initial
+from lathe.training import gauge
 from lathe.transforms import quantize
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
