@@ -27,6 +27,7 @@ ACTIONS = {
     "pretrain": "Train a model on text, from random weights or from given ones.",
     "finetune": "Teach a model by examples, with an adapter beside it or whole.",
     "runs": "Compare trainings in the browser, while they go on.",
+    "evaluate": "Measure models on tasks, and compare them.",
     "merge": "Put an adapter into its base: a model that needs neither.",
     "tokenizer": "Make a tokenizer from texts.",
     "convert": "Write a model in another form: for transformers, LitGPT or llama.cpp.",

@@ -23,6 +23,8 @@ from lathe.transforms.shard import Group, echo
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from lathe.evaluation.results import Result
+
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 MAX_NEW_TOKENS = 256  # where neither the caller nor the checkpoint says how long an answer may be
@@ -189,7 +191,7 @@ class LLM(Module):
         self.tokenizer = tokenizer
         self.config, self.generation = config, generation or {}
         self.defaults = defaults(self.generation)
-        self.stops = frozenset((*tokenizer.eos_ids, *_ids(self.generation.get("eos_token_id"))))
+        self.stops = ends(tokenizer, self.generation)
 
     @staticmethod
     def load(
@@ -362,6 +364,39 @@ class LLM(Module):
         """Natural log-probability of each token after the first, given those before it."""
         return self.engine.score(tokens)
 
+    def evaluate(
+        self,
+        tasks: str | Sequence[str],
+        *,
+        data: str | Sequence[str] = (),
+        num_fewshot: int | None = None,
+        fewshot_data: str | None = None,
+        limit: float | None = None,
+        apply_chat_template: bool = False,
+        batch_tokens: int | None = None,
+        out_dir: str | Path | None = None,
+    ) -> dict[str, Result]:
+        """What the model is worth on tasks, by their names.
+
+        tasks: files of rows, "perplexity" of the texts in `data`, and tasks of lm-evaluation-harness; docs/evaluate.md
+        has what each gives. The other options are those of `lathe evaluate`; without `out_dir` nothing is written.
+
+        Raises UsageError, MissingError, DataError.
+        """
+        from lathe.evaluation import results
+        from lathe.evaluation.examination import Examination
+        from lathe.evaluation.local import Local
+        from lathe.evaluation.tasks import Settings
+
+        settings = Settings(num_fewshot, fewshot_data, limit, chat=apply_chat_template)
+        names, texts = ([word] if isinstance(word, str) else word for word in (tasks, data))
+        subject = Local(self.decoder, self.tokenizer, self.stops, batch_tokens=batch_tokens)
+        made = Examination.of(names, settings, data=texts).run(subject)
+        if out_dir is not None:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
+            results.save(Path(out_dir), made, {"model": None, "identity": None})
+        return {result.task: result for result in made}
+
     def save(self, path: str | Path, format: str = "hf") -> None:
         """Write the model for transformers ("hf", a folder), for LitGPT ("litgpt", a folder) or as a "gguf" file.
 
@@ -441,6 +476,11 @@ def _grammar(schema: str | Mapping[str, Any] | None, regex: str | None, grammar:
     if schema is not None:
         return forms.of_schema(schema)
     return grammar if regex is None else forms.of_regex(regex)
+
+
+def ends(tokenizer: Tokenizer, generation: Mapping[str, Any]) -> frozenset[int]:
+    """The tokens that end an answer."""
+    return frozenset((*tokenizer.eos_ids, *_ids(generation.get("eos_token_id"))))
 
 
 def _ids(told: int | Sequence[int] | None) -> Sequence[int]:

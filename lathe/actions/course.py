@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lathe.actions import launch, litgpt_words
+from lathe.actions import examined, launch, litgpt_words
 from lathe.actions.training import Eval, Optimizer, Train
 from lathe.errors import CheckpointError, UsageError
 from lathe.options import to_yaml
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lathe.checkpoint import Checkpoint
     from lathe.data.loader import Steps, Work
+    from lathe.evaluation.examination import Examination
     from lathe.model.decoder import Decoder
     from lathe.model.spec import Spec
     from lathe.tokenizer import Tokenizer
@@ -72,6 +73,10 @@ class Options(launch.Devices):
     and val in it, or a name (see docs/sources.md)."""
     val_data: tuple[str, ...] = ()
     """Data to validate on, instead of a part of the other."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks to measure the model on whenever it is validated, as lathe evaluate has them: files of rows, and names."""
+    eval_limit: float | None = None
+    """Only so many samples of each of them; below 1, this part of them."""
     train: Train = field(default_factory=Train)
     """How long and how much."""
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -257,6 +262,7 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
     spread.learn(course.decoder)
     training = state.Training(course.decoder, optimizers, {"data": course.data, "scale": scale}, spread)
     progress = training.restore(step / "state") if step else state.Progress()
+    exam = examined.examination(options.eval_tasks, options.eval_limit, spread.grid)
     out.print(course.plan if step is None else f"{course.plan}\nResume from {step}")
     others = loggers.open(options.logger, options.out_dir, course.title, yaml.safe_load(recipe)) if spread.first else []
     about = About.of(course.title, recipe, course.decoder, course.precision, others, spread.grid.size)
@@ -276,7 +282,7 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
             record.step(at)
             display.step(at)
             if at.number % options.eval.interval == 0:
-                look(course, options, record, display)
+                look(course, options, record, display, exam)
             if at.number % train.save_interval == 0 and not ended:
                 save(step_name(at.number), training)
             return not ended
@@ -300,7 +306,7 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
         )
         early = 0 if limits.over(reached) else ended
         if not early and reached.steps % options.eval.interval:
-            look(course, options, record, display)
+            look(course, options, record, display, exam)
         place = save(step_name(reached.steps), training) if early else save("final", None)
     if not spread.first:
         return 128 + early if early else None
@@ -310,8 +316,9 @@ def follow(course: Course, options: Options, step: Path | None, out: Console) ->
     return 128 + early if early else None
 
 
-def look(course: Course, options: Options, record: Run, display: Display) -> None:
-    """Validate the model as it is now, and show what it writes. Raises UsageError for a loss that is no number."""
+def look(course: Course, options: Options, record: Run, display: Display, exam: Examination | None) -> None:
+    """Validate the model as it is now, measure it on tasks, and show what it writes. Raises UsageError for a loss that
+    is no number."""
     from lathe.training import loop
 
     course.decoder.eval()
@@ -323,6 +330,10 @@ def look(course: Course, options: Options, record: Run, display: Display) -> Non
         record.validated(step, mean)
         more = f"  perplexity {math.exp(mean):.1f}" if course.perplexity else ""
         display.say(f"step {step}  validation loss {mean:.3f}{more}")
+    if exam is not None:
+        figures = examined.figures(exam, course.decoder, course.tokenizer, course.generation)
+        record.examined(step, figures)
+        display.say("\n".join(f"step {step}  {name} {value:.4f}" for name, value in figures.items()))
     if course.say:
         said = course.say()
         record.sample(step, said)

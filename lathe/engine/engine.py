@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ class Engine:
 
     Args:
         tokens: slots in the pool of keys and values, for all sequences together; None for a pool that grows.
+        page: tokens of which the keys and values are taken over from another sequence together, or not at all.
         chunk: tokens in one pass. A longer prompt is read in several, on a CPU in smaller ones while others generate.
         seats: sequences that run at once; others wait.
         drafter: guesses the next tokens, so that a pass may give several; what comes out is the same without it.
@@ -42,6 +45,7 @@ class Engine:
         decoder: Decoder,
         *,
         tokens: int | None = None,
+        page: int = 16,
         chunk: int = 512,
         seats: int = 64,
         drafter: Drafter | None = None,
@@ -54,7 +58,8 @@ class Engine:
         shapes = [layer.mixer.cache for layer in spec.layers]
         more = drafter.shapes if drafter else ()
         places = [next(layer.parameters()).device for layer in decoder.model.layers] + [weight.device] * len(more)
-        self.pages = Pages([*shapes, *more], tokens, device=weight.device, dtype=weight.dtype, places=places)
+        where: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype, "places": places}
+        self.pages = Pages([*shapes, *more], tokens, size=page, **where)
         beside, ahead = BESIDE if weight.is_cpu else chunk, drafter.count if drafter else 0
         self.scheduler = Scheduler(self.pages, chunk, seats, ahead, beside=beside)
         self.runner, self.drafter = Runner(decoder, self.pages, adapters=adapters), drafter
@@ -211,31 +216,49 @@ class Engine:
         """As `score`, together with the `top` likeliest tokens in the place of each."""
         return self.judge_all([(tokens, 1)], top)[0]
 
-    @torch.inference_mode()
     def judge_all(self, texts: Iterable[tuple[Iterable[int], int]], top: int = 0) -> list[list[Token]]:
+        """As `judging`, all of them in their order."""
+        judged = dict(self.judging(texts, top))
+        return [judged[number] for number in range(len(judged))]
+
+    @torch.inference_mode()
+    def judging(self, texts: Iterable[tuple[Iterable[int], int]], top: int = 0) -> Iterator[tuple[int, list[Token]]]:
         """How probable the tokens of many texts are, side by side; what texts begin with alike is read once.
 
-        texts: tokens, and the number of the first that is judged, at least 1. Returns those from there on, with the
-        `top` likeliest tokens in the place of each. Raises PromptError. Requests that run meanwhile wait.
+        texts: tokens, and the number of the first that is judged, at least 1; taken as they are needed. The last token
+        of a text is not read, so that it may lie one behind the context. Gives, as they come, a text's number and its
+        tokens from there on, with the `top` likeliest tokens in the place of each. Raises PromptError. Requests that
+        run meanwhile wait.
         """
-        judged = [(self._fitting(tokens), max(first, 1)) for tokens, first in texts]
-        shared = not self.busy and all(len(tokens) <= self.context for tokens, _ in judged)
-        if not shared:  # others hold pages, or there are too few: each text by itself, without a cache
-            return [self._judge(tokens, first, top) for tokens, first in judged]
-        made = [self._text(tokens, first) for tokens, first in judged]
-        seats = Scheduler(self.pages, self.chunk, self.scheduler.seats, names=self.scheduler.names)
-        judge([text for text in made if text.first < len(text.whole)], seats, self.runner, top)
-        return [text.judged for text in made]
+        alone = self.busy  # others hold pages: each text is read by itself, without a cache
+        self._settle()
+        roots: dict[int, bytes] = {}  # by extents, where keys go by them
 
-    def _text(self, tokens: list[int], first: int) -> Text:
+        def coming() -> Iterator[Text]:
+            for number, (given, first) in enumerate(texts):
+                tokens, first = self._fitting(given, unread=1), max(first, 1)
+                text = self._text(number, tokens, first, roots)
+                if first >= len(tokens):
+                    text.tokens = []
+                elif alone or len(text.tokens) > self.context:
+                    text.tokens, text.judged = [], self._judge(tokens, first, top)
+                yield text
+
+        seats = Scheduler(self.pages, self.chunk, self.scheduler.seats, names=self.scheduler.names)
+        for text in judge(coming(), seats, self.runner, top):
+            yield text.number, text.judged
+
+    def _text(self, number: int, whole: list[int], first: int, roots: dict[int, bytes]) -> Text:
+        extent = len(whole)
+        known = extent if self.ropes else 0
+        if known not in roots:
+            roots[known] = self._root(extent)
         chooser = Chooser(Sampling(), (), self.decoder.spec.vocab, self.device)
-        read, rank = tokens[:-1], (0, next(self.arrivals))
-        return Text(
-            read, len(tokens), frozenset(), chooser, self._names(len(tokens)), rank=rank, whole=tokens, first=first
-        )
+        told: dict[str, Any] = {"rank": (0, next(self.arrivals)), "number": number, "whole": whole, "first": first}
+        return Text(whole[:-1], extent, frozenset(), chooser, [roots[known]], **told)
 
     def _judge(self, tokens: list[int], first: int, top: int) -> list[Token]:
-        hidden = self._hidden(tokens)[first - 1 : -1]
+        hidden = self._hidden(tokens[:-1], extent=len(tokens))[first - 1 :]
         judged: list[Token] = []
         for rows in hidden.split(self.chunk):  # never T V at once
             begin = len(judged) + first
@@ -247,25 +270,35 @@ class Engine:
         """The mean of a text's last hidden states, scaled to length 1. Returns D numbers. Raises PromptError."""
         return F.normalize(self._hidden(tokens).float().mean(0), dim=0).tolist()
 
-    def _hidden(self, tokens: Iterable[int]) -> Tensor:
+    def _hidden(self, tokens: Iterable[int], extent: int | None = None) -> Tensor:
         tokens = self._fitting(tokens)
-        return self.decoder(torch.tensor(tokens, device=self.device), Layout.of([len(tokens)], self.device))
+        layout = Layout.of([len(tokens)], self.device)
+        if extent is not None:
+            layout = replace(layout, extents=(extent,))
+        return self.decoder(torch.tensor(tokens, device=self.device), layout)
 
-    def _fitting(self, tokens: Iterable[int]) -> list[int]:
+    def _fitting(self, tokens: Iterable[int], unread: int = 0) -> list[int]:
         tokens = list(tokens)
         self._check(tokens)
-        if len(tokens) > self.longest:
+        if len(tokens) - unread > self.longest:
             found = f"The text is {len(tokens)} tokens long."
             raise PromptError(found, f"The context holds {self.longest} tokens.", "Shorten it, or take it in pieces.")
         return tokens
 
     def _names(self, extent: int, adapter: str | None = None, salt: str = "") -> list[bytes]:
         """The name before the first page of a sequence: all that its keys and values depend on beside its tokens."""
+        self._settle()
+        return [self._root(extent, adapter, salt)]
+
+    def _settle(self) -> None:
+        """Forget what is known of texts if somebody changed the decoder since."""
         if not self.busy and self.state != (state := _state(self.decoder)):
             self.pages.forget()
             self.state = state
+
+    def _root(self, extent: int, adapter: str | None = None, salt: str = "") -> bytes:
         angles = [tuple(frequencies(rope, extent).tolist()) for rope in self.ropes]  # some go by how long it may become
-        return [self.scheduler.names.root(adapter, self._adapter(adapter), salt, *angles)]
+        return self.scheduler.names.root(adapter, self._adapter(adapter), salt, *angles)
 
     def _check(self, tokens: list[int]) -> None:
         vocab = self.decoder.spec.vocab

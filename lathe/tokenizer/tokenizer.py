@@ -149,7 +149,12 @@ class Tokenizer:
         (ids,) = self._ids([self._prepared(text)])
         return self._ended(ids) if special else ids
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The ids that the files say a text begins with."""
+        return tuple(self._before)
+
+    def encode_all(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """What `encode` gives for each text, on all processors.
 
         A long text is encoded in parts, where that gives the same ids, because a part takes a hundred times its size in
@@ -161,7 +166,8 @@ class Tokenizer:
         else:
             parts = [[text] for text in prepared]
         ids = self._ids([part for some in parts for part in some])
-        return [self._ended([number for _ in some for number in next(ids)]) for some in parts]
+        found = [[number for _ in some for number in next(ids)] for some in parts]
+        return [self._ended(numbers) for numbers in found] if special else found
 
     @cached_property
     def _divisible(self) -> bool:

@@ -21,6 +21,7 @@ PAGE = Path(__file__).with_name("page")
 POINTS = 1500  # of a curve: more cannot be seen
 SECONDS = 10.0  # between two writings while the run goes on
 SAMPLES = 100  # the last ones
+TASK = "task/"  # what the names of figures on tasks begin with
 SERIES = ("step", "loss", "lr", "gradient_norm", "tokens", "seconds", "tokens_per_second", "peak", "memory")
 
 
@@ -38,6 +39,7 @@ class Report:
     series: dict[str, array] = field(default_factory=lambda: {name: array("d") for name in SERIES})
     validation: list[tuple[int, float]] = field(default_factory=list)
     samples: list[tuple[int, str]] = field(default_factory=list)
+    tasks: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     written: float = 0.0
 
     def take(self, line: Mapping[str, Any]) -> None:
@@ -47,6 +49,9 @@ class Report:
                 values.append(line.get(name, math.nan))
         if "validation_loss" in line:
             self.validation.append((line["step"], line["validation_loss"]))
+        for name in line:
+            if name.startswith(TASK):
+                self.tasks.setdefault(name.removeprefix(TASK), []).append((line["step"], line[name]))
         if "sample" in line:
             self.samples = [*self.samples[1 - SAMPLES :], (line["step"], line["sample"])]
 
@@ -73,6 +78,7 @@ class Report:
             "series": {name: thin(values, last=name == "step") for name, values in self.series.items()},
             "validation": self.validation,
             "samples": self.samples,
+            "tasks": self.tasks,
             "facts": self.facts,
             "recipe": self.recipe,
         }

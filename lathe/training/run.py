@@ -20,7 +20,7 @@ import torch.distributed as dist
 from lathe import checkpoint
 from lathe.errors import UsageError
 from lathe.tokenizer import Tokenizer
-from lathe.training import curve, metrics, saves
+from lathe.training import curve, metrics, report, saves
 from lathe.training import state as states
 from lathe.training.about import About
 from lathe.training.loop import Step
@@ -127,6 +127,10 @@ class Run:
         if self.progress.best is None or loss < self.progress.best:
             self.progress = changed(self.progress, best=loss, best_step=number)
         self._line(step=number, validation_loss=loss)
+
+    def examined(self, number: int, figures: Mapping[str, float]) -> None:
+        """Record what an evaluation on tasks gave, by "task/metric"."""
+        self._line(step=number, **{f"{report.TASK}{name}": value for name, value in figures.items()})
 
     def sample(self, number: int, text: str) -> None:
         """Record what the model wrote."""

@@ -35,7 +35,14 @@ function curves() {
       { name: "validation", color: 1, dots: true, points: run.validation }], { log: settings.log }),
     chart("Learning rate", [{ color: 2, points: points("lr") }], { zero: true }),
     one("Gradient norm, before clipping", "gradient_norm", 3, { log: settings.log }),
-    one("Tokens per second", "tokens_per_second", 5, { zero: true }));
+    one("Tokens per second", "tokens_per_second", 5, { zero: true }),
+    ...tasks());
+}
+
+function tasks() {
+  const names = Object.keys(run.tasks), metric = (name) => name.slice(name.lastIndexOf("/") + 1);
+  const line = (name, color) => ({ name: name.slice(0, name.lastIndexOf("/")), color, dots: true, points: run.tasks[name] });
+  return [...new Set(names.map(metric))].map((title) => chart(title, names.filter((name) => metric(name) === title).map(line), {}));
 }
 
 function samples() {
