@@ -24,7 +24,7 @@ from lathe.evaluation.journal import Nothing
 from lathe.evaluation.local import Local
 from lathe.evaluation.tasks import Settings
 from lathe.llm import LLM
-from lathe.training import initial
+from lathe.model import initial
 
 SHAPES = {  # config.json of Llama's family
     "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9},
