@@ -271,8 +271,9 @@ def test_bad_prompts(plain: Decoder) -> None:
             engine.submit([1, token])
         with pytest.raises(PromptError, match="not in the vocabulary"):
             engine.score([token])
-    with pytest.raises(PromptError, match=rf"{CONTEXT + 1} tokens long.*holds {CONTEXT}"):
-        engine.score(prompt_of(CONTEXT + 1))
+    with pytest.raises(PromptError, match=rf"{CONTEXT + 2} tokens long.*holds {CONTEXT}"):
+        engine.score(prompt_of(CONTEXT + 2))  # the last token is not read
+    assert len(engine.score(prompt_of(CONTEXT + 1))) == CONTEXT
     with pytest.raises(PromptError, match="empty"):
         engine.logits([])
     assert not engine.busy

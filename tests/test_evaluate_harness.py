@@ -12,6 +12,7 @@ from serving import serving
 
 from lathe import LLM, checkpoint, families
 from lathe.cli import main
+from lathe.errors import DataError, UsageError
 from lathe.evaluation import results
 from lathe.evaluation.examination import Examination
 from lathe.evaluation.local import Local
@@ -219,9 +220,11 @@ def test_the_command(shared: Path, yaml: Path, tmp_path: Path, capsys: pytest.Ca
     assert "+0.0000 ±0.0000" in capsys.readouterr().out
 
 
-def test_a_data_set_that_cannot_be_had_and_a_name_that_is_none(shared: Path, capsys: pytest.CaptureFixture) -> None:
-    model = shared / "data/models/stories260K-hf"
-    assert main(["evaluate", str(model), "--tasks", "arc_easy", "--out-dir", "unused"]) == 2
-    assert "The data of arc_easy cannot be had" in capsys.readouterr().err
-    assert main(["evaluate", str(model), "--tasks", "arc_eazy"]) == 2
-    assert 'Did you mean "arc_easy"?' in capsys.readouterr().err
+def test_data_that_cannot_be_had_and_a_name_that_is_none(yaml: Path, tmp_path: Path) -> None:
+    """Both are said before a model is loaded."""
+    far = tmp_path / "far.yaml"
+    far.write_text("task: far\ndataset_path: nobody/nothing\ntest_split: test\noutput_type: multiple_choice\n")
+    with pytest.raises(DataError, match=r"The data of .*far\.yaml cannot be had"):
+        Examination.of([str(far)])
+    with pytest.raises(UsageError, match='Did you mean "lathe_words"'):
+        Examination.of(["lathe_wordz"], include=yaml)
