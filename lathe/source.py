@@ -134,7 +134,7 @@ class Source:
             return initial.decoder(self.spec, self.seed)
         else:
             opened = self.opened
-        made = opened.load("cpu", torch.float32).requires_grad_()
+        made = opened.load("cpu", torch.float32, dense=True).requires_grad_()
         for parameter in made.parameters():  # not a view of the file: a Trainer would save all of that
             parameter.data = parameter.data.clone()
         return made.train()

@@ -125,7 +125,10 @@ def test_ggufs_types_are_written_into_its_file(model, tmp_path, how):
     assert cli.main(["quantize", str(model), str(tmp_path / "one.gguf"), "--to", how]) == 0
     (file,) = (tmp_path / "some").iterdir()
     assert file.name == f"some-{how}.gguf" and file.read_bytes() == (tmp_path / "one.gguf").read_bytes()
-    assert checkpoint.open(file).load() is not None
+    found = checkpoint.open(file)
+    decoder = found.load()
+    assert kinds(decoder) == ({"int4"} if how == "Q4_0" else set())  # the same codes, and so they are kept
+    torch.testing.assert_close(ask(decoder), ask(found.load(dense=True)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_that_is_no_whole_groups(tmp_path, capsys):
@@ -173,6 +176,33 @@ def test_memory_is_the_quantized_model_and_a_layer(tmp_path):
         capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert float(told.stdout) < whole * 4.5 / 16 + layer < whole
+
+
+@pytest.mark.parametrize("how", ["int4", "nf4"])
+def test_it_is_finetuned_in_its_codes_or_whole(model, tmp_path, how, capsys):
+    """An adapter learns beside the codes (QLoRA) and is merged into what they stand for; a whole model learns dense."""
+    place, rows = tmp_path / "out", tmp_path / "rows.json"
+    assert cli.main(["quantize", str(model), str(place), "--to", how]) == 0
+    rows.write_text(json.dumps([{"instruction": "Turn", "output": "wood"}] * 4))
+    few = ["--data", str(rows), "--train.max-steps", "2", "--train.global-batch-size", "2", "--overwrite"]
+    few += ["--train.micro-batch-size", "2", "--prompt-style", "alpaca", "--max-repeats", "1"]
+    codes = checkpoint.open(place).tensors
+    for method in ("lora", "full"):
+        run = tmp_path / method
+        assert cli.main(["finetune", str(place), "--method", method, "--out-dir", str(run), *few]) == 0
+        told = checkpoint.open(run / "final")
+        name = "model.layers.0.mlp.up_proj.weight"
+        assert not torch.equal(told.tensors[name].read(), codes[name].read())
+        assert kinds(told.load()) == ({how} if method == "lora" else set())
+
+
+def test_inspect_says_what_is_kept(model, tmp_path, capsys):
+    assert cli.main(["quantize", str(model), str(tmp_path / "out"), "--to", "int4"]) == 0
+    assert cli.main(["inspect", str(tmp_path / "out"), "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert page["tensors"]["int4"] == 14 and "compressed-tensors" in page["form"]
+    rest = sum(ref.nbytes for name, ref in checkpoint.open(model).tensors.items() if "_proj" not in name)
+    assert page["bytes"] == rest + 2 * (64 * 64 * 3 + 64 * 128 * 3) * 4.5 / 8
 
 
 # ---- calibrated ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from lathe.errors import LatheError, UsageError
 if TYPE_CHECKING:
     from lathe.checkpoint import Checkpoint
     from lathe.model.spec import Layer, Spec
+    from lathe.weights.tensors import Ref
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def describe(found: Checkpoint, length: int | None = None, batch: int = 1) -> di
     sizes = memory.Sizes.of(decoder)
     length = min(length or 2048, spec.context)
     ways = memory.training(spec, sizes, length, batch)
+    kept = [stored(ref) for ref in found.tensors.values()]
     return {
         **told(found),
         "family": found.config.get("model_type"),
@@ -97,8 +99,8 @@ def describe(found: Checkpoint, length: int | None = None, batch: int = 1) -> di
         "tied_head": spec.tied,
         "tokenizer": words(found),
         "adapter": adapters.facts(found) if isinstance(found, checkpoint.Adapted) else None,
-        "tensors": dict(Counter(str(ref.dtype).removeprefix("torch.") for ref in found.tensors.values())),
-        "bytes": sum(ref.nbytes for ref in found.tensors.values()),
+        "tensors": dict(Counter(kind for kind, _ in kept)),
+        "bytes": sum(size for _, size in kept),
         "cache_bytes_per_token": memory.cached(spec) * found.dtype.itemsize,
         "memory": {
             "running": memory.running(spec, sizes, spec.context),
@@ -107,6 +109,16 @@ def describe(found: Checkpoint, length: int | None = None, batch: int = 1) -> di
             "micro_batch_size": batch,
         },
     }
+
+
+def stored(ref: Ref) -> tuple[str, int]:
+    """What a tensor is in memory when it is loaded as it is, the type of its numbers or a kind of codes; its bytes."""
+    from lathe.transforms.quantize import KEPT
+    from lathe.weights.coded import Coded
+
+    if isinstance(ref, Coded) and ref.kind in KEPT:
+        return ref.kind, sum(part.nbytes for part in ref.parts.values())
+    return str(ref.dtype).removeprefix("torch."), ref.nbytes
 
 
 def words(found: Checkpoint) -> dict[str, Any] | None:

@@ -67,14 +67,16 @@ def rows(file: Path, tokenizer: Tokenizer, context: int, tokens: int, end: bool 
     return found
 
 
-def measure(found: Checkpoint, texts: Sequence[Sequence[int]], dtype: torch.dtype) -> Quality:
+def measure(
+    found: Checkpoint, texts: Sequence[Sequence[int]], dtype: torch.dtype, quantize: str | None = None
+) -> Quality:
     """What a model makes of rows of tokens."""
     import torch
     import torch.nn.functional as F
 
     from lathe.model.layout import Layout
 
-    decoder, losses, best = found.load(dtype=dtype), [], []
+    decoder, losses, best = found.load(dtype=dtype, quantize=quantize), [], []
     with torch.inference_mode():
         for row in texts:
             ids = torch.tensor(row)

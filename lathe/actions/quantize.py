@@ -121,7 +121,7 @@ def write(source: Checkpoint, place: Path, coded: dict[str, Ref], force: bool) -
 def compare(source: Checkpoint, made: Checkpoint, how: str, texts: list[list[int]]) -> None:
     """Print what both make of a text."""
     before = quality.measure(source, texts, source.dtype)
-    after = quality.measure(made, texts, source.dtype)
+    after = quality.measure(made, texts, source.dtype, how if how == "fp8" else None)  # whose codes are else unpacked
     count = len(after.likeliest)
     print(f"{'':8}{'perplexity':>12}{'the same token':>18}      of {count:,}")
     print(f"{'before':8}{before.perplexity:12.3f}")

@@ -116,11 +116,13 @@ class Checkpoint:
         refs = {name: tensors[f"{name}.weight"] for name in names}
         coded = {name: ref for name, ref in refs.items() if isinstance(ref, Coded)}
         kinds = {name: ref.kind for name, ref in coded.items() if ref.kind in quantizing.KEPT and ref.sure()}
-        if unpacked := len(coded) - len(kinds):
+        if unpacked := coded.keys() - kinds.keys():
+            floats = {coded[name].kind for name in unpacked} == {"fp8"}
+            fix = "fp8 they stay as they are" if floats else "they stay small, and are rounded once more"
             warnings.warn(
                 f"{self.path} is quantized in a way ({self.quantized}) in which nothing is multiplied here: "
-                f"{unpacked} of its {len(names)} matrices are unpacked, and take the room they took before. "
-                "With --quantize they stay small, and are rounded once more.",
+                f"{len(unpacked)} of its {len(names)} matrices are unpacked, and take the room they took before. "
+                f"With --quantize {fix}.",
                 stacklevel=3,
             )
         return kinds

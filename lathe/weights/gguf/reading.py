@@ -1,7 +1,8 @@
 """A GGUF file becomes its metadata and a Ref for each tensor, under the names and in the order the file has.
 
 Only the header is read. Plain tensors are views of the mapped file; quantized ones become float32 when read, no more
-than the blocks asked for. It knows neither what the metadata means nor which model the names belong to.
+than the blocks asked for, and those of Q4_0 know their codes. It knows neither what the metadata means nor which model
+the names belong to.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from lathe.errors import CheckpointError
 from lathe.weights.blocks import PACKINGS, Packing
+from lathe.weights.coded import Coded
 from lathe.weights.safetensors import mapped, view
 from lathe.weights.tensors import Box, Ref, possible
 
@@ -155,7 +157,28 @@ def _ref(path: Path, name: str, entry: _Entry, begin: int, whole: Callable[[], T
     def fetch(box: Box) -> Tensor:
         return _expanded(view(whole(), begin, torch.uint8, blocks), packing, box)
 
+    if packing.name == "Q4_0" and len(shape) > 1:
+        raw = Ref(blocks, torch.uint8, lambda box: view(whole(), begin, torch.uint8, blocks, box), source)
+        return Coded(shape, torch.float32, fetch, source, kind="int4", parts=_fours(raw)), prod(blocks)
     return Ref(shape, torch.float32, fetch, source), prod(blocks)
+
+
+def _fours(raw: Ref) -> dict[str, Ref]:
+    """Blocks of Q4_0 as int4 has them: the halves of its bytes are numbers that lie 16 apart, there neighbours."""
+    *lead, count, _ = raw.shape
+
+    def codes(box: Box) -> Tensor:
+        pairs = raw.fetch((*box[:-1], slice(0, count), slice(2, 18)))
+        each = torch.cat((pairs & 15, pairs >> 4), -1)
+        return (each[..., ::2] << 4 | each[..., 1::2]).flatten(-2)[..., box[-1]]
+
+    def scales(box: Box) -> Tensor:
+        return raw.fetch((*box, slice(0, 2))).contiguous().view(torch.float16).squeeze(-1)
+
+    return {
+        "codes": Ref((*lead, count * 16), torch.uint8, codes, raw.source),
+        "scales": Ref((*lead, count), torch.float16, scales, raw.source),
+    }
 
 
 def _expanded(raw: Tensor, packing: Packing, box: Box) -> Tensor:
