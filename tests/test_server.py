@@ -14,13 +14,16 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from serving import serving
+import pytest
+import torch
+from serving import serving, tiny
 
 from lathe.actions.occupant import load
 from lathe.actions.serve import Options
 from lathe.errors import LatheError, PromptError, TokenizerError, UsageError
 from lathe.llm import LLM
-from lathe.server.ask import Ask, Begun, Called, Ended, Event, Form, Reading, Said, Tool, ToolChoice
+from lathe.model.layout import Layout
+from lathe.server.ask import Ask, Begun, Called, Ended, Event, Form, Reading, Said, Tool, ToolChoice, Word
 from lathe.server.desk import Desk
 from lathe.server.line import Line
 from lathe.server.refusals import Broken, Full, Overflow, Unknown, Unready
@@ -244,6 +247,35 @@ def test_a_call_is_an_event_of_its_own(tiny_model: Path) -> None:
     assert called[0].name == "look" and called[0].id
     assert json.loads("".join(event.arguments for event in called))["at"] in ("sky", "sea")
     assert end(made).reason == "tool_calls" and not text(made)
+
+
+def test_a_long_text_is_read_in_pieces_between_the_steps_of_others(tmp_path: Path) -> None:
+    model = tiny(tmp_path, max_position_embeddings=1 << 16)  # the answer meanwhile has no end
+    llm, text = LLM.load(model, device="cpu"), [n * 7 % 500 + 3 for n in range(400)]
+    sizes: list[int] = []
+
+    def watched(loaded: Loaded) -> None:
+        loaded.engine.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+
+    async def work(desk: Desk) -> tuple[list[float], list[Word], list[int]]:
+        async with aclosing(desk.answer(Ask(HELLO, ignore_eos=True))) as answer:
+            async for event in answer:
+                if isinstance(event, Said):
+                    break
+            sizes.clear()
+            (_, embedding), words = await asyncio.gather(desk.embed(text), desk.judge(text, top=2))
+            return embedding, words, list(sizes)
+
+    with desk_of(model, watched) as run:
+        embedding, words, sizes = run(work)
+    hidden = llm.decoder(torch.tensor(text), Layout.of([len(text)]))
+    assert torch.allclose(torch.tensor(embedding), torch.nn.functional.normalize(hidden.mean(0), dim=0), atol=1e-5)
+    alone = llm.engine.judge(text, top=2)
+    assert [word.id for word in words] == text
+    for word, token in zip(words[1:], alone, strict=True):
+        assert word.logprob == pytest.approx(token.logprob, abs=1e-4)
+        assert [id for id, _, _ in word.top] == [id for id, _ in token.top]
+    assert max(sizes) <= 128 and sizes.count(1) >= 6
 
 
 def test_an_engine_that_dies_takes_the_server_with_it(tiny_model: Path) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lathe.engine import alone
+from lathe.engine.alone import Steps
 from lathe.engine.constrain import Constraint
 from lathe.engine.judge import Text, judge
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Adapters, Runner
-from lathe.engine.sampling import Chooser, Sampling, Token, choose, reported
+from lathe.engine.sampling import Chooser, Sampling, Token, choose
 from lathe.engine.scheduler import Part, Scheduler, Sequence
 from lathe.engine.speculate import Drafter, accept
 from lathe.errors import PromptError, UsageError
@@ -206,7 +206,9 @@ class Engine:
     @torch.no_grad()  # not inference_mode: the caller may want to go on computing with what is returned
     def logits(self, tokens: Iterable[int]) -> Tensor:
         """Scores of every next token of one sequence, without a cache. Returns T V, float32. Raises PromptError."""
-        return self.decoder.logits(self._hidden(tokens)).float()
+        tokens = self._fitting(tokens)
+        hidden = self.decoder(torch.tensor(tokens, device=self.device), Layout.of([len(tokens)], self.device))
+        return self.decoder.logits(hidden).float()
 
     def score(self, tokens: Iterable[int]) -> list[float]:
         """Natural log-probability of each token after the first, given those before it. Raises PromptError."""
@@ -230,7 +232,7 @@ class Engine:
         tokens from there on, with the `top` likeliest tokens in the place of each. Raises PromptError. Requests that
         run meanwhile wait.
         """
-        alone = self.busy  # others hold pages: each text is read by itself, without a cache
+        busy = self.busy  # others hold pages: each text is read by itself
         self._settle()
         roots: dict[int, bytes] = {}  # by extents, where keys go by them
 
@@ -240,8 +242,8 @@ class Engine:
                 text = self._text(number, tokens, first, roots)
                 if first >= len(tokens):
                     text.tokens = []
-                elif alone or len(text.tokens) > self.context:
-                    text.tokens, text.judged = [], self._judge(tokens, first, top)
+                elif busy or len(text.tokens) > self.context:
+                    text.tokens, text.judged = [], alone.finished(self._judgement(tokens, first, top))
                 yield text
 
         seats = Scheduler(self.pages, self.chunk, self.scheduler.seats, names=self.scheduler.names)
@@ -257,25 +259,27 @@ class Engine:
         told: dict[str, Any] = {"rank": (0, next(self.arrivals)), "number": number, "whole": whole, "first": first}
         return Text(whole[:-1], extent, frozenset(), chooser, [roots[known]], **told)
 
-    def _judge(self, tokens: list[int], first: int, top: int) -> list[Token]:
-        hidden = self._hidden(tokens[:-1], extent=len(tokens))[first - 1 :]
-        judged: list[Token] = []
-        for rows in hidden.split(self.chunk):  # never T V at once
-            begin = len(judged) + first
-            judged += reported(self.decoder.logits(rows).float(), tokens[begin : begin + len(rows)], [top] * len(rows))
-        return judged
+    def judgement(self, tokens: Iterable[int], top: int = 0) -> Steps[list[Token]]:
+        """As `judge`, in pieces: whoever runs the generator may take steps in between, and gets what it returns."""
+        return self._judgement(self._fitting(tokens, unread=1), 1, top)
 
-    @torch.inference_mode()
+    def _judgement(self, tokens: list[int], first: int, top: int) -> Steps[list[Token]]:
+        return alone.judged(self.decoder, self._pieces(tokens[:-1], len(tokens)), tokens, first, top)
+
     def embed(self, tokens: Iterable[int]) -> list[float]:
         """The mean of a text's last hidden states, scaled to length 1. Returns D numbers. Raises PromptError."""
-        return F.normalize(self._hidden(tokens).float().mean(0), dim=0).tolist()
+        return alone.finished(self.embedding(tokens))
 
-    def _hidden(self, tokens: Iterable[int], extent: int | None = None) -> Tensor:
+    def embedding(self, tokens: Iterable[int]) -> Steps[list[float]]:
+        """As `embed`, in pieces, like `judgement`."""
         tokens = self._fitting(tokens)
-        layout = Layout.of([len(tokens)], self.device)
-        if extent is not None:
-            layout = replace(layout, extents=(extent,))
-        return self.decoder(torch.tensor(tokens, device=self.device), layout)
+        return alone.embedded(self._pieces(tokens, len(tokens)))
+
+    def _pieces(self, tokens: list[int], extent: int) -> Iterator[Tensor]:
+        """Hidden states of a text, which are computed from those of its earlier pieces, in room of its own."""
+        return alone.read(
+            self.decoder, self.pages, tokens, extent, lambda: self.scheduler.beside if self.busy else self.chunk
+        )
 
     def _fitting(self, tokens: Iterable[int], unread: int = 0) -> list[int]:
         tokens = list(tokens)

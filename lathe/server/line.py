@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +102,8 @@ def _engine(pipe: Connection, load: Callable[[], Loaded]) -> None:
     from lathe.server.room import occupy
 
     occupy(pipe, load)
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to be put away, and Python would take a second to take PyTorch apart
 
 
 def key(name: str) -> str:

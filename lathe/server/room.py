@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe.engine import Constraint, Engine, Grammars, Sampling, Sequence, Token
+from lathe.engine.alone import Steps
 from lathe.errors import LatheError
 from lathe.server.line import told
 from lathe.server.refusals import Broken, Unready
@@ -113,7 +114,7 @@ class Room:
         self.loaded, self.engine, self.pipe = loaded, loaded.engine, pipe
         self.open: dict[int, Sequence] = {}
         self.compiling: dict[int, tuple[Asked, Future[Constraint]]] = {}
-        self.readings: dict[int, Callable[[], Any]] = {}
+        self.readings: dict[int, Steps[Any]] = {}
         self._said: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -133,8 +134,10 @@ class Room:
             if (made := self._step()) != self._said:
                 _send(self.pipe, "made", made)
                 self._said = {"state": made["state"]}
-            for id in list(self.readings)[:1]:  # one between two steps, so that nobody waits for more
-                self._safely(id, self._do, id, self.readings.pop(id))
+            for id, reading in list(self.readings.items())[
+                :1
+            ]:  # a piece between two steps, and no other text meanwhile
+                self._safely(id, self._read, id, reading)
 
     @property
     def state(self) -> dict[str, int]:
@@ -154,7 +157,7 @@ class Room:
             case "take off":
                 self._safely(id, self._do, id, partial(self.engine.take_off, rest[0]))
             case "embed" | "judge":
-                self.readings[id] = partial(getattr(self.engine, word), *rest)
+                self.readings[id] = self.engine.embedding(rest[0]) if word == "embed" else self.engine.judgement(*rest)
             case "cancel":
                 for kept in (self.readings, self.compiling):
                     kept.pop(id, None)
@@ -172,6 +175,18 @@ class Room:
 
     def _do(self, id: int, work: Callable[[], Any]) -> None:
         _send(self.pipe, "done", id, work())
+
+    def _read(self, id: int, reading: Steps[Any]) -> None:
+        """One more piece of a text."""
+        reads = False
+        try:
+            next(reading)
+            reads = True
+        except StopIteration as end:
+            _send(self.pipe, "done", id, end.value)
+        finally:
+            if not reads:
+                del self.readings[id]
 
     def _ask(self, id: int, asked: Asked) -> None:
         if asked.grammar is None:

@@ -30,7 +30,7 @@ class Kept:
 
     def __init__(self, kind: Any) -> None:
         self.running: OrderedDict[str, Any] = OrderedDict()
-        self.start, self.stop = kind.start, kind.stop
+        self.start = kind.start
         kind.start, kind.stop = lambda server, timeout_seconds=0: self.begin(server), lambda server: None
 
     def begin(self, server: Any) -> None:
@@ -45,11 +45,16 @@ class Kept:
         self.running.move_to_end(key)
         vars(server).update({name: value for name, value in vars(self.running[key]).items() if name in OWN})
         if len(self.running) > AT_ONCE:
-            self.stop(self.running.popitem(last=False)[1])
+            ended(self.running.popitem(last=False)[1])
 
-    def pytest_unconfigure(self) -> None:
+    def pytest_sessionfinish(self) -> None:
         for server in self.running.values():
-            self.stop(server)
+            ended(server)
+
+
+def ended(server: Any) -> None:
+    server.process.terminate()
+    server.process.wait()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
