@@ -9,6 +9,7 @@ import errno
 import importlib
 import importlib.util
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,24 +38,13 @@ ACTIONS = {
     "demo": "Train a small model on Python's own manual and let it speak: offline, in about two minutes.",
     "completion": "Print the script that completes lathe's words in your shell.",
 }
-# LitGPT's verbs that are not actions of their own: the module in `actions` that has one, and its options and function
-# there. They work as LitGPT's users type them and do not stand in --help.
+# LitGPT's verbs that no action is: the module in `actions` that has one, and its options and function there. They
+# work as LitGPT's users type them and do not stand in --help. The others are other words for actions, as `compat` says.
 VERBS = {
-    "finetune_lora": ("litgpt_training", "FinetuneLora", "finetune"),
-    "finetune_full": ("litgpt_training", "FinetuneFull", "finetune"),
-    "finetune_adapter": ("litgpt_training", "FinetuneAdapter", "finetune"),
-    "finetune_adapter_v2": ("litgpt_training", "FinetuneAdapterV2", "finetune"),
-    "merge_lora": ("litgpt_training", "MergeLora", "merge_lora"),
-    "generate_full": ("litgpt_verbs", "Full", "full"),
-    "generate_adapter": ("litgpt_verbs", "Adapter", "adapter"),
-    "generate_adapter_v2": ("litgpt_verbs", "AdapterV2", "adapter"),
-    "generate_sequentially": ("litgpt_verbs", "Sequentially", "sequentially"),
-    "generate_speculatively": ("litgpt_verbs", "Speculatively", "speculatively"),
-    "generate_tp": ("litgpt_verbs", "Tp", "tp"),
-    "validate": ("litgpt_verbs", "Validate", "validate"),
-    "convert_to_litgpt": ("litgpt_forms", "ToLitgpt", "to_litgpt"),
-    "convert_from_litgpt": ("litgpt_forms", "FromLitgpt", "from_litgpt"),
-    "convert_pretrained_checkpoint": ("litgpt_forms", "Pretrained", "pretrained"),
+    "convert_to_litgpt": ("litgpt", "ToLitgpt", "to_litgpt"),
+    "convert_from_litgpt": ("litgpt", "FromLitgpt", "from_litgpt"),
+    "convert_pretrained_checkpoint": ("litgpt", "Pretrained", "pretrained"),
+    "merge_lora": ("litgpt", "MergeLora", "merge_lora"),
 }
 
 # What the machine refuses and the user can put right: no space, no permission, a file where a folder should be.
@@ -98,6 +88,8 @@ def dispatch(words: Sequence[str]) -> int:
         print(f"lathe {__version__}")
         return 0
     known = available()
+    if words:
+        words = translated(words, (*known, *VERBS))
     if words and words[0] not in (*known, *VERBS, "--help", "-h"):
         fix = did_you_mean(words[0], known) or "See lathe --help."
         raise UsageError(f'There is no action "{words[0]}".', "A command is: lathe ACTION MODEL [--options].", fix)
@@ -112,6 +104,34 @@ def dispatch(words: Sequence[str]) -> int:
         options, given = options.understood(given)
     resolved = read(command(words[0], options, run.__doc__), options, given)
     return 0 if resolved is None else run(resolved) or 0
+
+
+def translated(words: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """The words, LitGPT's in Lathe's, which are then shown. known: what has options. Raises LatheError."""
+    from lathe import compat
+    from lathe.options import options
+
+    if compat.action(words[0]) not in known:
+        return words
+
+    def switches(action: str) -> list[str]:
+        each = options(load(action)[0]) if action in known else ()
+        return [option.key for option in each if option.is_switch]
+
+    meant = compat.meant(words, switches, piped())
+    if (told := meant.told()) and os.environ.get("RANK", "0") == "0":
+        print(told, file=sys.stderr)
+    os.environ.update(meant.environment)
+    return meant.words
+
+
+def piped() -> bool:
+    """Whether something may come from standard input: it is a pipe or a file, and no terminal."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or none of the system's
+        return sys.stdin is not None
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def available() -> list[str]:

@@ -120,7 +120,7 @@ def read(app: App, cls: type[T], words: Sequence[str]) -> T | None:
 
     Raises UsageError, MissingError.
     """
-    words = _with_truths(words, [option.spelling for option in options(cls) if option.hint is bool])
+    words = _with_truths(words, [option.spelling for option in options(cls) if option.is_switch])
     try:
         call, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
@@ -146,8 +146,8 @@ def _with_truths(words: Sequence[str], switches: Sequence[str]) -> list[str]:
     """`--switch true`, as LitGPT's users type it, as `--switch=true`."""
     out: list[str] = []
     for word in words:
-        if word in ("true", "false") and out and out[-1].replace("_", "-") in switches:
-            out[-1] += f"={word}"
+        if word.lower() in ("true", "false") and out and out[-1].replace("_", "-") in switches:
+            out[-1] += f"={word.lower()}"
         else:
             out.append(word)
     return out

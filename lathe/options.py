@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from lathe.errors import MissingError, UsageError, did_you_mean
 from lathe.values import convert, describe
@@ -33,6 +33,11 @@ class Option:
     @property
     def is_section(self) -> bool:
         return dataclasses.is_dataclass(self.hint)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it needs no value."""
+        return bool in (self.hint, *get_args(self.hint))
 
     @property
     def key(self) -> str:

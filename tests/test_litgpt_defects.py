@@ -13,18 +13,20 @@ import pytest
 import torch
 import yaml
 from bytewise import plain_tokenizer
-from families import CASES, Case
+from families import CASES, Case, reference
 from published import PUBLISHED
 from rank_work import PROMPTS, each, opened, said
+from serving import tiny
 from test_engine import answers, decoder_of, prompt_of, run, whole
 from test_lightning import STATE, TOLD
 
-from lathe import checkpoint, families
+from lathe import LLM, checkpoint, families
 from lathe.actions import inspect, ranks
+from lathe.api import benchmark_dict_to_markdown_table
 from lathe.cli import main
 from lathe.data.loader import Batch
 from lathe.engine import DraftModel, Engine, Sampling
-from lathe.model import blockwise, initial, kernels
+from lathe.model import blockwise, initial, kernels, rope
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.tokenizer import Tokenizer
@@ -129,6 +131,17 @@ def test_11_a_finetuned_model_is_what_is_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(weight, loaded[1][name]) for name, weight in loaded[0].items())
 
 
+def test_12_a_benchmark_generates_once_a_round(tmp_path: Path) -> None:
+    """LitGPT generates twice, so that its speed is half of what it is, and its table is a TypeError."""
+    llm = LLM.load(tiny(tmp_path), device="cpu")
+    asked = []
+    plain = llm.engine.submit
+    llm.engine.submit = lambda *given, **wishes: asked.append(1) or plain(*given, **wishes)  # type: ignore[method-assign]
+    text, found = llm.benchmark(num_iterations=3, prompt="Hello", max_new_tokens=4)
+    assert (len(asked), len(found["Seconds total"])) == (3, 3) and isinstance(text, str)
+    assert "| Tokens generated" in benchmark_dict_to_markdown_table(found)
+
+
 @pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3"])
 def test_14_a_lora_goes_on_shared_experts_and_on_latent_attention(name: str) -> None:
     """LitGPT fails on the first, and builds plain attention in place of the second."""
@@ -141,6 +154,48 @@ def test_14_a_lora_goes_on_shared_experts_and_on_latent_attention(name: str) -> 
     trained(model)
     now = dict(model.named_parameters())
     assert all(not torch.equal(now[name], before) for name, before in learned.items() if "lora_B" in name)
+
+
+def test_6_yarn_keeps_what_turns_fast_and_stretches_what_turns_slowly() -> None:
+    """LitGPT has its ramp the wrong way round. DeepSeek's numbers, as transformers reckons."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    stretch = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096}
+    config = PUBLISHED["Llama-2-7b-hf"].config | {"max_position_embeddings": 163_840, "rope_scaling": stretch}
+    expected, _ = ROPE_INIT_FUNCTIONS["yarn"](LlamaConfig(**config), "cpu")
+    [turn] = {layer.mixer.rope for layer in families.read(config).layers}
+    made = rope.frequencies(turn, 0)
+    assert torch.allclose(made, expected)
+    slow = turn.base ** -(126 / 128) / 40
+    assert (float(made[0]), float(made[-1])) == (1, pytest.approx(slow))
+
+
+def test_10_olmo_2_goes_to_hugging_face_form_and_answers_there(tmp_path: Path) -> None:
+    """LitGPT has no name there for the norm after attention."""
+    from transformers import AutoModelForCausalLM
+
+    source = reference(Case("olmo2", "OLMo-2-1124-7B"), tmp_path / "hub")
+    found = checkpoint.open(source.folder)
+    checkpoint.save(tmp_path / "litgpt", found.tensors, found.config, form="litgpt")
+    assert main(["convert_from_litgpt", str(tmp_path / "litgpt"), str(tmp_path / "out")]) == 0
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    with torch.inference_mode():
+        logits = theirs(source.sequences[2][None], use_cache=False).logits[0]
+    torch.testing.assert_close(logits, source.logits[2], atol=1e-5, rtol=1e-5)
+
+
+def test_13_a_model_without_its_training_is_as_large_as_its_tensors(tmp_path: Path) -> None:
+    """LitGPT writes views of whole files, twice too much, and refuses a folder that is there and empty."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model_config.yaml").write_text(yaml.safe_dump(TOLD))
+    torch.save({"model": STATE, "optimizer": {"state": STATE}, "iter_num": 3}, tmp_path / "run/lit_model.pth")
+    (tmp_path / "out").mkdir()
+    assert main(["convert_pretrained_checkpoint", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    written = torch.load(tmp_path / "out/lit_model.pth", weights_only=True)
+    assert written.keys() == STATE.keys()
+    size = sum(tensor.nbytes for tensor in STATE.values())
+    assert (tmp_path / "out/lit_model.pth").stat().st_size < size + 1000 * len(STATE)
 
 
 def test_tied_embeddings_stay_one_matrix_and_learn_from_both_ends(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from lathe import cli
+from lathe.compat.table import VERBS
 
 GREEDY = ("--temperature", "0", "--max_new_tokens", "12", "--device", "cpu")
 ONCE = ("--prompt", "Once upon a time")
@@ -54,11 +55,8 @@ def test_finetuned_weights(models: Path, tmp_path: Path, capfd: pytest.CaptureFi
     asked = ("--prompt", "Once upon a time\n\nLily")
     expected = said(capfd, "generate", base, *asked, *GREEDY)
     assert said(capfd, *words, str(file), *ONCE, "--input", "Lily") == expected
-    (folder / "model_config.yaml").unlink()
-    assert cli.main([*words, str(file)]) == 2
-    assert "does not say what model lit_model.pth is" in capfd.readouterr().err
     assert cli.main([*words, str(tmp_path / "none.pth")]) == 2
-    assert "none.pth does not exist" in capfd.readouterr().err
+    assert "none.pth" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["generate_adapter", "generate_adapter_v2"])
@@ -76,7 +74,7 @@ def test_adapters(models: Path, tmp_path: Path, verb: str, capfd: pytest.Capture
     assert said(capfd, verb, model, *ONCE, *GREEDY, "--adapter_path", str(tmp_path)) == expected
     assert said(capfd, verb, model, *ONCE, *GREEDY, "--adapter_path", str(tmp_path), "--devices", "2") == expected
     assert cli.main([verb, model, *GREEDY]) == 2
-    assert "lit_model.pth.adapter" in capfd.readouterr().err
+    assert "out/finetune/adapter" in capfd.readouterr().err
 
 
 def test_validate_is_inspect(models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +90,9 @@ def test_validate_is_inspect(models: Path, tmp_path: Path, capfd: pytest.Capture
 
 def test_help_names_none_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["--help"])
-    assert not [verb for verb in cli.VERBS if verb in capsys.readouterr().out]
-    for verb in cli.VERBS:
-        assert cli.main([verb, "--help"]) == 0
-        assert f"lathe {verb} " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert not [verb for verb in VERBS if "_" in verb and verb in said]
+    for verb, told in VERBS.items():
+        if (action := told.new.split()[0]) in (*cli.available(), *cli.VERBS):
+            assert cli.main([verb, "--help"]) == 0
+            assert f"lathe {action} " in capsys.readouterr().out

@@ -175,7 +175,6 @@ def test_precision_is_that_of_the_folder(data: Path, tmp_path: Path, precision: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["llama"], "--data is missing"),
         (["llama", "--data=DATA"], "names a family, which has no size of its own. Give --shape.hidden-size"),
         (["llama", "--data=DATA", *TINY], "llama comes without a tokenizer. Give --tokenizer FOLDER"),
         (["llama", "--data=nowhere.txt", *TINY], 'There is no data "nowhere.txt"'),

@@ -11,9 +11,6 @@ import pytest
 from serving import in_process
 from starlette.testclient import TestClient
 
-from lathe.actions.serve import Options
-from lathe.cli import load
-from lathe.command import command, read
 from lathe.llm import LLM
 from lathe.server.wires import litgpt
 
@@ -68,10 +65,3 @@ def test_what_is_wrong_is_said(client, body):
 def test_fields_that_nobody_knows_are_named(client):
     response = client.post("/predict", json={"prompt": "a", "max_new_tokens": 1, "temprature": 0})
     assert response.headers["X-Lathe-Unknown-Fields"] == '["temprature"]'
-
-
-def test_litgpts_command_line_is_understood():
-    words = "MODEL --max_queue 3 --stream true --openai_spec true --timeout 90 --access_token x --api_path /ask".split()
-    options, run = load("serve")
-    told = read(command("serve", options, run.__doc__), *Options.understood(words))
-    assert (told.model, told.stream, told.api_path, told.max_queue) == ("MODEL", True, "/ask", 3)

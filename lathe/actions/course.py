@@ -6,7 +6,7 @@ Knows no method and no format of data: those come in a `Course`, which the actio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lathe.actions import examined, launch, litgpt_words
+from lathe.actions import examined, launch
 from lathe.actions.training import Eval, Optimizer, Train
 from lathe.errors import CheckpointError, UsageError
 from lathe.options import to_yaml
@@ -97,11 +97,6 @@ class Options(launch.Devices):
         if not 0 <= self.train.min_lr <= self.optimizer.lr:
             found = f"--train.min-lr is {self.train.min_lr} and --optimizer.lr is {self.optimizer.lr}."
             raise UsageError(found, "The learning rate falls to min-lr, so it cannot be higher.")
-
-    @classmethod
-    def understood(cls, words: Sequence[str]) -> tuple[type[Options], list[str]]:
-        """The options that the words are for, and the words with LitGPT's spellings in Lathe's."""
-        return cls, litgpt_words.ours(words)
 
     def bound(self) -> list[str]:
         """The options that must not change in a run."""

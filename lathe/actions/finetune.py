@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lathe.actions import course, launch, litgpt_words
+from lathe import compat
+from lathe.actions import course, launch
 from lathe.actions.place import weights_at
 from lathe.actions.training import Eval, Optimizer, Preference, Train
 from lathe.errors import DataError, UsageError
@@ -120,10 +121,9 @@ class Finetune(course.Options):
     @classmethod
     def understood(cls, words: Sequence[str]) -> tuple[type[course.Options], list[str]]:
         """The options of the method that the words, or the recipe that they name, ask for."""
-        words = litgpt_words.ours(words)
-        recipe = litgpt_words.value(words, "--config")
-        told = litgpt_words.value(words, "--method") or (read_recipe(recipe).get("method") if recipe else None)
-        return METHODS.get(str(told), cls), words
+        recipe = compat.value(words, "config")
+        told = compat.value(words, "method") or (read_recipe(recipe).get("method") if recipe else None)
+        return METHODS.get(str(told), cls), list(words)
 
     def bound(self) -> list[str]:
         own = [option.key for option in fields(type(self)) if option.key.startswith(("lora_", "adapter_", "quantize"))]

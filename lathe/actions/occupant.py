@@ -34,6 +34,8 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
     engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=drafter)
     defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
     defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
+    told = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
+    defaults |= {name: value for name, value in told.items() if value is not None}
     weight, *others = llm.decoder.parameters()
     about = {
         "dtype": str(weight.dtype).removeprefix("torch."),

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options(course.Options):
     model: str
-    """What gives the shape: a model's folder, a config.json, a repo id, or a family (llama) with --shape."""
+    """What gives the shape: a model's folder, a config.json or its text, a repo id, or a family (llama) with
+    --shape."""
     _: KW_ONLY
     data: tuple[str, ...]
     """Files or folders of texts or code, .jsonl, .csv, .parquet, compressed or not; the id of a data set at the Hub; or
@@ -116,7 +117,10 @@ def model(options: Options) -> tuple[dict[str, Any], Tokenizer]:
     elif options.train_tokenizer:
         tokenizer = train_bpe(texts, options.train_tokenizer)
     elif options.tokenizer:
-        tokenizer = open_tokenizer(hub.find(options.tokenizer, options.checkpoints, weights=False))
+        own = hub.find(options.tokenizer, options.checkpoints, weights=False)
+        tokenizer = open_tokenizer(own)
+        if place and own.resolve() == place.resolve():  # there may be more rows than tokens, which then stay
+            return config, tokenizer
     elif place:
         return config, open_tokenizer(place)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
-from lathe.actions.litgpt_words import spelt
 from lathe.actions.loading import Loading
 from lathe.actions.occupant import load
 from lathe.actions.place import named, weights_at
@@ -26,10 +25,6 @@ from lathe.errors import MissingError, UsageError
 if TYPE_CHECKING:
     from lathe.server.desk import Desk
     from lathe.server.gate import Rules
-
-
-# LitGPT's words for what is done anyway: OpenAI's wire is always there, and no answer is ended by the clock.
-NEEDLESS = ("--openai-spec", "--timeout", "--access-token", "--accelerator")
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,15 @@ class Options(Loading):
     """How many answers are made at once."""
     drain: float = 30.0
     """Seconds that answers have to come to their end when the server is told to end."""
+    max_new_tokens: int | None = None
+    """The longest answer in tokens, for requests that do not say. By default, as the next three, what the model's
+    generation_config.json says."""
+    temperature: float | None = None
+    """How varied answers are, for requests that do not say."""
+    top_k: int | None = None
+    """Among how many tokens they choose, for requests that do not say."""
+    top_p: float | None = None
+    """How probable these are together, for requests that do not say."""
     engine: Literal["lathe", "vllm", "sglang", "llamacpp", "ray"] = "lathe"
     """What runs the model. vllm, sglang and llamacpp are given the same folder, and must be installed; ray runs
     replicas of Lathe's own engine."""
@@ -93,15 +97,11 @@ class Options(Loading):
     dry_run: bool = False
     """Print the commands that run another --engine, and run none."""
 
-    @classmethod
-    def understood(cls, words: Sequence[str]) -> tuple[type[Options], list[str]]:
-        """The options that the words are for, and the words without those of LitGPT's that need none here."""
-        return cls, [word for name, _, written in spelt(words) if name not in NEEDLESS for word in written]
-
     def __post_init__(self) -> None:
         numbers = ("port", 0), ("max_queue", 0), ("max_seqs", 1), ("max_body", 1), ("drain", 0), ("replicas", 1)
-        for name, least in numbers:
-            if (value := getattr(self, name)) < least:
+        usual = ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("top_p", 0)
+        for name, least in (*numbers, *usual):
+            if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
         if self.port > 65535:
             raise UsageError(f"--port is {self.port}.", "It must be at most 65535.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ def configuration(
 ) -> tuple[dict[str, Any], Path | None]:
     """The config.json that `model` has, with the sizes in `shape`, and the folder or file its tokenizer is in.
 
-    model: a folder, file, config.json or repo id; or a family by its `model_type`, which needs the four main sizes and
-    has no tokenizer. context: a family's positions.
+    model: a folder, file, config.json, its text, or repo id; or a family by its `model_type`, which needs the four main
+    sizes and has no tokenizer. context: a family's positions.
     """
     from lathe import checkpoint, families
 
@@ -55,9 +56,20 @@ def configuration(
             )
         named = {"architectures": [family.architecture], "model_type": family.model_type}
         return {**named, "max_position_embeddings": context or CONTEXT, **told}, None
+    if model.startswith("{"):
+        return told_by(model) | told, None
     place = hub.find(model, checkpoints, weights=False)
     config, _ = checkpoint.shape(place)
     return config | told, place.parent if place.suffix == ".json" else place
+
+
+def told_by(text: str) -> dict[str, Any]:
+    """The configuration that is written out. Raises UsageError."""
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"MODEL begins like a configuration and is no JSON: {error}.") from None
+    return dict(config)
 
 
 def open_tokenizer(place: Path) -> Tokenizer:

@@ -67,14 +67,14 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, in the project that WANDB_PROJECT names, or `lathe`."""
+    """A run of Weights & Biases, in the project that WANDB_PROJECT names, or `lathe`; WANDB_NAME names the run."""
 
     def __init__(self, folder: Path, title: str, recipe: Mapping[str, Any]) -> None:
         self.module = _import("wandb", "wandb")
         import os
 
-        project = os.environ.get("WANDB_PROJECT", "lathe")
-        self.run = self.module.init(project=project, dir=str(folder), name=title, config=flat(recipe))
+        project, name = os.environ.get("WANDB_PROJECT", "lathe"), os.environ.get("WANDB_NAME", title)
+        self.run = self.module.init(project=project, dir=str(folder), name=name, config=flat(recipe))
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)

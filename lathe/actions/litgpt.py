@@ -1,4 +1,4 @@
-"""LitGPT's three converting verbs, as its users type them: each is `lathe convert` with the places that LitGPT has."""
+"""LitGPT's verbs that write models, as its users type them: `lathe convert` and `lathe merge` with LitGPT's places."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lathe import hub
-from lathe.actions import convert
+from lathe.actions import convert, merge
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,8 @@ class ToLitgpt:
     checkpoint_dir: str
     """Folder or repo id of a model in Hugging Face form."""
     _: KW_ONLY
-    model_name: str | None = None
-    """Not needed: config.json says what the model is."""
     dtype: str = "auto"
     """bf16, fp16 or fp32; auto keeps every tensor as it is."""
-    debug_mode: bool = False
-    """Does nothing: tensors always pass through memory a piece at a time."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
 
@@ -95,3 +91,41 @@ def pretrained(options: Pretrained) -> None:
     settings = told.read_text(encoding="utf-8") if source.form == "LitGPT" and told.is_file() else None
     convert.write(source, options.output_dir, "litgpt", None, settings=settings)
     print(f"Wrote {options.output_dir}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class MergeLora:
+    checkpoint_dir: str
+    """The folder of the adapter."""
+    _: KW_ONLY
+    pretrained_checkpoint_dir: str | None = None
+    """The model to merge it into. By default the one that the adapter names."""
+    precision: str | None = None
+    """What weights become: bf16-true, 16-true, 32-true. By default what they are in the base."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for."""
+
+
+def merge_lora(options: MergeLora) -> None:
+    """Write the merged model into the adapter's own folder, where LitGPT has it.
+
+    `lathe merge` writes a folder elsewhere, and Lathe opens the adapter as it is.
+    """
+    name = {"bf16-true": "bf16", "16-true": "fp16", "32-true": "fp32"}.get(options.precision or "", options.precision)
+    dtype = convert.known(name or "auto", "hf")
+    asked = merge.Options(
+        options.checkpoint_dir,
+        Path(),
+        base=options.pretrained_checkpoint_dir,
+        checkpoints=options.checkpoints,
+    )
+    source = merge.opened(asked)
+    folder = Path(options.checkpoint_dir)
+    litgpts = (folder / "lit_model.pth.lora").is_file()
+    with TemporaryDirectory(dir=folder, prefix=".merged-") as beside:
+        whole = Path(beside) / "whole"
+        convert.write(source, whole, "litgpt" if litgpts else "hf", dtype)
+        weights = sorted(whole.glob("lit_model.pth" if litgpts else "model*.safetensors*"))
+        for file in (whole / ("model_config.yaml" if litgpts else "config.json"), *weights):
+            file.replace(folder / file.name)
+    print(f"Wrote {', '.join(file.name for file in weights)} into {folder}", file=sys.stderr)
