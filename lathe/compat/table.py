@@ -134,6 +134,8 @@ ROWS = [
     Row("inspect", "training", "", "The memory that training takes is shown too."),
     # ---- evaluate
     Row("evaluate", "force_conversion", "", "Nothing is converted: the model is evaluated as it is."),
+    Row("evaluate", "batch_size", "", "Passes are filled by tokens: --batch-tokens."),
+    Row("evaluate", "dtype", "--precision {}"),
     # ---- convert_to_litgpt
     Row("convert_to_litgpt", "model_name", "", "config.json says what the model is."),
     Row("convert_to_litgpt", "debug_mode", "", "Tensors always pass through memory a piece at a time."),
@@ -159,6 +161,7 @@ ROWS = [
     Row("training", "train.log_interval", "", EVERY_STEP),
     Row("pretrain", "train.tie_embeddings", "--shape.tie-word-embeddings {}"),
     Row("finetune", "train.tie_embeddings", "", "The model says whether they are."),
+    Row("pretrain", "eval.max_new_tokens", "", "Nothing is written while pretraining, in LitGPT neither."),
     Row("training", "eval.initial_validation", "", "The first validation is after --eval.interval steps."),
     Row("training", "eval.final_validation", "", ANYWAY),
     Row("training", "eval.evaluate_example", "", "The first question held out is asked, or --eval.prompt."),
@@ -229,7 +232,7 @@ USUAL = {
     "generate": (("prompt", "prompt_file"), f"--prompt '{QUESTION}'"),
 }
 
-# Names of LitGPT's models that are not the ends of the repos they stand for.
+# Names of LitGPT's models that are not the ends of well-known repos.
 MODELS = {
     "tiny-llama-1.1b": "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
     "tiny-llama": "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
@@ -241,4 +244,11 @@ MODELS = {
     "Llama-3-70B-Instruct": "meta-llama/Meta-Llama-3-70B-Instruct",
     "R1-Distill-Llama-8B": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
     "R1-Distill-Llama-70B": "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
+    "stablecode-completion-alpha-3b-4k": "stabilityai/stablecode-completion-alpha-3b-4k",
+    "Platypus-30B": "garage-bAInd/Platypus-30B",
+    "Platypus2-13B": "garage-bAInd/Platypus2-13B",
+    "Platypus2-70B-instruct": "garage-bAInd/Platypus2-70B-instruct",
+    "Camel-Platypus2-13B": "garage-bAInd/Camel-Platypus2-13B",
+    "Camel-Platypus2-70B": "garage-bAInd/Camel-Platypus2-70B",
+    "Stable-Platypus2-13B": "garage-bAInd/Stable-Platypus2-13B",
 }
