@@ -15,6 +15,7 @@ from typing import Any, is_typeddict
 
 import lathe
 from lathe import api, checkpoint, cli, engine, errors, llm, module, tokenizer
+from lathe.compat.table import VERBS
 from lathe.engine import Sampling
 from lathe.options import Option, documentation, options
 from lathe.server import metrics
@@ -168,9 +169,12 @@ def shown(default: Any) -> str:
 
 
 def verbs() -> str:
-    """LitGPT's verbs, each with what it does here."""
-    lines = ["# LitGPT's verbs", "", "These work as LitGPT's users type them.", "", "| `lathe` ... | |", "|---|---|"]
-    lines += [f"| `{name}` | {cell(first(cli.load(name)[1].__doc__))} |" for name in cli.VERBS]
+    """LitGPT's verbs, each in Lathe's words."""
+    about = (
+        "These work as LitGPT's users type them, as do its options: [from LitGPT](../../from-litgpt.md) has them all."
+    )
+    lines = ["# LitGPT's verbs", "", about, "", "| LitGPT | Lathe |", "|---|---|"]
+    lines += [f"| `{name}` | `{verb.new}` |" for name, verb in VERBS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -38,8 +38,8 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     f"generate a/b {FIELDS} --precision bf16-true": f"generate a/b {FIELDS} --precision bf16",
     f"generate a/b {FIELDS} --quantize bnb.nf4": f"generate a/b {FIELDS} --quantize nf4",
     f"generate a/b {FIELDS} --quantize bnb.nf4-dq": f"generate a/b {FIELDS} --quantize nf4-dq",
-    f"generate a/b {FIELDS} --quantize bnb.fp4": f"generate a/b {FIELDS} --quantize nf4",
-    f"generate a/b {FIELDS} --quantize bnb.fp4-dq": f"generate a/b {FIELDS} --quantize nf4-dq",
+    f"generate a/b {FIELDS} --quantize bnb.fp4": f"generate a/b {FIELDS} --quantize fp4",
+    f"generate a/b {FIELDS} --quantize bnb.fp4-dq": f"generate a/b {FIELDS} --quantize fp4-dq",
     f"generate a/b {FIELDS} --quantize bnb.int8 --precision 16-true": (
         f"generate a/b {FIELDS} --quantize int8 --precision fp16"
     ),

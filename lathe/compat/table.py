@@ -101,8 +101,8 @@ ROWS = [
     Row("any", "access_token", "$HF_TOKEN"),
     Row("any", "quantize=bnb.nf4", "--quantize nf4"),
     Row("any", "quantize=bnb.nf4-dq", "--quantize nf4-dq"),
-    Row("any", "quantize=bnb.fp4", "--quantize nf4", "nf4 takes the same room and rounds less."),
-    Row("any", "quantize=bnb.fp4-dq", "--quantize nf4-dq", "nf4 takes the same room and rounds less."),
+    Row("any", "quantize=bnb.fp4", "--quantize fp4"),
+    Row("any", "quantize=bnb.fp4-dq", "--quantize fp4-dq"),
     Row("any", "quantize=bnb.int8", "--quantize int8"),
     Row("any", "quantize=bnb.int8-training", "--quantize int8"),
     # ---- download
