@@ -176,6 +176,13 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     "serve a/b --timeout 90 --devices 1 --accelerator auto": "serve a/b",
     "serve a/b --accelerator cpu --port 8001 --api_path /ask": "serve a/b --device cpu --port 8001 --api-path /ask",
     "serve a/b --temperature 0.5 --top_k 5 --top_p 0.9 --max_new_tokens 9": "",
+    # ---- evaluate
+    "evaluate list": "",
+    "evaluate a/b": "",
+    "evaluate a/b --tasks 'x,y'": "",
+    "evaluate a/b/ --batch_size 4 --tasks x --out_dir o/": "evaluate a/b/ --tasks x --out-dir o/",
+    "evaluate a/b --tasks x --force_conversion true --dtype bfloat16": "evaluate a/b --tasks x --precision bfloat16",
+    "evaluate a/b --tasks x --limit 10 --num_fewshot 2 --seed 1 --save_filepath f.json --device cpu": "",
     # ---- the others
     "validate a/b": "inspect a/b",
     "validate a/b --dtype bfloat16 --training true": "inspect a/b",

@@ -362,7 +362,8 @@ def test_without_the_harness_it_is_said_how_to_get_it(tiny_model: Path, monkeypa
     assert "perplexity" in capsys.readouterr().out
 
 
-def test_litgpts_words_are_taken(copy: Path, files: dict[str, str], tmp_path: Path) -> None:
+def test_litgpts_words_are_taken(copy: Path, files: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")  # where the token goes
     words = (
         f"--tasks {files['choices']} --batch_size 4 --num_fewshot 1 --force_conversion true --limit 2 --dtype float32"
     )

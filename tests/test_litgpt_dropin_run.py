@@ -247,6 +247,17 @@ def test_lists(run: Run) -> None:
     assert run("download list") == run("pretrain list")
 
 
+def test_an_evaluation_leaves_its_results_where_they_are_looked_for(run: Run) -> None:
+    rows = [{"question": "Say", "choices": ["one", "two"], "answer": n % 2} for n in range(4)]
+    Path("asks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run("download org/small")
+    more = "--batch_size 4 --force_conversion true --limit 3"
+    run(f"evaluate org/small/ {more} --out_dir evaluate_model/ --tasks asks.jsonl")
+    assert json.loads(Path("evaluate_model/results.json").read_text())["n-samples"]["asks.jsonl"]["effective"] == 3
+    run("evaluate org/small --tasks asks.jsonl")
+    assert Path("checkpoints/org/small/evaluate/results.json").is_file()
+
+
 def test_a_token_goes_where_the_hub_looks_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     run("chat org/small --access_token hf_member --max_new_tokens 2", asked="Hi\n")

@@ -1,7 +1,4 @@
-"""Models and tasks become a table of figures, results.json and a record of every sample; knows no tensor.
-
-LitGPT's `evaluate` is the same command; what it must be told and Lathe need not is taken and not used.
-"""
+"""Models and tasks become a table of figures, results.json and a record of every sample; knows no tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import __version__, hub
 from lathe.actions import scores
-from lathe.actions.litgpt_words import spelt
 from lathe.actions.place import named, weights_at
 from lathe.errors import UsageError
 
@@ -27,8 +23,6 @@ if TYPE_CHECKING:
     from lathe.evaluation.examination import Examination, Tick
     from lathe.evaluation.results import Result
 
-NEEDLESS = ("--batch-size", "--force-conversion", "--access-token")  # LitGPT's
-RENAMED = {"--dtype": "--precision", "--system-instruction": "--system"}
 EVERY = "list"  # LitGPT's word in MODEL's place for all tasks there are
 
 
@@ -110,16 +104,6 @@ class Options:
         if self.url is not None and (self.adapter or self.quantize):
             option = "--adapter" if self.adapter else "--quantize"
             raise UsageError(f"{option} is of no use with --url.", "The server has its model as it is.")
-
-    @classmethod
-    def understood(cls, words: Sequence[str]) -> tuple[type[Options], list[str]]:
-        """The options that the words are for, and the words in Lathe's spelling."""
-        made: list[str] = []
-        for name, told, written in spelt(words):
-            if name in NEEDLESS:
-                continue
-            made += [RENAMED[name], told] if name in RENAMED and told is not None else written
-        return cls, made
 
 
 def run(options: Options) -> None:

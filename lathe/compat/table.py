@@ -10,7 +10,7 @@ from typing import NamedTuple
 QUESTION = "What food do llamas eat?"  # LitGPT's, where none is asked
 GROUPS = {  # of actions, in the rows below
     "training": ("finetune", "pretrain"),
-    "answering": ("generate", "chat", "serve"),
+    "answering": ("generate", "chat", "serve", "evaluate"),
     "any": (),
 }
 
@@ -136,6 +136,7 @@ ROWS = [
     Row("evaluate", "force_conversion", "", "Nothing is converted: the model is evaluated as it is."),
     Row("evaluate", "batch_size", "", "Passes are filled by tokens: --batch-tokens."),
     Row("evaluate", "dtype", "--precision {}"),
+    Row("evaluate", "system_instruction", "--system {}"),
     # ---- convert_to_litgpt
     Row("convert_to_litgpt", "model_name", "", "config.json says what the model is."),
     Row("convert_to_litgpt", "debug_mode", "", "Tensors always pass through memory a piece at a time."),
