@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING
 from pathlib import Path
@@ -40,6 +41,8 @@ What a user can put right is a `lathe.LatheError`: the command line prints it as
 Python, `found`, `expected` and `fix` are its sentences.
 """
 
+ENGINE = "submit step stream cancel logits score judge_all judging embed take_off"
+
 # What is promised, in the order of the page: by headings, and of a class the methods that are told of.
 LLM = (
     "load generate stream complete batch logits score save forward distribute trainer_setup state_dict benchmark "
@@ -56,7 +59,7 @@ API: dict[str, list[tuple[Any, str]]] = {
         (tokenizer.train_characters, ""),
     ],
     "Checkpoints": [(checkpoint.open, ""), (checkpoint.Checkpoint, "load tokenizer"), (checkpoint.save, "")],
-    "The engine": [(engine.Engine, "submit step stream cancel logits score judge_all embed take_off"), (Sampling, "")],
+    "The engine": [(engine.Engine, ENGINE), (Sampling, "")],
     "Adapters": [(adapt.put, ""), (adapt.disabled, "")],
     "LitGPT's names": [(module.Preprocessor, "encode decode"), (module.PromptStyle, "apply"),
                        (api.benchmark_dict_to_markdown_table, "")],
@@ -68,12 +71,15 @@ GIVEN = (llm.Reply,)  # which nobody makes by hand
 
 # ---- what mkdocs calls ----------------------------------------------------------------------------------------------
 def on_config(config: Any) -> Any:
-    """Commands get their place in the navigation."""
+    """Commands get their place in the navigation, and so do pages that have none in mkdocs.yml."""
     (place,) = (entry["Reference"] for entry in config.nav if "Reference" in entry)
     for entry in place:
         if "Commands" in entry:
             entry["Commands"] = [{f"lathe {name}": f"{COMMANDS}/{name}.md"} for name in cli.available()]
             entry["Commands"].append({"LitGPT's verbs": f"{COMMANDS}/litgpt.md"})
+    known = set(re.findall(r"[\w.-]+\.md", str(config.nav)))
+    if left := sorted({page.name for page in Path(config.docs_dir).glob("*.md")} - known):
+        config.nav.append({"More": left})
     return config
 
 
@@ -194,7 +200,9 @@ def python() -> str:
 def where(thing: Any) -> str:
     """The module that a name is imported from."""
     public = ".".join(thing.__module__.split(".")[:2])
-    return "lathe" if thing.__name__ in lathe.__all__ else public
+    if thing.__name__ in lathe.__all__:
+        return "lathe"
+    return public if hasattr(sys.modules[public], thing.__name__) else thing.__module__
 
 
 def described(thing: Any, name: str, level: str) -> list[str]:

@@ -219,7 +219,7 @@ class Engine:
         return self.judge_all([(tokens, 1)], top)[0]
 
     def judge_all(self, texts: Iterable[tuple[Iterable[int], int]], top: int = 0) -> list[list[Token]]:
-        """As `judging`, all of them in their order."""
+        """As `judging`, all `texts` in their order, with the `top` likeliest tokens in the place of each."""
         judged = dict(self.judging(texts, top))
         return [judged[number] for number in range(len(judged))]
 

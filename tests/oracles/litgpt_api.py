@@ -1,8 +1,8 @@
 """What LitGPT's Python object says of a folder of its own, and how a Trainer trains it.
 
-    python tests/oracles/litgpt_api.py FOLDER ROWS
+    python tests/oracles/litgpt_api.py FOLDER UNTIED ROWS
 
-in LitGPT's environment. ROWS: token ids, as JSON, one row a step. Prints JSON.
+in LitGPT's environment. UNTIED: the model that a Trainer trains. ROWS: token ids, as JSON, one row a step. Prints JSON.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from litgpt.api import LLM, benchmark_dict_to_markdown_table
 from torch.utils.data import DataLoader
 
-FOLDER, ROWS = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
+FOLDER, UNTIED, ROWS = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.argv[3]))
 TABLE = {"Seconds total": [1.5, 0.79, 0.8], "Tokens generated": [26, 26, 26]}
 
 
 class Tuned(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        self.llm, self.losses = LLM.load(FOLDER, distribute=None), []
+        self.llm, self.losses = LLM.load(UNTIED, distribute=None), []
 
     def setup(self, stage: str) -> None:
         self.llm.trainer_setup()

@@ -10,7 +10,10 @@ import pytest
 import torch
 from conftest import Ask
 
+from lathe import checkpoint, families
 from lathe.api import LLM, benchmark_dict_to_markdown_table
+from lathe.model import initial
+from lathe.tokenizer import Tokenizer
 
 ROWS = [[1, 403, 407, 261, 378, 5, 17, 8], [1, 9, 30, 2, 2, 17, 8, 11], [1, 27, 3, 44, 60, 400, 401, 402]]
 ASKED: dict[str, Any] = {"prompt": "Once upon a time", "top_k": 1, "max_new_tokens": 30}
@@ -22,15 +25,26 @@ def folder(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def theirs(litgpt: Ask, folder: Path) -> dict[str, Any]:
-    return litgpt(Path(__file__).parent / "litgpt_api.py", folder, json.dumps(ROWS))
+def untied(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose head is no embedding: LitGPT trains the two apart where they are one, and we do not."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {"architectures": ["LlamaForCausalLM"], **sizes, "vocab_size": 512, "max_position_embeddings": 64}
+    place = tmp_path_factory.mktemp("untied") / "model"
+    decoder = initial.decoder(families.read(config), seed=0)
+    checkpoint.save(place, decoder, config, form="litgpt", tokenizer=Tokenizer.open(folder))
+    return place
+
+
+@pytest.fixture(scope="module")
+def theirs(litgpt: Ask, folder: Path, untied: Path) -> dict[str, Any]:
+    return litgpt(Path(__file__).parent / "litgpt_api.py", folder, untied, json.dumps(ROWS))
 
 
 def test_answers(theirs, folder: Path):
     llm = LLM.load(folder, distribute=None)
     llm.distribute(accelerator="cpu", precision="32-true")
     assert llm.generate(**ASKED, return_as_token_ids=True).tolist() == theirs["tokens"]
-    assert llm.generate(**ASKED) == theirs["text"] or llm.generate(**ASKED) == " " + theirs["text"]
+    assert llm.generate(**ASKED).removeprefix(" ") == theirs["text"].removeprefix(" ")  # which a continued text keeps
     assert llm.preprocessor.encode("Once upon a time").tolist() == theirs["encoded"]
     assert llm.prompt_style.apply("Once upon a time") == theirs["styled"]
     assert sorted(llm.benchmark(**ASKED)[1]) == theirs["names"]
@@ -53,13 +67,13 @@ def test_a_table(theirs):
     )
 
 
-def test_a_trainer_takes_the_same_steps(theirs, folder: Path):
+def test_a_trainer_takes_the_same_steps(theirs, untied: Path):
     lightning = pytest.importorskip("lightning")
 
     class Tuned(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.llm, self.losses = LLM.load(folder, distribute=None), []
+            self.llm, self.losses = LLM.load(untied, distribute=None), []
 
         def setup(self, stage: str) -> None:
             self.llm.trainer_setup()
@@ -77,4 +91,4 @@ def test_a_trainer_takes_the_same_steps(theirs, folder: Path):
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(**told, **quiet)
     trainer.fit(tuned, torch.utils.data.DataLoader(torch.tensor(ROWS), batch_size=1))
-    assert tuned.losses == pytest.approx(theirs["losses"], rel=1e-4)
+    assert tuned.losses == pytest.approx(theirs["losses"], rel=1e-5)
