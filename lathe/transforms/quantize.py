@@ -28,9 +28,11 @@ from lathe.errors import UsageError, did_you_mean
 from lathe.model import kernels, layers
 from lathe.model.decoder import Decoder
 from lathe.model.mlps import Stacked
+from lathe.model.native import encoding
 
 Table = tuple[float, ...]
 BLOCK, COARSE, GROUP = 64, 256, 32
+ENDS = (-8.0, -7.3, -6.6)  # what the largest number of a group may become in 4 bits
 CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are not by a CPU, which has caches
 # Appendix E of the paper; rounded to the nearest, of two as near to the lower.
 NF4 = (
@@ -159,6 +161,8 @@ def _from_fp8(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
 
 def _int4(rows: Tensor) -> tuple[Tensor, Tensor]:
     """n D, float32, to n D/2 codes, 8 more than the whole numbers, two in a byte as in nf4, and n D/32 scales."""
+    if made := encoding.int4(rows, ENDS):
+        return made
     groups = F.pad(rows, (0, -rows.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
     scales = int4_scales(groups)
     return halves(int4_codes(groups, scales[..., None]).flatten(1)), scales
@@ -174,7 +178,7 @@ def halves(codes: Tensor) -> Tensor:
     return codes[..., ::2] << 4 | codes[..., 1::2]
 
 
-def int4_scales(groups: Tensor, ends: Sequence[float] = (-8.0, -7.3, -6.6)) -> Tensor:
+def int4_scales(groups: Tensor, ends: Sequence[float] = ENDS) -> Tensor:
     """The scale of each group of numbers, float16: ... 32 -> ...
 
     The largest number becomes an end: of the scales that do so, each fitted to its whole numbers (least squares), the

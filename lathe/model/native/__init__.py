@@ -30,6 +30,7 @@ SIGNATURES = {
     "lathe_add": "PPNN",
     "lathe_adamw": "PPPPPNFFFFFFNN",
     "lathe_looks": "P",
+    "lathe_int4": "PPPPNNNN",
     "lathe_look": "PPPPPPPPNNNNNNFN",
     "lathe_look_back": "PPPPPPPPPPPNNNNNNFN",
 }
