@@ -399,8 +399,8 @@ def test_the_page_runs(shared: Path, tmp_path: Path, server, monkeypatch, capsys
     shutil.copy(shared / "data/models/stories260K-gguf/stories260K-q8_0.gguf", "MODEL.gguf")
     for name, source in (("arc_easy", "arc_easy"), ("lambada", "lambada_openai_1500")):
         rows = (shared / f"data/eval/{source}.jsonl").read_text().splitlines(keepends=True)
-        Path(f"{name}.jsonl").write_text("".join(rows[:24]))
-    Path("notes.txt").write_text("She went home. It was late. " * 500)
+        Path(f"{name}.jsonl").write_text("".join(rows[:10]))
+    Path("notes.txt").write_text("She went home. It was late. " * 150)
     short = "--train.max-seq-length=64 --train.max-steps=1 --train.global-batch-size=2 --train.micro-batch-size=2"
     more = {"pretrain": short}
     blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
