@@ -78,7 +78,7 @@ def known(case) -> bool:
     return all(type(block) in pack.NORMS and pack.Plan(block).whole for block in decoder.model.layers)
 
 
-@pytest.mark.parametrize("case", filter(known, CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(filter(known, CASES)), ids=lambda case: case.name)
 def test_every_family_in_any_company(case, kernels):
     """One after the other, all at once and mixed; the kernels' error is no larger than torch's. bfloat16."""
     plain, decoder = (made(case.config, torch.bfloat16) for _ in range(2))

@@ -187,6 +187,16 @@ struct Part {
   float largest, total;
 };
 
+// N numbers become one, each half with the other.
+template <int N, class F> LATHE_INLINE float fold(float* x, F both) {
+  if constexpr (N > 1) {
+#pragma omp simd
+    for (int j = 0; j < N / 2; j++) x[j] = both(x[j], x[j + N / 2]);
+    return fold<N / 2>(x, both);
+  }
+  return x[0];
+}
+
 // Scores of TURN keys, of which those from `low` to before `high` count, become what each of them adds; what came before
 // (sums: `row` numbers) is made relative to the same largest score.
 LATHE_INLINE void weigh(const Look& look, float* s, i64 low, i64 high, float* sums, i64 row, Part& part) {
@@ -196,24 +206,22 @@ LATHE_INLINE void weigh(const Look& look, float* s, i64 low, i64 high, float* su
     return;
   }
   const float scale = float(look.scale), cap = float(look.softcap);
-  float largest = part.largest, total = 0;
 #pragma omp simd
   for (i64 j = 0; j < TURN; j++) s[j] *= scale;
   if (cap != 0) {
 #pragma omp simd
     for (i64 j = 0; j < TURN; j++) s[j] = cap - 2 * cap / (power(2 * s[j] / cap) + 1);  // cap times tanh(s / cap)
   }
-#pragma omp simd reduction(max : largest)
-  for (i64 j = 0; j < TURN; j++) {
-    const float x = j >= low && j < high ? s[j] : -INFINITY;
-    largest = x > largest ? x : largest;
-  }
-#pragma omp simd reduction(+ : total)
+  float folded[TURN];
+#pragma omp simd
+  for (i64 j = 0; j < TURN; j++) folded[j] = j >= low && j < high ? s[j] : -INFINITY;
+  const float largest = std::max(part.largest, fold<TURN>(folded, [](float x, float y) { return x > y ? x : y; }));
+#pragma omp simd
   for (i64 j = 0; j < TURN; j++) {
     const float x = power(s[j] - largest);
-    s[j] = j >= low && j < high ? x : 0.0f;
-    total += s[j];
+    folded[j] = s[j] = j >= low && j < high ? x : 0.0f;
   }
+  const float total = fold<TURN>(folded, [](float x, float y) { return x + y; });
   const float before = power(part.largest - largest);  // the first time, all sums are zero
   if (before != 1.0f) {
 #pragma omp simd
@@ -245,10 +253,19 @@ inline void look_at(const Look& look, const Pass& pass, const Cache<E>& cache, c
     const i64 count = to - at < TURN ? to - at : TURN;
     if (at + count <= group.oldest) continue;
     const E *keys[TURN], *values[TURN];
-    for (i64 j = 0; j < count; j++) {
-      const i64 slot = table ? table[at + j] : start + at + j;
-      keys[j] = cache.keys + slot * cache.key_slot + head * cache.key_head;
-      values[j] = cache.values + slot * cache.value_slot + head * cache.value_head;
+    const auto find = [&](i64 position, const E** key, const E** value) {
+      const i64 slot = table ? table[position] : start + position;
+      *key = cache.keys + slot * cache.key_slot + head * cache.key_head;
+      *value = cache.values + slot * cache.value_slot + head * cache.value_head;
+    };
+    for (i64 j = 0; j < count; j++) find(at + j, keys + j, values + j);
+    for (i64 next = at + TURN; next < std::min(at + 2 * TURN, to); next++) {  // asked of the memory now
+      const E *key, *value;
+      find(next, &key, &value);
+      for (i64 c = 0; c < C; c += 64 / i64(sizeof(E))) {
+        __builtin_prefetch(key + c);
+        __builtin_prefetch(value + c);
+      }
     }
     turned.take(keys, count, C);
     for (i64 m = 0; m < M; m += MOST) {

@@ -99,7 +99,7 @@ inline void map_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>
   const Matrix* const matrix[] = {&m};
   const E* bias = (const E*)m.bias;
   multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, float* const* sums) {
-    beside<E>(m, low, t, n, count, sums[0]);
+    if (m.rank) beside<E>(m, low, t, n, count, sums[0]);
     rounded(sums[0], bias ? bias + n : nullptr, count, y + t * to + n);
   });
 }
@@ -111,7 +111,7 @@ inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>
   const Matrix* const matrix[] = {&m};
   const E* bias = (const E*)m.bias;
   multiply(matrix, first, last, K, x, T, [&](i64 t, i64 n, i64 count, float* const* sums) {
-    beside<E>(m, low, t, n, count, sums[0]);
+    if (m.rank) beside<E>(m, low, t, n, count, sums[0]);
     const E *from = in + t * D + n, *more = bias ? bias + n : nullptr;
     E* to = out + t * D + n;
     if (more) {
@@ -131,8 +131,8 @@ inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const Given<E>
   const bool gated = mlp.gate.weight;
   const auto done = [&](i64 t, i64 n, i64 count, float* const* sums) {
     float gate[PANEL];  // of a plain MLP, what is activated itself
-    if (gated) beside<E>(mlp.gate, low, t, n, count, sums[0]);
-    beside<E>(mlp.up, low + T * mlp.gate.rank, t, n, count, sums[gated]);
+    if (mlp.gate.rank) beside<E>(mlp.gate, low, t, n, count, sums[0]);
+    if (mlp.up.rank) beside<E>(mlp.up, low + T * mlp.gate.rank, t, n, count, sums[gated]);
     const E* bias = gated ? gates : ups;
     for (i64 r = 0; r < count; r++) gate[r] = bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r];
     activate(mlp.act, gate, count);

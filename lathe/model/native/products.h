@@ -81,7 +81,7 @@ template <class E> struct Lanes {
 #endif
 
 constexpr int MOST = 6;    // rows of x in a tile
-constexpr i64 PANEL = 32;  // rows of weights between two looks at what came of them
+constexpr i64 PANEL = 64;  // rows of weights between two looks at what came of them
 constexpr i64 SOME = 48;   // rows of x meanwhile, at most
 constexpr i64 NEAR = 16384;  // bytes of x that stay next to a core while weights pass by
 
