@@ -41,9 +41,9 @@ What a user can put right is a `lathe.LatheError`: the command line prints it as
 Python, `found`, `expected` and `fix` are its sentences.
 """
 
-ENGINE = "submit step stream cancel logits score judge_all judging embed take_off"
-
 # What is promised, in the order of the page: by headings, and of a class the methods that are told of.
+ENGINE = "submit step stream cancel logits score judge_all judging embed take_off"
+TOKENIZER = "open encode decode stream render styled token id save"
 LLM = (
     "load generate stream complete batch logits score save forward distribute trainer_setup state_dict benchmark "
     "preprocessor prompt_style"
@@ -51,21 +51,19 @@ LLM = (
 API: dict[str, list[tuple[Any, str]]] = {
     "The model": [(lathe.LLM, LLM), (llm.Wishes, ""), (llm.Reply, "completion close"), (lathe.Completion, "")],
     "Text and tokens": [
-        (
-            tokenizer.Tokenizer,
-            "open encode decode stream render styled token id save",
-        ),
+        (tokenizer.Tokenizer, TOKENIZER),
         (tokenizer.train_bpe, ""),
         (tokenizer.train_characters, ""),
     ],
     "Checkpoints": [(checkpoint.open, ""), (checkpoint.Checkpoint, "load tokenizer"), (checkpoint.save, "")],
     "The engine": [(engine.Engine, ENGINE), (Sampling, "")],
     "Adapters": [(adapt.put, ""), (adapt.disabled, "")],
-    "LitGPT's names": [(module.Preprocessor, "encode decode"), (module.PromptStyle, "apply"),
-                       (api.benchmark_dict_to_markdown_table, "")],
-}  # fmt: skip
-
-
+    "LitGPT's names": [
+        (module.Preprocessor, "encode decode"),
+        (module.PromptStyle, "apply"),
+        (api.benchmark_dict_to_markdown_table, ""),
+    ],
+}
 GIVEN = (llm.Reply,)  # which nobody makes by hand
 
 
