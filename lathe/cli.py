@@ -88,7 +88,7 @@ def dispatch(words: Sequence[str]) -> int:
         print(f"lathe {__version__}")
         return 0
     known = available()
-    if words:
+    if words and not words[0].startswith("-"):
         words = translated(words, (*known, *VERBS))
     if words and words[0] not in (*known, *VERBS, "--help", "-h"):
         fix = did_you_mean(words[0], known) or "See lathe --help."
