@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -283,3 +284,43 @@ def test_it_moves_as_a_module_does(learning: LLM):
     assert learning.generate(ONCE, max_new_tokens=2)
     assert next(learning.parameters()).dtype == torch.bfloat16
     assert {id(p) for p in learning.parameters()} == {id(p) for p in learning.model.parameters()}
+
+
+def test_lightnings_trainer_saves_and_goes_on(folder: Path, tmp_path: Path):
+    """Two epochs are one, and one more from what was saved; and the file's weights are read without Lightning."""
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+
+    class Tuned(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.llm = LLM.load(folder, distribute=None)
+
+        def setup(self, stage: str) -> None:
+            self.llm.trainer_setup()
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.llm(batch, batch)[1]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.llm.model.parameters(), lr=0.05, momentum=0.9)
+
+    rows = torch.utils.data.DataLoader(torch.tensor([[1, 403, 407, 261], [1, 5, 9, 30], [1, 2, 17, 8]]))
+
+    def fit(epochs: int, **more: object) -> tuple[Tuned, Any]:
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        told = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False, **quiet}
+        trainer, tuned = lightning.Trainer(max_epochs=epochs, **told), Tuned()
+        trainer.fit(tuned, rows, **more)
+        return tuned, trainer
+
+    whole, _ = fit(2)
+    half, trainer = fit(1)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    on, _ = fit(2, ckpt_path=tmp_path / "half.ckpt")
+    wanted = whole.llm.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in on.llm.state_dict().items())
+    assert not torch.equal(half.llm.state_dict()["model.norm.weight"], wanted["model.norm.weight"])
+    read = LLM.load(folder, distribute=None)
+    read.trainer_setup(trainer_ckpt=tmp_path / "half.ckpt")
+    kept = half.llm.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in read.state_dict().items())
