@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from published import PUBLISHED
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lathe import checkpoint, families
 from lathe.checkpoint import quantized
 from lathe.errors import CheckpointError, ConfigError
+from lathe.model import native
 from lathe.model.layout import Layout
+from lathe.transforms import pack
 from lathe.transforms.quantize import KINDS, NF4, Packed, matrices
 
 CONFIG = {
@@ -141,6 +143,33 @@ def test_a_symmetric_gptq_of_4_bits_stays_in_its_codes(tmp_path, group):
         assert kept(found) == {"int4": 14}
     decoder = found.load(quantize="int8")  # which is asked for, and rounds once more
     assert {module.how for module in decoder.modules() if isinstance(module, Packed)} == {"int8"}
+
+
+def test_in_float16_which_kernels_do_not_know_its_codes_are_multiplied_too(tmp_path):
+    library = native.library()
+    if library is None or not library.lathe_codes():
+        pytest.skip("no kernels for codes on this machine")
+    model(tmp_path, told_gptq(4, 64), gptq(4, 64, v1=True, symmetric=True))
+    decoder, tokens = checkpoint.open(tmp_path).load(dtype=torch.float16), torch.arange(20) * 7 % 96
+    with torch.inference_mode():
+        plain = decoder.logits(decoder(tokens, Layout.of([20])))
+        pack.pack(decoder)
+        assert {type(one) for one in decoder.modules() if isinstance(one, Packed)} == {pack.QuickPacked}
+        quick = decoder.logits(decoder(tokens, Layout.of([20])))
+    assert quick.dtype == torch.float16
+    assert 0 < (quick - plain).float().std() < 0.05 * plain.float().std()
+
+
+def test_the_text_model_of_a_multimodal_one(tmp_path):
+    """Whose tensors have a prefix, and whose outer configuration says how they are quantized."""
+    numbers = model(tmp_path, told_gptq(4, 32), gptq(4, 32, v1=True, symmetric=True))
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({f"language_model.{name}": part for name, part in tensors.items()}, tmp_path / "model.safetensors")
+    text = {**CONFIG, "model_type": "mistral"}
+    outer = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps({**outer, "quantization_config": told_gptq(4, 32)}))
+    found = same(tmp_path, numbers)
+    assert "quantization_config" not in found.config and kept(found) == {"int4": 14}
 
 
 def test_a_gptq_of_other_bits_in_some_modules(tmp_path):
@@ -367,6 +396,8 @@ def test_a_method_that_is_not_known_is_named(tmp_path, told, said):
     (lambda parts: parts.pop("scales"), "scales is missing"),
     (lambda parts: parts.update(qzeros=parts["qzeros"][:, :1].clone()), "qzeros.*has shape"),
     (lambda parts: parts.update(qweight=parts["qweight"][:, :8].clone()), "qweight.*has shape"),
+    (lambda parts: parts.update(qweight=parts["qweight"].float()), "qweight.*holds float32.*int32"),
+    (lambda parts: parts.update(scales=parts["scales"].int()), "scales.*holds int32.*float16"),
 ])  # fmt: skip
 def test_parts_that_do_not_belong_together_are_named(tmp_path, change, said):
     def make(*given: Any) -> Made:

@@ -139,6 +139,7 @@ def test_a_row_that_is_no_whole_groups(tmp_path, capsys):
         decoder = checkpoint.open(tmp_path / how).load()
         ways = {name: getattr(one, "how", None) for name, one in decoder.named_modules() if name.endswith("_proj")}
         assert {way for name, way in ways.items() if "down_proj" in name} == {odd}
+        assert ("2 matrices of layers stay" in capsys.readouterr().err) == (odd is None)
         assert {way for name, way in ways.items() if "down_proj" not in name} == {how}
 
 

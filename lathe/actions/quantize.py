@@ -84,10 +84,13 @@ def run(options: Options) -> None:
         convert.write(source, place, "gguf", options.to, options.force)
     else:
         write(source, place, codes(source, options.to, learned or None), options.force)
-    before, after = size(source), weights(place)
+    made, before, after = checkpoint.open(place), size(source), weights(place)
     print(f"Wrote {place}: {after / 1e6:,.1f} MB, {after / before:.0%} of what it was", file=sys.stderr)
+    if options.to not in convert.MIXES and (left := whole(made)):
+        some = f"{left[0]} is one" if len(left) > 1 else left[0]
+        print(f"{len(left)} matrices of layers stay as they were: {some}.", file=sys.stderr)
     if texts:
-        compare(source, checkpoint.open(place), options.to, texts)
+        compare(source, made, options.to, texts)
 
 
 def codes(source: Checkpoint, how: str, rows: list[list[int]] | None) -> dict[str, Ref]:
@@ -127,6 +130,16 @@ def compare(source: Checkpoint, made: Checkpoint, how: str, texts: list[list[int
     print(f"{'before':8}{before.perplexity:12.3f}")
     change = after.perplexity / before.perplexity - 1
     print(f"{how:8}{after.perplexity:12.3f}{after.agrees(before):18.1%}      {change:+.2%} perplexity")
+
+
+def whole(found: Checkpoint) -> list[str]:
+    """The matrices of layers that are in no codes: in the files they are parts of stacks, or too narrow."""
+    from lathe import checkpoint
+    from lathe.transforms import quantize
+    from lathe.weights.coded import Coded
+
+    names = [f"{module}.weight" for module, _ in quantize.matrices(checkpoint.blank(found.spec))]
+    return [name for name in names if not isinstance(found.tensors[name], Coded)]
 
 
 def size(found: Checkpoint) -> int:

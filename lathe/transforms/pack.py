@@ -130,6 +130,8 @@ class QuickPacked(quantize.PackedLinear):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float16 and x.device.type == "cpu":  # as what GPTQ and AWQ made is computed in
+            return self.forward(x.float()).half()
         if torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
             return super().forward(x)
         return _coded(self.kernels, x, self._all(), self.bias, self.how)

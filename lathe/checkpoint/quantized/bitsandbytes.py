@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lathe.checkpoint.quantized.matrices import Matrices, Parts, needed, shaped
+from lathe.checkpoint.quantized.matrices import FLOATS, Matrices, Parts, needed, shaped, typed
 from lathe.errors import CheckpointError
 from lathe.families.keys import Keys
 from lathe.transforms.quantize import BLOCK, NF4
@@ -46,9 +46,9 @@ def bitsandbytes(keys: Keys, dtype: torch.dtype) -> list[Rule]:
 
     def eight(module: str, parts: Parts) -> Ref:
         codes, largest = needed(module, parts, "weight", "SCB")
-        rows = codes.shape[0]
+        rows = typed(codes, torch.int8).shape[0]
         shaped(codes, rows, codes.shape[-1])
-        sizes = folded(shaped(largest, rows), (rows, 1))
+        sizes = folded(shaped(typed(largest, *FLOATS), rows), (rows, 1))
         scales = by_rows((rows, 1), torch.float32, lambda *box: sizes.fetch(box).float() / 127, largest.source)
         numbers = scaled(codes, scales, dtype, (1, codes.shape[1]))
         parts = {"codes": codes, "scales": scales}
@@ -98,8 +98,8 @@ def _four(module: str, parts: Parts, dtype: torch.dtype) -> Ref:
     else:  # bytes in the place of other numbers, for a program that deals with these only
         shaped(codes, -(-count // (2 * codes.dtype.itemsize)), 1)
         codes = _bytes(codes)
-    shaped(sizes, -(-count // state.block))
-    shaped(values, 16)
+    shaped(typed(sizes, torch.uint8, *FLOATS), -(-count // state.block))
+    shaped(typed(values, *FLOATS), 16)
     if sizes.dtype == torch.uint8:
         coarse, table = needed(module, parts, *NESTED)
         sizes = _nested(sizes, coarse, table, state)

@@ -21,7 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lathe.checkpoint.quantized.matrices import Matrices, Parts, bounded, exact, in_order, needed, repeated, shaped
+from lathe.checkpoint.quantized.matrices import (
+    FLOATS,
+    FLOATS8,
+    Matrices,
+    Parts,
+    bounded,
+    exact,
+    in_order,
+    needed,
+    repeated,
+    shaped,
+    typed,
+)
 from lathe.errors import CheckpointError
 from lathe.families.keys import Keys
 from lathe.transforms.quantize import GROUP
@@ -114,7 +126,7 @@ def _matrix(module: str, parts: Parts, scheme: Scheme, dtype: torch.dtype) -> Re
     if scheme.form == "pack-quantized":
         words, size, scales = needed(module, parts, "weight_packed", "weight_shape", "weight_scale")
         rows, inputs = (int(n) for n in shaped(size, 2).read())
-        shaped(words, rows, -(-inputs * scheme.bits // 32))
+        shaped(typed(words, torch.int32), rows, -(-inputs * scheme.bits // 32))
         codes, half = unpacked(words, scheme.bits, inputs, 1), 1 << scheme.bits - 1
         signed = codes.plus(-half)
         if zero is not None and zero.dtype == torch.int32:  # as packed as the codes, down columns
@@ -122,6 +134,7 @@ def _matrix(module: str, parts: Parts, scheme: Scheme, dtype: torch.dtype) -> Re
             zero = unpacked(zero, scheme.bits, rows, 0).plus(-half)
     else:
         signed, scales = needed(module, parts, "weight", "weight_scale")
+        typed(signed, *(FLOATS8 if scheme.floats else (torch.int8,)))
         if len(signed.shape) != 2:
             raise CheckpointError(f"{signed.source} has shape {list(signed.shape)}.", "A quantized matrix has two.")
         rows, inputs = signed.shape
@@ -131,7 +144,7 @@ def _matrix(module: str, parts: Parts, scheme: Scheme, dtype: torch.dtype) -> Re
     elif scheme.block:
         block = scheme.block
     count = -(-rows // block[0]), -(-inputs // block[1])
-    scales, zero = _table(scales, count), zero and _table(zero, count)
+    scales, zero = _table(typed(scales, *FLOATS), count), zero and _table(zero, count)
     if groups is not None:
         groups = bounded(shaped(groups, inputs), count[1])
     numbers = scaled(signed, scales, dtype, block, zero, groups)

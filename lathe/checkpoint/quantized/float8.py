@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from lathe.checkpoint.quantized.matrices import Matrices, Parts, needed, shaped
+from lathe.checkpoint.quantized.matrices import FLOATS, FLOATS8, Matrices, Parts, needed, shaped, typed
 from lathe.families.keys import Keys
 from lathe.weights.coded import Coded, folded, scaled
 from lathe.weights.rules import Drop, Rule
@@ -33,8 +33,9 @@ def fp8(keys: Keys, dtype: torch.dtype) -> list[Rule]:
     def read(module: str, parts: Parts) -> Ref:
         (codes,) = needed(module, parts, "weight")
         scales = next(parts[name] for name in SCALES if name in parts)
-        rows, inputs = codes.shape[0], codes.shape[-1]
+        rows, inputs = typed(codes, *FLOATS8).shape[0], codes.shape[-1]
         shaped(codes, rows, inputs)
+        typed(scales, *FLOATS, torch.float8_e8m0fnu)
         size = torch.Size(scales.shape).numel()
         if size == 1:
             one = folded(scales, (1, 1)) if len(scales.shape) < 2 else scales

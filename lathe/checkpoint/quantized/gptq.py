@@ -11,7 +11,18 @@ from __future__ import annotations
 
 import torch
 
-from lathe.checkpoint.quantized.matrices import Matrices, Parts, bounded, exact, fours, in_order, needed, shaped
+from lathe.checkpoint.quantized.matrices import (
+    FLOATS,
+    Matrices,
+    Parts,
+    bounded,
+    exact,
+    fours,
+    in_order,
+    needed,
+    shaped,
+    typed,
+)
 from lathe.families.keys import Keys
 from lathe.transforms.quantize import GROUP
 from lathe.weights.coded import Coded, scaled, unpacked
@@ -50,7 +61,7 @@ def gptq(keys: Keys, dtype: torch.dtype) -> list[Rule]:
         some = told or (words.shape[0] * 32 // groups.shape[0] if groups else bits)
         inputs = words.shape[0] * 32 // some
         return _matrix(
-            shaped(words, inputs * some // 32, scales.shape[1]), points, scales, groups, group, some, dtype, off
+            shaped(words, inputs * some // 32, scales.shape[-1]), points, scales, groups, group, some, dtype, off
         )
 
     return [Matrices("qweight", ("qzeros", "scales", "g_idx"), read, {})]
@@ -66,11 +77,11 @@ def _matrix(
     dtype: torch.dtype,
     off: int,
 ) -> Ref:
-    count, rows = scales.shape
-    inputs = words.shape[0] * 32 // bits
+    count, rows = typed(scales, *FLOATS).shape
+    inputs = typed(words, torch.int32).shape[0] * 32 // bits
     size = group if group > 0 else inputs
     shaped(scales, -(-inputs // size), rows)
-    shaped(points, count, rows * bits // 32)
+    shaped(typed(points, torch.int32), count, rows * bits // 32)
     if groups is not None:
         shaped(groups, inputs)
     codes = unpacked(words, bits, inputs, 0).transposed()
@@ -90,11 +101,11 @@ def awq(keys: Keys, dtype: torch.dtype) -> list[Rule]:
 
     def read(module: str, parts: Parts) -> Ref:
         words, points, scales = needed(module, parts, "qweight", "qzeros", "scales")
-        inputs, rows = words.shape[0], scales.shape[1]
+        inputs, rows = typed(words, torch.int32).shape[0], typed(scales, *FLOATS).shape[-1]
         size = group if group > 0 else inputs
         shaped(words, inputs, rows // 8)
         shaped(scales, -(-inputs // size), rows)
-        shaped(points, scales.shape[0], rows // 8)
+        shaped(typed(points, torch.int32), scales.shape[0], rows // 8)
         codes, zeros = (unpacked(some, 4, rows, 1, PLACES).transposed() for some in (words, points))
         return _coded(codes, zeros, scales.transposed(), None, size, 4, dtype)
 

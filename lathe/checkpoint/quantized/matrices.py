@@ -17,6 +17,8 @@ from lathe.weights.rules import Refs, Rule, matches
 from lathe.weights.tensors import Box, Ref
 
 Parts = dict[str, Ref]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FLOATS8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,17 @@ def needed(module: str, parts: Parts, *names: str) -> list[Ref]:
             fix="Download or copy the checkpoint again.",
         )
     return [parts[name] for name in names]
+
+
+def typed(ref: Ref, *dtypes: torch.dtype) -> Ref:
+    """A part of one of these types. Raises CheckpointError for one of another."""
+    if ref.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise CheckpointError(
+            f"{ref.source} holds {str(ref.dtype).removeprefix('torch.')}.",
+            f"As a part of a quantized matrix it should hold {names}.",
+        )
+    return ref
 
 
 def shaped(ref: Ref, *shape: int) -> Ref:
