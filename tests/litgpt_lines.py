@@ -125,6 +125,9 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
         " --val-data Muennighoff/flan/test/one_test.jsonl --val-data Muennighoff/flan/test/two_test.jsonl"
     ),
     "finetune_lora a/b --data litgpt.data.Alpaca2k --data.repo_id c/d": f"{LORA} --data c/d",
+    """finetune_lora a/b --data '{"class_path": "litgpt.data.JSON", "init_args": {"json_path": "d.json"}}'""": (
+        f"{LORA} --data d.json"
+    ),
     # ---- finetune: how fast
     "finetune_lora a/b --data Alpaca --optimizer AdamW --optimizer.lr 0.005 --optimizer.betas [0.9,0.95]": (
         f"{LORA} --data Alpaca --optimizer.name adamw --optimizer.lr 0.005 --optimizer.beta1 0.9 --optimizer.beta2 0.95"

@@ -13,6 +13,7 @@ from litgpt_lines import LINES
 from lathe import compat
 from lathe.cli import load, main
 from lathe.command import command, read
+from lathe.compat.places import model
 from lathe.compat.table import GROUPS, MODELS, ROWS, VERBS
 from lathe.errors import UsageError
 from lathe.options import options
@@ -195,7 +196,7 @@ def test_what_litgpt_writes_elsewhere_is_found(here: Path) -> None:
 
 
 def test_names_of_models_stand_for_repos() -> None:
-    assert all(resolved(f"pretrain {name} --data d")["model"] == repo for name, repo in MODELS.items())
+    assert all(model(name) == repo for name, repo in MODELS.items())
     assert resolved("pretrain llama --data d")["model"] == "llama"  # a family
 
 

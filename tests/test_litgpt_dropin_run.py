@@ -192,10 +192,15 @@ def test_a_model_finetuned_whole(run: Run) -> None:
 def test_llama_adapters(run: Run, verb: str, place: str) -> None:
     run(f"finetune_{verb} org/small --data Alpaca --adapter-start 0 {SHORT}")
     assert Path(f"out/finetune/{place}/final").is_dir()
-    expected = run(f"generate org/small --adapter out/finetune/{place}/final --temperature 0 --prompt Hello")
-    assert run(f"generate_{verb} org/small --temperature 0 --prompt Hello") == expected
+    expected = run(
+        f"generate org/small --adapter out/finetune/{place}/final --max_new_tokens 8 --temperature 0 --prompt Hello"
+    )
+    assert run(f"generate_{verb} org/small --max_new_tokens 8 --temperature 0 --prompt Hello") == expected
     named = f"out/finetune/{place}/final/lit_model.pth.{verb}"
-    assert run(f"generate_{verb} org/small --temperature 0 --prompt Hello --adapter_path {named}") == expected
+    assert (
+        run(f"generate_{verb} org/small --max_new_tokens 8 --temperature 0 --prompt Hello --adapter_path {named}")
+        == expected
+    )
 
 
 def test_the_word_of_older_tutorials(run: Run) -> None:

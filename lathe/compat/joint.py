@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
+from lathe.compat import recipes
 from lathe.compat.pairs import Pair
 from lathe.compat.table import QUESTION
 
@@ -14,12 +15,13 @@ UNHEEDED = {"finetune": ("train.min_lr",)}  # what stands in LitGPT's recipes, a
 TARGETS = [f"lora_{part}" for part in ("query", "key", "value", "projection", "mlp", "head")]
 USUAL = ("lora_query", "lora_value")  # of these, where any is given
 PLACES = ("data.json_path", "data.train_data_path", "data.file_url", "data.repo_id")
+MAPPINGS = ("data", "optimizer", "train", "eval", "log")  # options whose value may hold others
 FLAN = "Muennighoff/flan"  # where LitGPT fetches the files of FLAN
 
 
 def read(action: str, pairs: Sequence[Pair]) -> list[Pair]:
     """The same options, each of which can be read alone."""
-    told = list(pairs)
+    told = [each for pair in pairs for each in _expanded(pair)]
     if action == "finetune" and any(pair.name in TARGETS for pair in told):
         names = {pair.name for pair in told}
         told += [Pair(name, "true") for name in USUAL if name not in names]
@@ -41,6 +43,15 @@ def model_config(pairs: Sequence[Pair]) -> dict[str, Any]:
             read = yaml.safe_load(pair.told or "")
             told |= {part: read} if part else read or {}
     return told
+
+
+def _expanded(pair: Pair) -> Iterator[Pair]:
+    """An option whose value is a mapping, as {"class_path": ...}, as those that it holds."""
+    if pair.name in MAPPINGS and pair.told and pair.told.startswith("{"):
+        for name, told in recipes.options({pair.name: yaml.safe_load(pair.told)}):
+            yield Pair(name, told, pair.recipe)
+    else:
+        yield pair
 
 
 def _last(pairs: Sequence[Pair], name: str) -> str | None:

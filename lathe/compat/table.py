@@ -228,9 +228,9 @@ INSTEAD = {
 
 # What is given where the user gives none of the options before it.
 USUAL = {
-    "finetune": (("data",), "--data Alpaca"),
-    "pretrain": (("data",), "--data TinyLlama"),
-    "generate": (("prompt", "prompt_file"), f"--prompt '{QUESTION}'"),
+    "finetune": ({"data"}, "--data Alpaca"),
+    "pretrain": ({"data"}, "--data TinyLlama"),
+    "generate": ({"prompt", "prompt_file"}, f"--prompt '{QUESTION}'"),
 }
 
 # Names of LitGPT's models that are not the ends of well-known repos.

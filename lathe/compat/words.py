@@ -80,10 +80,9 @@ def meant(words: Sequence[str], switches: Callable[[str], Collection[str]], pipe
     there = {each.name for each in options}
     usual = [pair for pair in _template(VERBS[verb], holes) if pair.name not in there]
     heads = [pair.told or "" for pair in usual if not pair.name]
-    lacking, words_given = USUAL.get(action(verb), (("",), ""))
-    there |= {str(key) for key in recipe}
-    if words_given and heads and not there & set(lacking) and not (piped and verb == "generate"):
-        usual += parsed(shlex.split(words_given), ())[1]
+    needed, more = USUAL.get(action(verb), (set(), ""))
+    if heads and more and not needed & (there | {str(key) for key in recipe}) and not (piped and verb == "generate"):
+        usual += parsed(shlex.split(more), ())[1]
     named = [pair for pair in usual if pair.name]
     rest = given[len(VERBS[verb].places) :]
     made.words = [action(verb), *heads, *rest, *written([*named, *options])]
