@@ -200,6 +200,7 @@ class LLM(Module):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
+        kv: Literal["auto", "int8"] = "auto",
         adapter: checkpoint.Named | None = None,
         draft: str | Path | None = None,
         draft_tokens: int | None = None,
@@ -219,6 +220,8 @@ class LLM(Module):
         quantize: keep the matrices of layers in 4 bits ("int4", "nf4", "nf4-dq") or 8 ("int8"), to make room: they are
             unpacked whenever they are multiplied, but on some CPUs (see docs/quantize.md). LitGPT's "bnb.nf4" is the
             same.
+        kv: "int8" keeps keys and values in 8 bits, which is half the room of bf16 (docs/engine.md); "auto" in the
+            number format of the weights.
         devices: with strategy "layers", over how many GPUs the layers are spread ("auto": all), one after the other.
             With "tensor" every layer is divided among as many processes, each of which calls this with its own device
             (`lathe generate --devices` starts them; or torchrun and `torch.distributed.init_process_group`).
@@ -242,7 +245,8 @@ class LLM(Module):
             MissingError: there is no such model.
             CheckpointError, ConfigError, TokenizerError: its files are damaged or not understood.
             UsageError: a device or dtype that is not there; a draft with another vocabulary; adapters that do not go
-                together; no such way to quantize; a tokenizer with more tokens than the model has.
+                together; no such way to quantize, or to keep keys and values; a tokenizer with more
+                tokens than the model has.
         """
         below = Path(checkpoints)
         if init == "random":
@@ -253,7 +257,7 @@ class LLM(Module):
             source = Source.files(str(model), adapter, prompt_style, tokenizer_dir, below, access_token)
         else:
             raise UsageError(f'init is "{init}".', 'It must be "pretrained" or "random".')
-        place = Place(device, dtype, quantize, devices, strategy, native)
+        place = Place(device, dtype, quantize, devices, strategy, native, kv)
         drafter = None if draft is None else _drafter(draft, draft_tokens, source, place, below)
         llm = LLM(None, source.tokenizer, source.config, source.generation, drafter, source)
         if distribute is not None:

@@ -83,6 +83,7 @@ class Module(nn.Module):
         self._decoder: Decoder | None
         self._drafter, self._source = drafter, source
         self._tokens: int | None = None
+        self._kv: torch.dtype | None = None
         self._engine: Engine | None = None
         self._running_at: tuple[torch.device, torch.dtype] | None = None
         self._dice: random.Random | None = None
@@ -107,7 +108,7 @@ class Module(nn.Module):
         weight = next(self.decoder.parameters())
         place = (weight.device, weight.dtype)
         if self._engine is None or self._running_at != place:
-            self._engine = Engine(self.decoder, tokens=self._tokens, drafter=self._drafter)
+            self._engine = Engine(self.decoder, tokens=self._tokens, drafter=self._drafter, kv=self._kv)
             self._running_at = place
         return self._engine
 
@@ -188,6 +189,7 @@ class Module(nn.Module):
     def _put(self, decoder: Decoder, place: Place) -> None:
         """Take another decoder in the place of the one there is, if there is one."""
         self._decoder, self._engine, self._tokens, self._dice = decoder, None, None, None
+        self._kv = torch.int8 if place.kv == "int8" else None
         group = Group.joined()
         if place.strategy == "tensor" and group.count > 1:  # all must throw the same dice
             seed = torch.tensor([random.getrandbits(32)], device=next(decoder.parameters()).device)

@@ -38,6 +38,11 @@ class Place:
     devices: int | Literal["auto"] = 1
     strategy: Literal["tensor", "layers"] = "layers"
     native: bool = True
+    kv: Literal["auto", "int8"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.kv not in ("auto", "int8"):
+            raise UsageError(f'Keys and values are to be kept as "{self.kv}".', "Known are auto and int8.")
 
 
 @dataclass(frozen=True)

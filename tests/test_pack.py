@@ -14,7 +14,7 @@ from lathe.model import native
 from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.layout import Layout
-from lathe.transforms import adapt, begin, pack, quantize
+from lathe.transforms import adapt, begin, pack, panels, quantize
 from lathe.transforms.roster import Roster
 from lathe.transforms.terms import Lora
 
@@ -157,6 +157,11 @@ def test_nothing_is_copied_or_renamed_and_saving_knows_no_difference(tmp_path):
     assert not {pack.Quick, pack.QuickLinear} & {type(module) for module in decoder.modules()}
 
 
+def in_panels(module: quantize.PackedLinear) -> panels.QuickPacked:
+    room = panels.Room(native.library(), [(module.how, module.shape)])
+    return panels.QuickPacked(module, native.library(), room.panels(module.how, module.shape))
+
+
 @pytest.mark.parametrize("how", ["int8", "nf4", "int4"])
 @pytest.mark.parametrize("shape", [(5, 64), (40, 80), (49, 576), (16, 1000)])
 def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
@@ -171,12 +176,35 @@ def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
     module.take(quantize.KINDS[how].pack([linear.weight], linear.weight.shape, torch.device("cpu")))
     x = torch.randn(7, shape[1])
     with torch.inference_mode():
-        quick = pack.QuickPacked(module, native.library())
-        y, exact = quick(x), module(x)
+        exact = module(x)
+        quick = in_panels(module)
+        y = quick(x)
         assert (y - exact).square().mean() <= (0.015 * exact.std()) ** 2
         for row, alone in zip(x, y, strict=True):
             assert torch.equal(quick(row[None])[0], alone)
         assert torch.equal(quick(x.repeat(11, 1)), y.repeat(11, 1))  # more than are made into codes at once
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4", "int4"])
+@pytest.mark.parametrize("shape", [(5, 64), (40, 80), (16, 1000)])
+def test_codes_are_there_once_and_come_back_bit_for_bit(how, shape):
+    if not native.library().lathe_codes():
+        pytest.skip("this processor has no instructions for it")
+    module = quantize.PackedLinear(Linear(shape[1], shape[0], bias=True), how)
+    module.take(quantize.KINDS[how].pack([torch.randn(shape)], torch.Size(shape), torch.device("cpu")))
+    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    quick = in_panels(module)
+    assert {name for name, _ in quick.named_parameters()} == {"panels", "bias"}
+    assert {name for name, _ in module.named_parameters()} == {"bias"}
+    room = sum(parameter.nbytes for name, parameter in before.items() if name != "bias")
+    assert (
+        quick.panels.nbytes <= room * (-(-shape[0] // 16) * 16 / shape[0]) * (-(-shape[1] // 64) * 64 / shape[1]) + 64
+    )
+    weight = quick.weight
+    assert quick.back() is module
+    after = dict(module.named_parameters())
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(module.weight, weight)
 
 
 @pytest.mark.parametrize("how", ["int8", "nf4", "int4"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,9 @@ class Loading:
     quantize: str | None = None
     """Keep the matrices of layers in fewer bits: int8 or int4, which answer sooner on a CPU, nf4, or nf4-dq, which
     is a little smaller."""
+    kv: Literal["auto", "int8"] = "auto"
+    """How keys and values of what was read are kept: in 8 bits (int8), which takes half the room of bf16, or in the
+    number format of the weights (auto)."""
     native: bool = True
     """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
     checkpoints: Path = Path("checkpoints")
@@ -44,6 +47,7 @@ class Loading:
             device=self.device if device is None else device,
             dtype=self.precision,
             quantize=self.quantize,
+            kv=self.kv,
             native=self.native,
             draft=self.draft,
             prompt_style=self.prompt_style,

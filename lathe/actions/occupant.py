@@ -30,8 +30,9 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
     for name, path in (adapters or {}).items():
         adapt(key(name), path)
     drafter = llm.engine.drafter
-    pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs, drafter)
-    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=drafter)
+    kv = llm.engine.pages.dtype
+    pool = options.cache_tokens or fitting(llm.decoder, options.max_seqs, drafter, kv)
+    engine = Engine(llm.decoder, tokens=pool, seats=options.max_seqs, adapters=roster, drafter=drafter, kv=kv)
     defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
     defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
     told = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}

@@ -64,7 +64,7 @@ class Work:
         table, last = decoder.model.embed_tokens.weight, decoder.lm_head
         stored = sum(p.nbytes for p in decoder.parameters()) - table.nbytes - (0 if spec.tied else last.weight.nbytes)
         idle_part = idle(spec) / matrices
-        codes = sum(part.nbytes for part in last.kept) if isinstance(last, QuickHead) else last.weight.nbytes
+        codes = last.panels.all.nbytes if isinstance(last, QuickHead) else last.weight.nbytes
         return Work(
             weights=round(stored * (1 - idle_part)) + codes,
             matrices=matrices - idle(spec),

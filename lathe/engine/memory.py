@@ -14,15 +14,15 @@ SHARE = {"cuda": 0.85, "cpu": 0.5}  # of what is free; on a CPU others want some
 MODEST = 2**31  # bytes that a pool on a CPU takes at most, but for one whole context
 
 
-def fitting(decoder: Decoder, seats: int, drafter: Drafter | None = None) -> int | None:
+def fitting(decoder: Decoder, seats: int, drafter: Drafter | None = None, kv: torch.dtype | None = None) -> int | None:
     """Slots for the keys and values of `seats` whole contexts, or as many as there is memory for; at least those of one
-    page. None where nobody says how much memory is free."""
+    page. None where nobody says how much memory is free. kv: as `Engine` has it."""
     weight, spec = next(decoder.parameters()), decoder.spec
     kind, free = weight.device.type, free_bytes(weight.device)
     if free is None:
         return None
     shapes = [layer.mixer.cache for layer in spec.layers]
-    each = token_bytes([*shapes, *(drafter.shapes if drafter else ())], weight.dtype)
+    each = token_bytes([*shapes, *(drafter.shapes if drafter else ())], kv or weight.dtype)
     room = int(free * SHARE[kind])
     if kind == "cpu":
         room = min(room, max(MODEST, spec.context * each))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lathe.model import kept
 from lathe.model.kernels import Cache
 from lathe.model.spec import CacheShape
 
@@ -44,6 +45,7 @@ class Pages:
     """A pool of `tokens` slots, or one that grows as it is needed (`tokens` None).
 
     device: where the slots' numbers are, and the layers' cache too unless `places` says another device for each.
+    dtype: of what is kept; int8 for codes, as `model.kept` says.
     cache: keys (N, K, C) and values (N, K, Cv) of each layer, N slots; replaced when the pool grows.
     holders: of each page, how many leases hold it. known: pages by their names.
     """
@@ -250,16 +252,17 @@ class Pages:
 
     def _empty(self, layer: int, slots: int) -> Cache:
         shape, device = self.shapes[layer], self.places[layer]
-        keys = torch.empty(slots, shape.heads, shape.key_channels, device=device, dtype=self.dtype)
+        key, value = (kept.width(n, self.dtype) for n in (shape.key_channels, shape.value_channels))
+        keys = torch.empty(slots, shape.heads, key, device=device, dtype=self.dtype)
         if shape.values_in_keys:
-            return keys, keys[..., : shape.value_channels]
-        return keys, torch.empty(slots, shape.heads, shape.value_channels, device=device, dtype=self.dtype)
+            return keys, keys[..., :value]
+        return keys, torch.empty(slots, shape.heads, value, device=device, dtype=self.dtype)
 
 
 def token_bytes(shapes: Iterable[CacheShape], dtype: torch.dtype) -> int:
     """What a token's keys and values take, in all layers together."""
-    channels = sum(s.heads * (s.key_channels + s.value_channels * (not s.values_in_keys)) for s in shapes)
-    return channels * dtype.itemsize
+    rows = [(s.heads, n) for s in shapes for n in (s.key_channels, *[s.value_channels] * (not s.values_in_keys))]
+    return sum(heads * kept.width(n, dtype) for heads, n in rows) * dtype.itemsize
 
 
 def _most(numbers: np.ndarray, count: int) -> np.ndarray:

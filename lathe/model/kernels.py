@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lathe.model import blockwise
+from lathe.model import blockwise, kept
 from lathe.model.layout import Layout
 
-Cache = tuple[Tensor, Tensor]  # one layer's keys and values: N K C and N K Cv, N slots
+Cache = tuple[Tensor, Tensor]  # one layer's keys and values: N K C and N K Cv, N slots; or codes of them, see `kept`
 Read = slice | Tensor  # slots of a cache, or places on a ribbon
 
 
@@ -57,16 +57,18 @@ def attend(
     else:
         assert layout.write is not None and layout.read is not None
         keys, values = cache
-        keys.index_copy_(0, layout.write, k.to(keys.dtype))
-        values.index_copy_(0, layout.write, v.to(values.dtype))
+        kept.write(keys, layout.write, k)
+        if values.data_ptr() != keys.data_ptr():  # else they are a part of the keys
+            kept.write(values, layout.write, v)
         reads = layout.read
-    if sinks is None and _flash(q, values, seen):
+    if sinks is None and _flash(q, v, seen):
         return ragged(q, keys, values, layout, seen, reads)
 
     out = []
     for (a, b), read in zip(spans, reads, strict=True):
         read = seen.part(read, b - a)
-        sq, sk, sv = (x.transpose(0, 1)[None].to(q.dtype) for x in (q[a:b], keys[read], values[read]))  # 1 H n C
+        rows = (q[a:b], kept.read(keys[read], q.dtype), kept.read(values[read], q.dtype))
+        sq, sk, sv = (x.transpose(0, 1)[None] for x in rows)  # 1 H n C
         out.append(_attend(sq, sk, sv, layout, seen, sinks)[0].transpose(0, 1))
     return torch.cat(out) if len(out) > 1 else out[0]
 
@@ -91,7 +93,7 @@ def ragged(q: Tensor, keys: Tensor, values: Tensor, layout: Layout, seen: Seen, 
 
     queries, rows, longest, slots = layout.once(("ragged", seen.window), made)
     if slots is not None:
-        keys, values = keys[slots].to(q.dtype), values[slots].to(q.dtype)
+        keys, values = kept.read(keys[slots], q.dtype), kept.read(values[slots], q.dtype)
     # Before 2.12, heads shared keys unasked.
     told: dict[str, Any] = {"enable_gqa": True} if torch.__version__ >= "2.12" else {}
     left = -1 if seen.window is None else seen.window - 1

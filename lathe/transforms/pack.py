@@ -2,8 +2,8 @@
 them, and the plain way wherever no kernel fits (gradients, other adapters, parts that are not known here, and many
 tokens on processors that do not multiply pairs of bfloat16 numbers).
 
-Nothing is copied and no name changes: the kernels read the parameters as they are stored, and look each time whether
-these are still the ones they know.
+Nothing is copied and no name of a weight changes: the kernels read the parameters as they are stored, and look each
+time whether these are still the ones they know. Codes of quantized matrices are put in another order (`panels`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lathe.model.native import resident, structures
 from lathe.transforms import quantize
 from lathe.transforms.adapted import shape_of
 from lathe.transforms.lowrank import LoraLinear, Terms
+from lathe.transforms.panels import CODES, Panels, QuickPacked, Room
 
 FEW = 32  # rows that kernels of our own multiply sooner than torch's wherever they run
 MANY = 2**40  # any number of them
@@ -45,7 +46,6 @@ NORMS = {  # where a block's norms stand
     Parallel: {"before_mixer": "input_layernorm", "before_mlp": "post_attention_layernorm"},
     Shared: {"before_mixer": "input_layernorm", "before_mlp": "input_layernorm"},
 }
-CODES = {"int8": 1, "nf4": 2, "int4": 3}  # ways to quantize that the kernels know, as in codes.h
 NORMED = {None: 0, "rows": 1, "heads": 2, "turned heads": 3}
 
 
@@ -56,13 +56,25 @@ def pack(decoder: Decoder) -> None:
         return
     ways = {module.how for module in decoder.modules() if isinstance(module, quantize.Packed)}
     coded = bool(ways & {"int8", "int4"} and kernels.lathe_codes())  # nf4 is for room: its head stays as it is
+    # What no kernel multiplies: latent attention takes its matrix apart.
+    folded = [one.kv_b_proj for one in decoder.modules() if isinstance(one, attention.LatentAttention)]
+    packed: dict[str, tuple[layers.Linear, str, torch.Size]] = {}
     for name, module in [*decoder.named_modules()]:
+        if module in folded:
+            continue
         if type(module) is layers.Linear and not _hooked(module):
             known = module.weight.device.type == "cpu" and module.weight.dtype in native.TYPES
-            head = coded and known and module is decoder.lm_head
-            decoder.set_submodule(name, (QuickHead if head else QuickLinear)(module, kernels))
+            if coded and known and module is decoder.lm_head:
+                packed[name] = module, "int8", module.weight.shape
+            else:
+                decoder.set_submodule(name, QuickLinear(module, kernels))
         elif type(module) is quantize.PackedLinear and module.how in CODES and kernels.lathe_codes():
-            decoder.set_submodule(name, QuickPacked(module, kernels))
+            packed[name] = module, module.how, module.shape
+    room = Room(kernels, [(how, shape) for _, how, shape in packed.values()])
+    for name, (module, how, shape) in packed.items():
+        told = kernels, room.panels(how, shape)
+        quick = QuickPacked(module, *told) if isinstance(module, quantize.PackedLinear) else QuickHead(module, *told)
+        decoder.set_submodule(name, quick)
     for name, module in [*decoder.model.layers.named_children()]:
         if isinstance(module, Block) and type(module) in NORMS and not _hooked(module):
             decoder.model.layers.set_submodule(name, Quick(module, kernels))
@@ -79,7 +91,7 @@ def unpack(decoder: Decoder) -> None:
             decoder.model.layers.set_submodule(name, module.plain)
     for name, module in [*decoder.named_modules()]:
         if isinstance(module, QuickLinear | QuickPacked):
-            decoder.set_submodule(name, module.plain)
+            decoder.set_submodule(name, module.plain if isinstance(module, QuickLinear) else module.back())
 
 
 @cache
@@ -119,54 +131,23 @@ class QuickLinear(layers.Linear):
         return y
 
 
-class QuickPacked(quantize.PackedLinear):
-    """A linear map with the codes of another, which are multiplied as they are."""
-
-    plain: quantize.PackedLinear
-
-    def __init__(self, plain: quantize.PackedLinear, kernels: ctypes.CDLL) -> None:
-        nn.Module.__init__(self)
-        self.__dict__ |= {**plain.__dict__, "plain": plain}
-        self.kernels = kernels
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float16 and x.device.type == "cpu":  # as what GPTQ and AWQ made is computed in
-            return self.forward(x.float()).half()
-        if torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
-            return super().forward(x)
-        return _coded(self.kernels, x, self._all(), self.bias, self.how)
-
-
 class QuickHead(QuickLinear):
     """The head of a quantized decoder, which is also multiplied as codes, of 8 bits, that are made of it here."""
 
-    def __init__(self, plain: layers.Linear, kernels: ctypes.CDLL) -> None:
+    def __init__(self, plain: layers.Linear, kernels: ctypes.CDLL, panels: Panels) -> None:
         super().__init__(plain, kernels)
         w = self.weight.detach()
-        self.kernels, self.made_of = kernels, w.data_ptr()
         passing = resident.Passing()
-        pieces = passing.through(w.split(ROWS))
-        self.kept = [*quantize.KINDS["int8"].pack(pieces, w.shape, w.device).values()]  # not parameters: never saved
+        for start, rows in enumerate(passing.through(w.split(ROWS))):  # a piece at a time: it is not to be there twice
+            panels.put([*quantize.KINDS["int8"].pack([rows], rows.shape, w.device).values()], start * ROWS)
         passing.release()
+        self.panels, self.made_of = panels, w.data_ptr()  # no parameter: never saved
 
     def forward(self, x: Tensor) -> Tensor:
         same = self.weight.data_ptr() == self.made_of
         if not same or torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
             return super().forward(x)
-        return _coded(self.kernels, x, self.kept, self.bias, "int8")
-
-
-def _coded(kernels: ctypes.CDLL, x: Tensor, parts: list[Tensor], bias: Tensor | None, how: str) -> Tensor:
-    """x times a matrix of codes. parts: codes and scales."""
-    if bias is not None and bias.dtype != x.dtype:
-        bias = bias.to(x.dtype)
-    rows, n, k = x.contiguous(), parts[0].shape[0], x.shape[-1]
-    y = x.new_empty(*x.shape[:-1], n)
-    places = [None if part is None else part.data_ptr() for part in (rows, *parts, bias, y)]
-    kernels.lathe_coded_product(
-        *places, x.numel() // k, n, k, CODES[how], native.TYPES[x.dtype], torch.get_num_threads()
-    )
-    return y
+        return self.panels.product(x, self.bias)
 
 
 class Quick(Block):
@@ -187,8 +168,8 @@ class Quick(Block):
         if self.kept is None or not self.kept.stands():
             self.kept = Plan(self.plain)
         plan = self.kept
-        known = plan.type == native.TYPES.get(x.dtype) and cache[0].dtype == x.dtype
-        known = known and (plan.mixes or plan.feeds) and (len(x) <= FEW or not plan.coded)
+        known = plan.type == native.TYPES.get(x.dtype) and cache[0].dtype in (x.dtype, torch.int8)
+        known = known and (plan.mixes or plan.feeds)
         return plan if known and (not plan.adapted or plan.adapt(x.dtype)) else None
 
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
@@ -198,7 +179,7 @@ class Quick(Block):
         if not plan.mixes:
             assert isinstance(self.plain, Sequential)
             x = self.plain.mix(x, layout, cache)
-        y = run(self.kernels, [plan.layer(layout, cache)], x, layout)
+        y = run(self.kernels, [plan.layer(layout, cache)], x, layout, cache)
         if not plan.feeds:
             assert isinstance(self.plain, Sequential)
             return self.plain.feed(y)
@@ -224,22 +205,23 @@ class QuickTrunk(Trunk):
             if plan is not None and plan.whole:
                 together.append(plan.layer(layout, kept))
                 continue
-            x = layer(self._run(together, x, layout), layout, kept)
+            x = layer(self._run(together, x, layout, kept), layout, kept)
             together = []
-        return self._run(together, x, layout)
+        return self._run(together, x, layout, cache[-1])
 
-    def _run(self, together: list[tuple[int, ...]], x: Tensor, layout: Layout) -> Tensor:
-        return run(self.kernels, together, x, layout) if together else x
+    def _run(self, together: list[tuple[int, ...]], x: Tensor, layout: Layout, cache: Cache) -> Tensor:
+        return run(self.kernels, together, x, layout, cache) if together else x
 
 
-def run(kernels: ctypes.CDLL, together: list[tuple[int, ...]], x: Tensor, layout: Layout) -> Tensor:
-    """The stream behind some layers. T D"""
+def run(kernels: ctypes.CDLL, together: list[tuple[int, ...]], x: Tensor, layout: Layout, cache: Cache) -> Tensor:
+    """The stream behind some layers, whose caches are of the kind of this one. T D"""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     x = x.contiguous()
     seats = layout.once("native", lambda: Seats(layout))
     told = array("q", chain.from_iterable(together))
     places = seats.address, x.data_ptr(), y.data_ptr()
-    kernels.lathe_layers(told.buffer_info()[0], len(together), *places, native.TYPES[x.dtype])
+    coded = cache[0].dtype == torch.int8
+    kernels.lathe_layers(told.buffer_info()[0], len(together), *places, native.TYPES[x.dtype], coded)
     return y
 
 
@@ -273,8 +255,8 @@ class Unknown(Exception):
 class Plan:
     """A block as the kernels are told of it, and the parameters that it was made of.
 
-    mixes, feeds: whether the kernels do the mixer, and the MLP. type: of all numbers, as in native.TYPES. coded:
-    whether some of its weights are codes. adapted: matrices with terms of low rank beside them.
+    mixes, feeds: whether the kernels do the mixer, and the MLP. type: of all numbers, as in native.TYPES. adapted:
+    matrices with terms of low rank beside them.
     """
 
     def __init__(self, block: Block) -> None:
@@ -286,7 +268,6 @@ class Plan:
         self.types: set[torch.dtype] = set()
         self.told = structures.Block(residual=block.residual, parallel=not isinstance(block, Sequential))
         self.address = ctypes.addressof(self.told)
-        self.coded = False
         self.adapted: list[tuple[LoraLinear, Any]] = []  # modules, and what is told of their matrices
         self.rope: spec.Rope | None = None
         self.heat: spec.Temperature | None = None
@@ -420,8 +401,7 @@ class Plan:
             self.adapted.append((one, told))
             one = self._module(one, "base_layer", layers.Linear, QuickLinear, QuickPacked)
         if isinstance(one, QuickPacked):
-            told.weight, told.scales = self._parameter(one, "codes", True), self._parameter(one, "scales", True)
-            told.kind, self.coded = CODES[one.how], True
+            told.weight, told.kind = self._parameter(one, "panels", True), CODES[one.how]
         else:
             told.weight = self._parameter(one, "weight")
         told.bias, told.rows = self._parameter(one, "bias"), shape_of(one)[0]

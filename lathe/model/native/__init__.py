@@ -19,8 +19,11 @@ from lathe.model.native import building
 # P: the address of a tensor's first number, or of a structure. N: int64. F: float32.
 SIGNATURES = {
     "lathe_product": "PPPPNNNNNN",
-    "lathe_coded_product": "PPPPPNNNNNN",
-    "lathe_layers": "PNPPPN",
+    "lathe_coded_product": "PPPPNNNNNN",
+    "lathe_large_pages": "PN",
+    "lathe_panel_bytes": "PNN",
+    "lathe_panels": "PPPNNNNN",
+    "lathe_layers": "PNPPPNN",
     "lathe_norm": "PPPPNNFNNNN",
     "lathe_norm_back": "PPPPPPNNNNNNN",
     "lathe_turn": "PPPPNNNNNFNNN",

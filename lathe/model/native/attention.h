@@ -3,6 +3,7 @@
 // (arXiv:2205.14135, and in spans as in its "split" form); which spans depends on the token's own sequence alone.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "products.h"
 
@@ -20,11 +21,37 @@ struct Pass {  // as the Python side fills it: T tokens of any number of sequenc
   const i64* lengths;  // T: how many tokens its sequence has up to it, itself included
 };
 
-template <class E> struct Cache {
-  E* keys;
-  E* values;
+// A row of a cache in 8 bits: first SCALE bytes that are a bfloat16 number, then the codes that it multiplies.
+struct Code {
+  int8_t number;
+};
+constexpr i64 SCALE = sizeof(bf16);
+
+inline float factor_of(const Code* row) {
+  bf16 factor;
+  std::memcpy(&factor, row, sizeof factor);
+  return wide(factor);
+}
+
+// S: what rows are of: numbers, or Code.
+template <class S> struct Cache {
+  S* keys;
+  S* values;
   i64 key_slot, key_head, value_slot, value_head;  // numbers between neighbours
 };
+
+// A row of a cache comes to be.
+template <class E> inline void keep(const E* x, i64 C, E* row) { std::memcpy(row, x, size_t(C) * sizeof(E)); }
+template <class E> inline void keep(const E* x, i64 C, Code* row) {
+  float largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (i64 c = 0; c < C; c++) largest = std::max(largest, std::fabs(wide(x[c])));
+  const bf16 factor = narrow<bf16>(largest / 127.0f);
+  std::memcpy(row, &factor, sizeof factor);
+  const float by = wide(factor) == 0 ? 1.0f : wide(factor);
+#pragma omp simd
+  for (i64 c = 0; c < C; c++) row[SCALE + c].number = int8_t(nearest(wide(x[c]) / by));
+}
 
 struct Look {
   i64 heads, kv_heads, channels, window, chunk;  // window, chunk: 0 for none
@@ -49,9 +76,20 @@ inline Sum widened(const bf16* p, i64 n) {
   std::memcpy(some, p, size_t(n) * sizeof(bf16));
   return widened(some, 16);
 }
+inline Sum widened(const Code* p, i64 n) {
+  if (n >= 16) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+  Code some[16] = {};
+  std::memcpy(some, p, size_t(n));
+  return widened(some, 16);
+}
 #else
 template <class E> inline Sum widened(const E* p, i64 n) {
   return n >= Lanes<E>::width ? Lanes<E>::load(p) : Lanes<E>::part(p, n);
+}
+inline Sum widened(const Code* p, i64 n) {
+  Sum v = {};
+  for (i64 i = 0; i < std::min(n, i64(8)); i++) v[i] = p[i].number;
+  return v;
 }
 #endif
 
@@ -238,31 +276,45 @@ struct Group {
 };
 
 // `heads` heads of each of a group's tokens look at span `span` of the keys of one head. q: count heads C, side by side.
-// sums: count heads padded(C), parts: count heads; both written.
-template <class E>
-inline void look_at(const Look& look, const Pass& pass, const Cache<E>& cache, const Group& group, i64 head, i64 heads,
+// sums: count heads padded(C), parts: count heads; both written. S: what the cache's rows are of.
+template <class E, class S>
+inline void look_at(const Look& look, const Pass& pass, const Cache<S>& cache, const Group& group, i64 head, i64 heads,
                     i64 span, const E* q, float* sums, Part* parts) {
+  constexpr bool coded = std::is_same_v<S, Code>;
   const i64 C = look.channels, row = padded(C), M = group.count * heads, start = pass.starts[group.first];
   const i64* table = start < 0 ? (const i64*)pass.tables[group.first] : nullptr;
   const i64 from = (group.oldest / SPAN + span) * SPAN, to = std::min(from + SPAN, group.length);
   Turned<E> turned;
   float scores[MOST][TURN] = {};
+  std::conditional_t<coded, E, Code> numbers[coded ? TURN * WIDEST : 1];  // keys' codes: each is a number of E's
+  float key_factors[TURN] = {}, value_factors[TURN] = {};
   for (i64 m = 0; m < M; m++) parts[m] = {-INFINITY, 0};
   std::fill(sums, sums + M * row, 0.0f);
   for (i64 at = from; at < to; at += TURN) {
     const i64 count = to - at < TURN ? to - at : TURN;
     if (at + count <= group.oldest) continue;
-    const E *keys[TURN], *values[TURN];
-    const auto find = [&](i64 position, const E** key, const E** value) {
+    const E* keys[TURN];
+    const S *stored[TURN], *values[TURN];
+    const auto find = [&](i64 position, const S** key, const S** value) {
       const i64 slot = table ? table[position] : start + position;
       *key = cache.keys + slot * cache.key_slot + head * cache.key_head;
       *value = cache.values + slot * cache.value_slot + head * cache.value_head;
     };
-    for (i64 j = 0; j < count; j++) find(at + j, keys + j, values + j);
+    for (i64 j = 0; j < count; j++) {
+      find(at + j, stored + j, values + j);
+      if constexpr (coded) {
+        key_factors[j] = factor_of(stored[j]), value_factors[j] = factor_of(values[j]);
+        for (i64 c = 0; c < C; c++) numbers[j * C + c] = narrow<E>(float(stored[j][SCALE + c].number));
+        keys[j] = numbers + j * C;
+        values[j] += SCALE;
+      } else {
+        keys[j] = stored[j];
+      }
+    }
     for (i64 next = at + TURN; next < std::min(at + 2 * TURN, to); next++) {  // asked of the memory now
-      const E *key, *value;
+      const S *key, *value;
       find(next, &key, &value);
-      for (i64 c = 0; c < C; c += 64 / i64(sizeof(E))) {
+      for (i64 c = 0; c < C; c += 64 / i64(sizeof(S))) {
         __builtin_prefetch(key + c);
         __builtin_prefetch(value + c);
       }
@@ -273,10 +325,14 @@ inline void look_at(const Look& look, const Pass& pass, const Cache<E>& cache, c
       turned.scores(q + m * C, some, C, count, scores);
       for (i64 i = 0; i < some; i++) {
         const i64 length = pass.lengths[group.first + (m + i) / heads];
+        if constexpr (coded)
+          for (i64 j = 0; j < TURN; j++) scores[i][j] *= key_factors[j];
         weigh(look, scores[i], oldest(look, length) - at, std::min(length - at, count), sums + (m + i) * row, row,
               parts[m + i]);
+        if constexpr (coded)
+          for (i64 j = 0; j < TURN; j++) scores[i][j] *= value_factors[j];
       }
-      gather_of<E, MOST>(some, values, count, C, scores, sums + m * row);
+      gather_of<S, MOST>(some, values, count, C, scores, sums + m * row);
     }
   }
 }

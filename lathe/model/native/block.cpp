@@ -179,11 +179,11 @@ inline void turn_heads(const Mixer& m, const Norm& norm, const E* x, i64 count, 
   }
 }
 
-// The part of `rows` that lies between `from` and `from + rows` of all rows that a thread has.
-inline Share part(const Share& share, i64 from, i64 rows) {
-  Share own = share;
-  own.first = std::min(std::max(share.first - from, i64(0)), rows);
-  own.last = std::min(std::max(share.last - from, i64(0)), rows);
+// The rows of a matrix that a thread takes, of whose panels the first is number `from` among those of several matrices.
+inline Share part(const Share& panels, i64 from, i64 rows) {
+  Share own = panels;
+  own.first = std::min(std::max(panels.first - from, i64(0)) * ABREAST, rows);
+  own.last = std::min(std::max(panels.last - from, i64(0)) * ABREAST, rows);
   return own;
 }
 
@@ -198,14 +198,15 @@ struct Room {
   }
 };
 
-template <class E>
-static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E>& cache, const Turn& turn) {
+// S: what the cache's rows are of.
+template <class E, class S>
+static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<S>& cache, const Turn& turn) {
   const Mixer& m = b.mixer;
   const i64 T = p.tokens, D = b.width, C = m.look.channels, H = m.look.heads, K = m.look.kv_heads, F = b.mlp.width;
   const i64 across = (H + 2 * K) * C, heads_each = m.there ? H / K : 1, wideness = padded(C);
   const float r = float(b.residual);
 
-  const auto chunks = [](const Matrix& matrix, i64 width) { return matrix.kind ? chunks_of(matrix.kind, width) : 0; };
+  const auto chunks = [](const Matrix& matrix, i64 width) { return matrix.kind ? blocks_of(width) : 0; };
   const i64 most_chunks = std::max({chunks(m.q, D), chunks(m.o, H * C), chunks(b.mlp.up, D), chunks(b.mlp.down, F)});
 
   thread_local Room room;
@@ -253,14 +254,14 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
     };
     const auto given = [&](const Matrix& matrix, const E* rows, i64 width) -> Given<E> {
       if (!matrix.kind) return {rows, width, nullptr};
-      const i64 step = chunks_of(matrix.kind, width);
+      const i64 step = blocks_of(width);
       if (T == 1) {
         Chunk* own = codes + omp_get_thread_num() * most_chunks;
-        coded_row(matrix.kind, rows, width, own);
+        coded_row(rows, width, own);
         return {rows, width, own};
       }
       const Share share(T);
-      for (i64 t = share.first; t < share.last; t++) coded_row(matrix.kind, rows + t * width, width, codes + t * step);
+      for (i64 t = share.first; t < share.last; t++) coded_row(rows + t * width, width, codes + t * step);
 #pragma omp barrier
       return {rows, width, codes};
     };
@@ -296,8 +297,9 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
     if (m.there) {
       const Given<E> rows = given(m.q, prepared(b.before_mixer, x), D);
       first_halves({&m.q, &m.k, &m.v}, rows.x, D);
-      const Share share(across, 16);
-      const Share q = part(share, 0, H * C), k = part(share, H * C, K * C), v = part(share, (H + K) * C, K * C);
+      const i64 wide_q = panels_of(H * C), wide_k = panels_of(K * C);
+      const Share share(wide_q + 2 * wide_k);
+      const Share q = part(share, 0, H * C), k = part(share, wide_q, K * C), v = part(share, wide_q + wide_k, K * C);
       map_rows(m.q, q.first, q.last, D, rows, T, low, heads, across);
       map_rows(m.k, k.first, k.last, D, rows, T, low + T * m.q.rank, heads + H * C, across);
       map_rows(m.v, v.first, v.last, D, rows, T, low + T * (m.q.rank + m.k.rank), heads + (H + K) * C,
@@ -305,17 +307,18 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<E
 #pragma omp barrier
       const Share tokens(T);
       for (i64 t = tokens.first; t < tokens.last; t++) {
-        E *own = heads + t * across, *key = cache.keys + p.write[t] * cache.key_slot,
-          *value = cache.values + p.write[t] * cache.value_slot;
+        E *own = heads + t * across, *keys = own + H * C, *values = keys + K * C;
+        S *key = cache.keys + p.write[t] * cache.key_slot, *value = cache.values + p.write[t] * cache.value_slot;
         const float *cos = turn.cos + t * m.rope.channels, *sin = turn.sin + t * m.rope.channels;
         turn_heads(m, m.q_norm, own, H, cos, sin, turn.warm ? turn.warm[t] : 1.0f, own, C);
-        turn_heads(m, m.k_norm, own + H * C, K, cos, sin, 1.0f, key, cache.key_head);
-        for (i64 h = 0; h < K; h++)
-          for (i64 c = 0; c < C; c++) {
-            const E stored = own[(H + K + h) * C + c];
-            const float clipped = std::min(std::max(wide(stored), -float(m.clip)), float(m.clip));
-            value[h * cache.value_head + c] = m.clip != 0 ? narrow<E>(clipped) : stored;
-          }
+        turn_heads(m, m.k_norm, keys, K, cos, sin, 1.0f, keys, C);
+        if (m.clip != 0)
+          for (i64 c = 0; c < K * C; c++)
+            values[c] = narrow<E>(std::min(std::max(wide(values[c]), -float(m.clip)), float(m.clip)));
+        for (i64 h = 0; h < K; h++) {
+          keep(keys + h * C, C, key + h * cache.key_head);
+          keep(values + h * C, C, value + h * cache.value_head);
+        }
       }
 #pragma omp barrier
       if (split)
@@ -343,26 +346,30 @@ struct Layer {  // as the Python side fills it
   Turn turn;
 };
 
-template <class E>
+template <class E, class S>
 static void run(const Layer* layers, i64 count, const Pass& p, const E* x, E* y) {
   thread_local std::vector<E> between;  // every second layer's, so that none overwrites what it reads
   if (count > 1) between.resize(size_t(p.tokens * layers[0].block->width));
   for (i64 i = 0; i < count; i++) {
     E* to = (count - i) % 2 ? y : between.data();
     const i64* steps = layers[i].steps;
-    const Cache<E> cache = {(E*)layers[i].keys, (E*)layers[i].values, steps[0], steps[1], steps[2], steps[3]};
-    block<E>(*layers[i].block, p, x, to, cache, layers[i].turn);
+    const Cache<S> cache = {(S*)layers[i].keys, (S*)layers[i].values, steps[0], steps[1], steps[2], steps[3]};
+    block<E, S>(*layers[i].block, p, x, to, cache, layers[i].turn);
     x = to;
   }
 }
 
 }  // namespace lathe
 
-// Layers, one after the other. x, y: T D, of one type with all weights and caches.
-LATHE_API void lathe_layers(const void* layers, int64_t count, const void* pass, const void* x, void* y, int64_t type) {
+// Layers, one after the other. x, y: T D, of one type with all weights, and with all caches, unless these are `coded`.
+LATHE_API void lathe_layers(const void* layers, int64_t count, const void* pass, const void* x, void* y, int64_t type,
+                            int64_t coded) {
   using namespace lathe;
-  if (type == 0)
-    run((const Layer*)layers, count, *(const Pass*)pass, (const float*)x, (float*)y);
-  else
-    run((const Layer*)layers, count, *(const Pass*)pass, (const bf16*)x, (bf16*)y);
+  if (type == 0) {
+    const auto of = coded ? run<float, Code> : run<float, float>;
+    of((const Layer*)layers, count, *(const Pass*)pass, (const float*)x, (float*)y);
+  } else {
+    const auto of = coded ? run<bf16, Code> : run<bf16, bf16>;
+    of((const Layer*)layers, count, *(const Pass*)pass, (const bf16*)x, (bf16*)y);
+  }
 }

@@ -40,6 +40,10 @@ template <> inline bf16 narrow<bf16>(float x) {
   return {uint16_t((x != x ? 0x7fc00000u : rounded) >> 16)};
 }
 
+// The nearest whole number, of two as near the even one; of numbers of at most 22 bits, in such a way that a loop of it
+// becomes vectors.
+inline int32_t nearest(float x) { return __builtin_bit_cast(int32_t, x + 12582912.0f) - 0x4b400000; }
+
 // e to the power of x, within 2 units in the last place; such that a loop of it becomes vectors. Below -87 and beyond 88
 // it is as there (Cephes' polynomial).
 LATHE_INLINE float power(float x) {

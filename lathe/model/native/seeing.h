@@ -46,8 +46,8 @@ template <class E> inline Part nothing(const void* sinks, i64 head) {
 }
 
 // seen: T H C, what all heads gather. A task is a group of tokens and a head of keys.
-template <class E>
-inline void look_whole(const Look& look, const void* sinks, const Pass& p, const Cache<E>& cache,
+template <class E, class S>
+inline void look_whole(const Look& look, const void* sinks, const Pass& p, const Cache<S>& cache,
                        const std::vector<Group>& groups, const E* heads, E* queries, float* sums, Part* parts, E* seen) {
   const i64 C = look.channels, H = look.heads, K = look.kv_heads, each = H / K, row = padded(C);
   const i64 rows = std::max(TOGETHER, each), own = omp_get_thread_num() * rows, tasks = i64(groups.size()) * K;
@@ -70,8 +70,8 @@ inline void look_whole(const Look& look, const void* sinks, const Pass& p, const
 }
 
 // The same, where a task is one span of what the group sees.
-template <class E>
-inline void look_in_spans(const Look& look, const void* sinks, const Pass& p, const Cache<E>& cache,
+template <class E, class S>
+inline void look_in_spans(const Look& look, const void* sinks, const Pass& p, const Cache<S>& cache,
                           const std::vector<Group>& groups, const E* heads, E* queries, float* sums, Part* parts,
                           E* seen) {
   const i64 C = look.channels, H = look.heads, K = look.kv_heads, each = H / K, row = padded(C);

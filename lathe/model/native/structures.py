@@ -13,7 +13,7 @@ def _structure(name: str, **fields: Any) -> type[Structure]:
     return type(name, (Structure,), {"_fields_": [*fields.items()]})
 
 
-Matrix: Any = _structure("Matrix", weight=P, bias=P, scales=P, rows=N, kind=N, a=P, b=P, others=P, rank=N)
+Matrix: Any = _structure("Matrix", weight=P, bias=P, rows=N, kind=N, a=P, b=P, others=P, rank=N)
 Norm: Any = _structure("Norm", kind=N, weight=P, bias=P, eps=D, offset=D)
 Look: Any = _structure("Look", heads=N, kv_heads=N, channels=N, window=N, chunk=N, scale=D, softcap=D)
 Mixer: Any = _structure(

@@ -1,0 +1,113 @@
+"""Matrices of codes as kernels of our own want them: in panels of 16 rows, all in memory of large pages (codes.h).
+
+A matrix is there once: what is put into panels is taken from where it was. Knows no decoder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from itertools import starmap
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lathe.model import native
+from lathe.transforms import quantize
+
+CODES = {"int8": 1, "nf4": 2, "int4": 3}  # ways to quantize that the kernels know, as in codes.h
+ABREAST = 16  # rows of a panel
+
+
+class Room:
+    """Memory for matrices of these kinds and shapes, one behind the other, so that it comes in large pages."""
+
+    def __init__(self, kernels: ctypes.CDLL, matrices: Sequence[tuple[str, torch.Size]]) -> None:
+        self.kernels = kernels
+        size = sum(rows * bytes for rows, bytes in starmap(self._size, matrices))
+        self.left = torch.empty(size, dtype=torch.uint8)
+        kernels.lathe_large_pages(self.left.data_ptr(), size)
+
+    def panels(self, how: str, shape: torch.Size) -> Panels:
+        """Room for the next matrix."""
+        rows, bytes = self._size(how, shape)
+        found, self.left = self.left.split([rows * bytes, len(self.left) - rows * bytes])
+        return Panels(self.kernels, how, shape, found.view(rows, bytes))
+
+    def _size(self, how: str, shape: torch.Size) -> tuple[int, int]:
+        """How many panels it has, and how many bytes each."""
+        size = torch.empty(1, dtype=torch.int64)
+        self.kernels.lathe_panel_bytes(size.data_ptr(), shape[1], CODES[how])
+        return -(-shape[0] // ABREAST), int(size)
+
+
+class Panels:
+    """One matrix. all: its bytes, a row for each panel."""
+
+    def __init__(self, kernels: ctypes.CDLL, how: str, shape: torch.Size, panels: Tensor) -> None:
+        self.kernels, self.how, self.shape, self.all = kernels, how, shape, panels
+
+    def put(self, parts: Sequence[Tensor], start: int = 0) -> None:
+        """Rows from `start` on, which begins a panel, from their codes and scales."""
+        self._move(parts, start, len(parts[0]), False)
+
+    def parts(self) -> list[Tensor]:
+        """Codes and scales of all rows."""
+        blank = [*quantize.KINDS[self.how].blank(self.shape).values()]
+        self._move(blank, 0, self.shape[0], True)
+        return blank
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x times the matrix. x: ... D, on the CPU, in one of native.TYPES."""
+        if bias is not None and bias.dtype != x.dtype:
+            bias = bias.to(x.dtype)
+        rows, (n, k) = x.contiguous(), self.shape
+        y = x.new_empty(*x.shape[:-1], n)
+        places = [None if part is None else part.data_ptr() for part in (rows, self.all, bias, y)]
+        sizes = x.numel() // k, n, k, CODES[self.how], native.TYPES[x.dtype], torch.get_num_threads()
+        self.kernels.lathe_coded_product(*places, *sizes)
+        return y
+
+    def _move(self, parts: Sequence[Tensor], start: int, rows: int, back: bool) -> None:
+        places = [part.data_ptr() for part in (*parts, self.all[start // ABREAST :])]
+        self.kernels.lathe_panels(*places, rows, self.shape[1], CODES[self.how], back, torch.get_num_threads())
+
+
+class QuickPacked(quantize.PackedLinear):
+    """A linear map with the codes of another, which has them no more until it is asked for `back`."""
+
+    panels: nn.Parameter
+
+    def __init__(self, plain: quantize.PackedLinear, kernels: ctypes.CDLL, panels: Panels) -> None:
+        nn.Module.__init__(self)
+        self.how, self.shape, self.dtype, self.parts = plain.how, plain.shape, plain.dtype, plain.parts
+        self.emptied, self.kernels = [plain], kernels  # in a list, as it is no part of this one
+        panels.put([cast("Tensor", plain._parameters[name]) for name in self.parts])
+        self.register_parameter("panels", nn.Parameter(panels.all, requires_grad=False))
+        self.register_parameter("bias", plain.bias)
+        plain._parameters.update(dict.fromkeys(self.parts))
+        self.train(plain.training)
+
+    def back(self) -> quantize.PackedLinear:
+        """What was there before."""
+        [plain] = self.emptied
+        plain.take(dict(zip(self.parts, self._all(), strict=True)))
+        return plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float16 and x.device.type == "cpu":  # as what GPTQ and AWQ made is computed in
+            return self.forward(x.float()).half()
+        if torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
+            return super().forward(x)
+        return self._panels().product(x, self.bias)
+
+    @property
+    def device(self) -> torch.device:
+        return self.panels.device
+
+    def _panels(self) -> Panels:
+        return Panels(self.kernels, self.how, self.shape, self.panels.cpu())
+
+    def _all(self) -> list[Tensor]:
+        return [part.to(self.device) for part in self._panels().parts()]
