@@ -30,7 +30,7 @@ from shapes import KINDS, SHAPES, make
 HERE = Path(__file__).parent
 LITGPT = Path(os.environ.get("LITGPT_PYTHON", HERE.parent / ".venv-litgpt" / "bin" / "python"))
 LLAMACPP = Path(os.environ.get("LLAMACPP_PYTHON", HERE.parent / ".venv-llamacpp" / "bin" / "python"))
-START = "start-up"
+START = report.START
 BEGUN = {"Lathe": 12, "transformers": 16, "LitGPT": 16, "llama.cpp": 8, "the machine": 6, START: 4}  # seconds, about,
 PER_GB = {"Lathe": 26, "transformers": 70, "LitGPT": 26, "llama.cpp": 32}  # and for each GB of weights
 WEIGHTS = {"15M": 0.03, "135M": 0.27, "0.5B": 1.0, "1B": 2.5}  # GB in bfloat16
@@ -98,7 +98,7 @@ def starts(model: Path) -> dict[str, list[str]]:
     found = {
         "import torch": [sys.executable, "-c", "import torch"],
         "lathe --help": [*lathe, "--help"],
-        "lathe generate, one token of 1B": [*lathe, "generate", str(model), *ask],
+        report.FIRST: [*lathe, "generate", str(model), *ask],
     }
     if LITGPT.exists():
         found["litgpt --help"] = [str(LITGPT.with_name("litgpt")), "--help"]

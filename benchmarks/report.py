@@ -18,7 +18,7 @@ FORMS = {"int8": {"Lathe": "int8", "llama.cpp": "Q8_0"}, "int4": {"Lathe": "int4
 WHO = ("Lathe", "llama.cpp", "transformers", "LitGPT")
 COLORS = {"Lathe": "#2a6fb0", "llama.cpp": "#d98032", "transformers": "#8a8f98", "LitGPT": "#b9a9c9"}
 LIMITS = "the machine"
-START = "start-up"
+START, FIRST = "start-up", "lathe generate, one token of 1B"
 SPEEDS = {
     "decode": "decode, 128 in",
     "decode, long": "decode, 2,048 in",
@@ -63,7 +63,7 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
     limits = Limits(found)
     sizes = [size for size in SHAPES if any(key[0] == size and key[1] in KINDS for key in found)]
     parts = [head(rows, found), *(table(size, found, limits) for size in sizes)]
-    if bars := held([row for size in sizes for row in judged(size, found, limits)]):
+    if bars := held([*(row for size in sizes for row in judged(size, found, limits)), *started(found)]):
         parts.insert(1, bars)
     if any(key[1] == START for key in found):
         parts.append(starting(found))
@@ -161,6 +161,21 @@ def judged(size: str, found: Found, limits: Limits) -> Iterable[tuple[str, str, 
         yield size, f"{words}: memory", "of the weights", weight(mine), 1.15, True
 
 
+def starts(found: Found) -> dict[str, list[float]]:
+    """Seconds of each command."""
+    return {who: values["seconds"] for (_, kind, who), values in found.items() if kind == START}
+
+
+def started(found: Found) -> Iterable[tuple[str, str, str, float, float, bool]]:
+    """Bars of start-up, as those of `judged`."""
+    every = {who: median(values) for who, values in starts(found).items()}
+    if not every.keys() >= {"import torch", "lathe --help", FIRST}:
+        return
+    torch = every["import torch"]
+    yield START, "lathe --help", "of `import torch`", every["lathe --help"] / torch, 0.2, True
+    yield START, FIRST, "seconds beyond `import torch`", every[FIRST] - torch, 1.0, True
+
+
 def held(rows: Sequence[tuple[str, str, str, float, float, bool]]) -> str:
     """Which bars are met."""
     if not rows:
@@ -179,11 +194,13 @@ def held(rows: Sequence[tuple[str, str, str, float, float, bool]]) -> str:
 
 def starting(found: Found) -> str:
     """From a command to its end."""
-    every = {who: values["seconds"] for (_, kind, who), values in found.items() if kind == START}
+    every = starts(found)
     torch = median(every["import torch"]) if "import torch" in every else None
     lines = ["### From a command to its end", "", "| | seconds | to `import torch` | beyond it |", "|---|---|---|---|"]
     for who, values in every.items():
-        more = ["", ""] if torch is None else [f"{median(values) / torch:.2f}", f"{median(values) - torch:.2f} s"]
+        more = (
+            ["", ""] if torch is None else [f"{median(values) / torch:.2f}", f"{max(median(values) - torch, 0):.2f} s"]
+        )
         lines.append(f"| {who} | {span(values)} | {' | '.join(more)} |")
     return "\n".join(lines)
 
@@ -215,6 +232,7 @@ def draw(path: Path, title: str, figure: str, found: Found, limits: Limits) -> N
     """A panel for each shape, a bar for each rival; a line from least to most, and a mark where the limit is."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     sizes = [size for size in SHAPES if any(key[0] == size and key[1] in KINDS for key in found)]
@@ -225,6 +243,7 @@ def draw(path: Path, title: str, figure: str, found: Found, limits: Limits) -> N
             panel(axes, size, figure, found, limits)
         names = [who for who in WHO if any(key[2] == who for key in found)]
         marks: list[Any] = [Patch(color=COLORS[who], label=who) for who in names]
+        marks.append(Line2D([], [], color="black", lw=1.2, label="what the machine allows"))
         image.legend(handles=marks, loc="outside lower left", ncols=len(marks), frameon=False)
         image.savefig(path, metadata={"Date": None}, facecolor="white")
 
@@ -242,7 +261,8 @@ def panel(axes: Any, size: str, figure: str, found: Found, limits: Limits) -> No
             axes.bar(places, middle, width=0.85, color=COLORS[who], yerr=spread, ecolor="#333333", error_kw={"lw": 1})
             if most := limits.of(size, figure, values):
                 axes.plot([places - 0.42, places + 0.42], [most, most], color="black", lw=1.2)
-            axes.text(places, middle, brief(middle), ha="center", va="bottom", fontsize=7)
+            told = {"ha": "center", "va": "bottom", "fontsize": 6, "bbox": {"color": "white", "alpha": 0.8, "pad": 0.3}}
+            axes.text(places, max(some), f" {brief(middle)} ", **told)
             places += 1
         places += 0.6
     axes.set_title(NAMES[size], fontsize=9)

@@ -193,6 +193,19 @@ def test_the_page_keeps_its_prose(scripts: None, tmp_path: Path) -> None:
     assert page.read_text() == text
 
 
+def test_start_up_is_held_against_torch(scripts: None) -> None:
+    import report
+
+    every = {"import torch": 2.0, "lathe --help": 0.5, report.FIRST: 2.9}
+    facts = {"size": "1B", "kind": "start-up", "round": 0, "date": "2026-11-26", "machine": "m", "threads": "2"}
+    text = report.text([{**facts, "who": who, "figures": {"seconds": n}} for who, n in every.items()])
+    assert "| lathe --help | 0.5 | 0.25 | 0.00 s |" in text
+    assert "| start-up, lathe --help | of `import torch` | 0.25 | at most 0.2 | **not met** |" in text
+    assert (
+        "| start-up, lathe generate, one token of 1B | seconds beyond `import torch` | 0.90 | at most 1 | met |" in text
+    )
+
+
 def test_the_page_in_the_repository_has_its_marks(scripts: None) -> None:
     import report
 
