@@ -153,6 +153,31 @@ def test_answers_end_where_they_are_told(llm: LLM, subject: Local) -> None:
     assert cut == free[0].split(stop)[0]
 
 
+KINDS = {
+    "arc_challenge": "multiple choice",
+    "arc_easy": "multiple choice",
+    "commonsense_qa": "multiple choice",
+    "hellaswag_val_1000": "multiple choice",
+    "mmlu_dev_12subjects": "multiple choice",
+    "mmlu_test_12subjects": "multiple choice",
+    "piqa": "multiple choice",
+    "lambada_openai_1500": "continuation",
+    "humaneval": "continuation",
+    "gsm8k_test": "exact match",
+    "gsm8k_train_500": "exact match",
+    "mt_bench_questions": "generation",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_real_file_is_a_task(name: str, shared: Path, tmp_path: Path, subject: Local) -> None:
+    data = shared / f"data/eval/{name}.jsonl"
+    few = lines(tmp_path / "few.jsonl", [json.loads(line) for line in data.read_text().splitlines()[:2]])
+    assert {asked.kind for asked in tasks.read(name, str(data), Settings()).samples} == {KINDS[name]}
+    result = tasks.examine(tasks.read(name, str(few), Settings(max_new_tokens=2)), subject, Nothing())
+    assert result.count == 2 and all(math.isfinite(figure.value) for figure in result.figures.values())
+
+
 # ---- what it is worth ------------------------------------------------------------------------------------------------
 def test_samples_are_worth_what_a_person_would_say() -> None:
     choice = sample(0, {"query": "q", "choices": ["long long long", "no"], "gold": 0})
@@ -197,6 +222,7 @@ def test_standard_errors_are_those_of_resampling() -> None:
             continue
         assert found.error == pytest.approx(scale[:, 0].std(), rel=0.1)
         assert change.error == pytest.approx((scale[:, 0] - scale[:, 1]).std(), rel=0.1)
+    assert figures.figure("perplexity", [-900.0, -1000.0]).error is None
     values = [1.0, 0.0, 0.0, 1.0, 1.0]
     assert figures.figure("acc", values).error == pytest.approx(math.sqrt(0.3 / 5))
 

@@ -17,7 +17,7 @@ Measure: TypeAlias = float | Sequence[float]  # a number; or one in a number of 
 
 
 class Figure(NamedTuple):
-    """error: its standard error; None of fewer than two samples."""
+    """error: its standard error; None of fewer than two samples, or where it is beyond all numbers."""
 
     value: float
     error: float | None
@@ -83,4 +83,8 @@ def difference(metric: str, measures: Sequence[Measure], before: Sequence[Measur
 
 def _error(influences: np.ndarray) -> float | None:
     count = len(influences)
-    return float(influences.std(ddof=1) / math.sqrt(count)) if count > 1 else None
+    if count < 2:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(influences.std(ddof=1) / math.sqrt(count))
+    return error if math.isfinite(error) else None
