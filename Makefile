@@ -52,7 +52,7 @@ oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver
 .venv-litgpt/.made: constraints.txt
 	$(PYTHON) -m venv .venv-litgpt
 	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt torch
-	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt litgpt==0.5.13 sentencepiece requests
+	.venv-litgpt/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt litgpt==0.5.13 sentencepiece requests litserve==0.2.19
 	touch $@
 
 .venv-llamacpp/.made:

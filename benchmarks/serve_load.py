@@ -5,10 +5,11 @@
     python benchmarks/serve_load.py LITGPT_FOLDER --peer .venv-litgpt/bin/litgpt --clients 16 --seconds 60 --leaving 0
 
 Each client asks for a greedy answer to one of 16 prompts, again and again; with `--fresh N` to another one of N words
-each time, so that nothing of it was read before. Prints one JSON object: tokens per second that arrived, seconds to the
-first token (median and 95 %), how many answers were whole, left, refused (429), failed (anything else) and wrong (not
-what the same prompt gets alone), and what the server holds at the start, in the middle and at the end: requests, pages,
-file descriptors and memory (Linux). Further options are those of `lathe serve`.
+each time, so that nothing of it was read before. Prints one JSON object: tokens per second that arrived, and for each
+second that the server's processes computed (for a busy machine), seconds to the first token (median and 95 %), how many
+answers were whole, left, refused (429), failed (anything else) and wrong (not what the same prompt gets alone), and
+what the server holds at the start, in the middle and at the end: requests, pages, file descriptors and memory (Linux).
+Further options are those of `lathe serve`.
 
 With `--peer PROGRAM` it is LitGPT's server that is asked, for whole answers, of as many tokens as were asked for.
 """
@@ -21,6 +22,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -28,7 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -108,13 +110,33 @@ def held(process: int, url: str) -> dict[str, float]:
     return found
 
 
+def computed(process: int) -> float | None:
+    """Seconds that the server's processes have computed together; what another's work does not change. Linux."""
+    if not Path("/proc/self/stat").exists():
+        return None
+    seconds, parents = {}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            told = file.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        number = int(file.parent.name)
+        parents[number] = int(told[1])
+        seconds[number] = (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
+
+    def below(number: int) -> bool:
+        return number == process or (number in parents and below(parents[number]))
+
+    return sum(each for number, each in seconds.items() if below(number))
+
+
 async def load(url: str, process: int, given: argparse.Namespace) -> dict:
     dice, tally = random.Random(0), Tally()
     asking, told = (predict, None) if given.peer else (ask, {})
     limits = httpx2.Limits(max_connections=given.clients + 1)
     async with httpx2.AsyncClient(base_url=url, timeout=3600, limits=limits) as client:
         alone = {prompt: await asking(client, prompt, given.tokens, Tally()) for prompt in PROMPTS[: given.known]}
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), computed(process)
 
         async def one() -> None:
             while time.perf_counter() - begun < given.seconds:
@@ -137,13 +159,14 @@ async def load(url: str, process: int, given: argparse.Namespace) -> dict:
 
         watching = [] if told is None else [watch()]
         await asyncio.gather(*(one() for _ in range(given.clients)), *watching)
-        seconds = time.perf_counter() - begun
+        seconds, after = time.perf_counter() - begun, computed(process)
         await asyncio.sleep(1)
     ranks = statistics.quantiles(tally.first, n=20)
     return {
         "clients": given.clients,
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tally.tokens / seconds, 1),
+        "tokens_per_computed_second": after and before and round(tally.tokens / (after - before), 1),
         "first_token_seconds": {"median": round(ranks[9], 3), "p95": round(ranks[18], 3)},
         **{name: tally.counts[name] for name in ("whole", "left", "refused", "failed", "wrong")},
         "held": None if told is None else {**told, "end": held(process, url)},
@@ -161,7 +184,7 @@ def running(given: argparse.Namespace, options: list[str]) -> Iterator[tuple[str
         command += ["--accelerator", "cpu", "--max_new_tokens", str(given.tokens), *options]
     else:
         command = [sys.executable, "-m", "lathe", "serve", given.model, "--port", port, *options]
-    server = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
@@ -177,6 +200,8 @@ def running(given: argparse.Namespace, options: list[str]) -> Iterator[tuple[str
     finally:
         server.terminate()
         server.wait(60)
+        with suppress(ProcessLookupError, AttributeError):  # LitGPT's leaves its workers behind
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import openai
 import pytest
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from serving import in_process, serving, tiny
+from serving import Served, in_process, serving, tiny
 
 from lathe.llm import LLM
 from lathe.server.wires.chat import ChatBody
@@ -292,49 +293,55 @@ def test_a_strict_server_refuses_what_it_does_not_know(tiny_model: Path) -> None
         assert full.status_code == 429 and full.headers["retry-after"] == "1"
 
 
-def test_the_client_comes_again_when_the_server_is_full(tiny_model: Path) -> None:
-    """Of eight at once two are taken; the others are told to wait, and the client does."""
-    with serving(tiny_model, "--max-queue", "0", "--max-seqs", "2") as server:
-
-        async def many() -> list[ChatCompletion]:
-            async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=20) as client:
-                asked = {"model": "model", **GREEDY, "max_tokens": 64}
-                return await asyncio.gather(*(client.chat.completions.create(**asked) for _ in range(8)))
-
-        told = asyncio.run(many())
-        assert len({whole.choices[0].message.content for whole in told}) == 1
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with one seat, and a context that it takes minutes to fill."""
+    model = tiny(tmp_path_factory.mktemp("narrow"), max_position_embeddings=1 << 16)
+    with serving(model, "--max-queue", "0", "--max-seqs", "1") as server:
+        yield server
 
 
-def test_a_client_that_goes_away_ends_its_answer(tmp_path: Path) -> None:
+def test_the_client_comes_again_when_the_server_is_full(narrow: Served) -> None:
+    """Of eight at once one is taken; the others are told to wait, and the client does."""
+
+    async def many() -> list[ChatCompletion]:
+        async with openai.AsyncOpenAI(base_url=f"{narrow.url}/v1", api_key="none", max_retries=20) as client:
+            asked = {"model": "model", **GREEDY, "max_tokens": 64}
+            return await asyncio.gather(*(client.chat.completions.create(**asked) for _ in range(8)))
+
+    told = asyncio.run(many())
+    assert len({whole.choices[0].message.content for whole in told}) == 1
+
+
+def test_a_client_that_goes_away_ends_its_answer(narrow: Served) -> None:
     """Whole or streamed: the one seat is free again at once, and not after the minutes that the answer would take."""
-    with serving(tiny(tmp_path, max_position_embeddings=1 << 16), "--max-queue", "0", "--max-seqs", "1") as server:
-        endless = {"messages": HELLO, "ignore_eos": True}
+    endless = {"messages": HELLO, "ignore_eos": True}
 
-        def taken() -> bool:
-            brief = server.client.post("/v1/completions", json={"prompt": "A", "max_tokens": 1})
-            assert brief.status_code in (200, 429)
-            return brief.status_code == 429
+    def taken() -> bool:
+        brief = narrow.client.post("/v1/completions", json={"prompt": "A", "max_tokens": 1})
+        assert brief.status_code in (200, 429)
+        return brief.status_code == 429
 
-        def until(taken_or_not: bool) -> None:
-            end = time.monotonic() + 30
-            while taken() is not taken_or_not:
-                assert time.monotonic() < end
+    def until(taken_or_not: bool) -> None:
+        end = time.monotonic() + 30
+        while taken() is not taken_or_not:
+            assert time.monotonic() < end
 
-        with server.client.stream("POST", "/v1/chat/completions", json={**endless, "stream": True}) as answer:
-            chunks = answer.iter_raw()  # kept, for the connection goes with it
-            assert next(chunks) and taken()
-        until(False)
-        with ThreadPoolExecutor(1) as thread, httpx2.Client(base_url=server.url, timeout=5) as other:
+    with narrow.client.stream("POST", "/v1/chat/completions", json={**endless, "stream": True}) as answer:
+        chunks = answer.iter_raw()  # kept, for the connection goes with it
+        assert next(chunks) and taken()
+    until(False)
+    with ThreadPoolExecutor(1) as thread, httpx2.Client(base_url=narrow.url, timeout=5) as other:
 
-            def ask() -> None:
-                while other.post("/v1/chat/completions", json=endless).status_code == 429:
-                    pass  # the seat was taken for a moment by who asked whether it is
+        def ask() -> None:
+            while other.post("/v1/chat/completions", json=endless).status_code == 429:
+                pass  # the seat was taken for a moment by who asked whether it is
 
-            asked = thread.submit(ask)
-            until(True)
-            with pytest.raises(httpx2.TimeoutException):
-                asked.result()
-        until(False)
+        asked = thread.submit(ask)
+        until(True)
+        with pytest.raises(httpx2.TimeoutException):
+            asked.result()
+    until(False)
 
 
 @pytest.mark.parametrize(
