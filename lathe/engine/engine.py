@@ -23,7 +23,7 @@ from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.rope import frequencies
 
-BESIDE = 128  # tokens of prompts that a CPU reads in a pass in which others wait for their next token
+BESIDE = 256  # tokens of prompts that a CPU reads in a pass in which others wait for their next token
 
 
 class Engine:
