@@ -20,6 +20,7 @@ from serving import serving, tiny
 
 from lathe.actions.occupant import load
 from lathe.actions.serve import Options
+from lathe.engine.engine import BESIDE
 from lathe.errors import LatheError, PromptError, TokenizerError, UsageError
 from lathe.llm import LLM
 from lathe.model.layout import Layout
@@ -251,7 +252,7 @@ def test_a_call_is_an_event_of_its_own(tiny_model: Path) -> None:
 
 def test_a_long_text_is_read_in_pieces_between_the_steps_of_others(tmp_path: Path) -> None:
     model = tiny(tmp_path, max_position_embeddings=1 << 16)  # the answer meanwhile has no end
-    llm, text = LLM.load(model, device="cpu"), [n * 7 % 500 + 3 for n in range(400)]
+    llm, text = LLM.load(model, device="cpu"), [n * 7 % 500 + 3 for n in range(4 * BESIDE)]
     sizes: list[int] = []
 
     def watched(loaded: Loaded) -> None:
@@ -275,7 +276,7 @@ def test_a_long_text_is_read_in_pieces_between_the_steps_of_others(tmp_path: Pat
     for word, token in zip(words[1:], alone, strict=True):
         assert word.logprob == pytest.approx(token.logprob, abs=1e-4)
         assert [id for id, _, _ in word.top] == [id for id, _ in token.top]
-    assert max(sizes) <= 128 and sizes.count(1) >= 6
+    assert max(sizes) <= BESIDE and sizes.count(1) >= 6
 
 
 def test_an_engine_that_dies_takes_the_server_with_it(tiny_model: Path) -> None:
