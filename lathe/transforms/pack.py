@@ -71,10 +71,16 @@ def pack(decoder: Decoder) -> None:
         elif type(module) is quantize.PackedLinear and module.how in CODES and kernels.lathe_codes():
             packed[name] = module, module.how, module.shape
     room = Room(kernels, [(how, shape) for _, how, shape in packed.values()])
+    moved = 0
     for name, (module, how, shape) in packed.items():
         told = kernels, room.panels(how, shape)
         quick = QuickPacked(module, *told) if isinstance(module, quantize.PackedLinear) else QuickHead(module, *told)
         decoder.set_submodule(name, quick)
+        if (
+            moved := moved + told[1].all.nbytes
+        ) >= resident.LIMIT // 4:  # or codes that are no more would still take room
+            resident.trim()
+            moved = 0
     for name, module in [*decoder.model.layers.named_children()]:
         if isinstance(module, Block) and type(module) in NORMS and not _hooked(module):
             decoder.model.layers.set_submodule(name, Quick(module, kernels))

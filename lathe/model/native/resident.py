@@ -44,6 +44,12 @@ class Passing:
         self.spans, self.read = [], 0
 
 
+def trim() -> None:
+    """Freed memory, which the C library keeps for what comes, goes back to the system, where that library is glibc."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def clean() -> list[tuple[int, int]]:
     """Where files are mapped of which this process has no pages of its own: it wrote nothing there."""
     told = Path("/proc/self/smaps")
