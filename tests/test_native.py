@@ -76,6 +76,15 @@ def test_a_source_that_does_not_compile_says_what_the_compiler_says(small, tmp_p
     assert not [*(tmp_path / "kept").glob("*.so")]
 
 
+def test_the_kernels_are_for_any_processor():
+    """Without the instructions that this one may have, they are still C++."""
+    program = building.compiler()
+    if program is None:
+        pytest.skip("no C++ compiler")
+    sources = sorted(map(str, Path(native.__file__).parent.glob("*.cpp")))
+    subprocess.run([program, "-std=c++17", "-fsyntax-only", "-fopenmp", *sources], check=True)
+
+
 def test_without_a_compiler_there_are_no_kernels(monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.delenv("CXX", raising=False)

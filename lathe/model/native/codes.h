@@ -42,6 +42,8 @@ struct Chunk {
   int32_t sum[2];  // of a group's codes
 };
 
+constexpr i64 SLICE = 64;  // rows of x whose codes stay near a core while all weights pass by
+
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define LATHE_CODES 1
 
@@ -187,8 +189,6 @@ inline void panels(const Matrix* const (&w)[W], i64 first, i64 last, i64 K, cons
       told(t, n, 0, 1);
     }
 }
-
-constexpr i64 SLICE = 64;  // rows of x whose codes stay near a core while all weights pass by
 
 // As `products`: of rows `first` to `last`, `first` being the first of a panel. x: T rows of chunks.
 template <int W, class Done>
