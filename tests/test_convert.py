@@ -243,6 +243,17 @@ def test_convert_from_litgpt_writes_a_folder_and_model_pth(model, tmp_path):
     assert compare.compare(checkpoint.open(tmp_path / "lit"), checkpoint.open(tmp_path / "out")).same
 
 
+def test_litgpt_gets_the_tokenizers_settings_that_it_asks_for(model, tmp_path):
+    """Without tokenizer_config.json and its class, LitGPT opens no folder."""
+    bare = shutil.copytree(model, tmp_path / "bare")
+    (bare / "tokenizer_config.json").unlink()
+    assert cli.main(["convert", str(bare), str(tmp_path / "lit"), "--to", "litgpt"]) == 0
+    assert "tokenizer_class" in json.loads((tmp_path / "lit" / "tokenizer_config.json").read_text())
+    text = "a lathe turns"
+    one, two = (checkpoint.open(folder).tokenizer() for folder in (bare, tmp_path / "lit"))
+    assert one.encode(text) == two.encode(text)
+
+
 def test_convert_pretrained_checkpoint_leaves_the_training_behind(model, tmp_path):
     lit, out = tmp_path / "lit", tmp_path / "out"
     checkpoint.save(lit, (source := checkpoint.open(model)).tensors, source.config, form="litgpt")

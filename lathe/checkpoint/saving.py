@@ -93,6 +93,9 @@ def save(
             write_json(written / "generation_config.json", generation)
         if tokenizer is not None:
             tokenizer.save(written)
+            if form == "litgpt" and not (written / "tokenizer_config.json").exists():
+                # LitGPT opens no folder without this file and its class.
+                write_json(written / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
         for name, text in (files or {}).items():
             (written / name).write_text(text, encoding="utf-8")
         if more is not None:
