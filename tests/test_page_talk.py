@@ -180,7 +180,22 @@ def test_the_key_is_asked_for_and_kept(stranger):
     expect(stranger.locator("#locked")).to_be_hidden()
     say(stranger, "Hello there")
     stranger.reload()
+    expect(stranger.locator(".turn")).to_have_count(1)
     say(stranger, "Hello again")
+
+
+def test_what_is_sent_before_the_server_has_named_its_models_is_asked_then(tab):
+    held = []
+    tab.route("**/v1/models", lambda route: held.append(route))
+    tab.reload()
+    tab.fill("#say", "Hello there")
+    tab.press("#say", "Enter")
+    expect(tab.locator("#say")).to_have_value("Hello there")
+    expect(tab.locator(".turn")).to_have_count(0)
+    held[0].continue_()
+    expect(tab.locator(".turn")).to_have_count(1)
+    finished(tab)
+    expect(tab.locator("#say")).to_have_value("")
 
 
 def test_two_answer_side_by_side(tab):

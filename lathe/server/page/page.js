@@ -74,13 +74,15 @@ function request(model, told, further) {
   return { model, messages: told, ...wished, ...goes };
 }
 
+/** Whether it could be asked. */
 function send(text, options) {
-  if (!picker.ready()) return;
+  if (!picker.ready()) return false;
   const turn = ask(talk, text, options);
   lanes().forEach((lane) => answer(turn, lane));
   follows = true;
   keep(talk);
   redraw();
+  return true;
 }
 
 const lanes = () => (settings.beside ? [0, 1] : [0]);
@@ -165,12 +167,11 @@ const picker = pickers(settings, () => { store.keepSettings(settings); redraw();
 const system = { get: () => talk.system, set: (text) => { talk.system = settings.system = text; store.keepSettings(settings); if (talk.title) keep(talk); redraw(); } };
 const tune = panel(settings, system, () => store.keepSettings(settings));
 
-at("form").addEventListener("submit", (event) => {
+at("form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const text = say.value;
-  if (!text.trim() || at("send").hidden) return;
+  await begun; // what is sent before the server has named its models is asked when it has
+  if (!say.value.trim() || at("send").hidden || !send(say.value)) return;
   say.value = "";
-  send(text);
   grow();
 });
 say.addEventListener("input", grow);
@@ -209,5 +210,4 @@ function theme() {
 for (const [id, shape] of [["fresh", "plus"], ["fold", "menu"], ["unfold", "menu"], ["beside", "columns"], ["tune", "tune"], ["end", "down"], ["send", "send"], ["stop", "stop"], ["done", "close"]])
   at(id).append(icon(shape));
 theme();
-await picker.load();
-open(location.hash.slice(1));
+const begun = picker.load().then(() => open(location.hash.slice(1)));
