@@ -162,7 +162,7 @@ def in_panels(module: quantize.PackedLinear) -> panels.QuickPacked:
     return panels.QuickPacked(module, native.library(), room.panels(module.how, module.shape))
 
 
-@pytest.mark.parametrize("how", ["int8", "nf4", "int4"])
+@pytest.mark.parametrize("how", ["int8", "int8-32", "nf4", "int4"])
 @pytest.mark.parametrize("shape", [(5, 64), (40, 80), (49, 576), (16, 1000)])
 def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
     """Within what 8 bits for each 32 numbers of x, and for nf4's values, leave: 1.5 % of the product's size."""
@@ -185,7 +185,7 @@ def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
         assert torch.equal(quick(x.repeat(11, 1)), y.repeat(11, 1))  # more than are made into codes at once
 
 
-@pytest.mark.parametrize("how", ["int8", "nf4", "int4"])
+@pytest.mark.parametrize("how", ["int8", "int8-32", "nf4", "int4"])
 @pytest.mark.parametrize("shape", [(5, 64), (40, 80), (16, 1000)])
 def test_codes_are_there_once_and_come_back_bit_for_bit(how, shape):
     if not native.library().lathe_codes():
@@ -207,7 +207,7 @@ def test_codes_are_there_once_and_come_back_bit_for_bit(how, shape):
     assert torch.equal(module.weight, weight)
 
 
-@pytest.mark.parametrize("how", ["int8", "nf4", "int4"])
+@pytest.mark.parametrize("how", ["int8", "int8-32", "nf4", "int4"])
 def test_quantized_decoders_score_as_their_plain_way(how):
     decoder, plain = made(), made()
     for one in (decoder, plain):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lathe.model import native
 from lathe.transforms import quantize
 
-CODES = {"int8": 1, "nf4": 2, "int4": 3}  # ways to quantize that the kernels know, as in codes.h
+CODES = {"int8": 1, "nf4": 2, "int4": 3, "int8-32": 4}  # ways to quantize that the kernels know, as in codes.h
 ABREAST = 16  # rows of a panel
 
 

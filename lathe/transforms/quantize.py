@@ -4,6 +4,7 @@ nf4      sixteen values at the quantiles of a normal distribution, times the lar
          (Dettmers et al., arXiv:2305.14314): 4.5 bits a weight
 nf4-dq   the same, with those largest numbers in 8 bits, in blocks of 256 about their mean: 4.13 bits
 int8     whole numbers, times a 127th of the largest of each row (arXiv:2208.07339, without its outliers): 8 bits
+int8-32  whole numbers, times a 127th of the largest of each 32 numbers of a row (GGUF's Q8_0): 8.5 bits
 int4     whole numbers from -8 to 7, times a scale for each 32 numbers of a row, chosen for the least error: 4.5 bits
 fp4      as nf4, with the sixteen values that floats of 4 bits have; fp4-dq as nf4-dq
 fp8      floats of 8 bits (4 of exponent, 3 of mantissa), times a 448th of the largest of each row: 8 bits
@@ -150,6 +151,17 @@ def _from_int8(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
     return codes * scales
 
 
+def _int8_groups(rows: Tensor) -> tuple[Tensor, Tensor]:
+    groups = F.pad(rows, (0, -rows.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    scales = (groups.abs().amax(-1) / 127).to(torch.float16)
+    codes = (groups / _nonzero(scales.float())[..., None]).round().clamp(-127, 127)
+    return codes.to(torch.int8).flatten(1)[:, : rows.shape[1]], scales
+
+
+def _from_int8_groups(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    return codes * scales.float().repeat_interleave(GROUP, -1)[..., :inputs]
+
+
 def _fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
     scales = rows.abs().amax(1, keepdim=True) / LARGEST8
     return (rows / _nonzero(scales)).to(torch.float8_e4m3fn), scales
@@ -220,6 +232,7 @@ KINDS = {
     "fp4": _table(FP4),
     "fp4-dq": _table(FP4, double=True),
     "int8": Kind(torch.int8, lambda inputs: inputs, lambda inputs: 1, _int8, _from_int8),
+    "int8-32": Kind(torch.int8, lambda inputs: inputs, _groups, _int8_groups, _from_int8_groups, scale=torch.float16),
     "fp8": Kind(torch.float8_e4m3fn, lambda inputs: inputs, lambda inputs: 1, _fp8, _from_fp8),
     "int4": Kind(
         torch.uint8,
@@ -230,7 +243,12 @@ KINDS = {
         scale=torch.float16,
     ),
 }
-KEPT = ("int8", "int4", "nf4")  # kinds that stay in codes where a checkpoint has them: they are also multiplied so
+KEPT = (
+    "int8",
+    "int8-32",
+    "int4",
+    "nf4",
+)  # kinds that stay in codes where a checkpoint has them: they are also multiplied so
 LITGPT = {
     **{f"bnb.{name}": name for name in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")},
     "bnb.int8-training": "int8",
