@@ -55,8 +55,8 @@ def pack(decoder: Decoder) -> None:
     if kernels is None:
         return
     ways = {module.how for module in decoder.modules() if isinstance(module, quantize.Packed)}
-    quick = ways & {"int8", "int8-32", "int4"}  # nf4 is for room: its head stays as it is
-    coded = bool(quick and kernels.lathe_codes())
+    quickened = ways & {"int8", "int8-32", "int4"}  # nf4 is for room: its head stays as it is
+    coded = bool(quickened and kernels.lathe_codes())
     # What no kernel multiplies: latent attention takes its matrix apart.
     folded = [one.kv_b_proj for one in decoder.modules() if isinstance(one, attention.LatentAttention)]
     packed: dict[str, tuple[layers.Linear, str, torch.Size]] = {}
