@@ -147,11 +147,25 @@ def test_an_embedding_is_the_mean_of_what_the_decoder_sees(client, model, alone:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("input", []), ("input", ""), ("input", "word " * 1000), ("dimensions", 3), ("encoding_format", "hex")],
+    [
+        ("input", []),
+        ("input", ""),
+        ("input", "word " * 1000),
+        ("input", [31720, 374]),  # of another vocabulary
+        ("dimensions", 3),
+        ("encoding_format", "hex"),
+    ],
 )
 def test_an_embedding_that_cannot_be_is_refused(server, name: str, value) -> None:
     answer = server.client.post("/v1/embeddings", json={"input": "A", name: value})
     assert answer.status_code == 400 and answer.json()["error"]["message"]
+    assert server.client.post("/v1/embeddings", json={"input": "A"}).status_code == 200  # the engine is there still
+
+
+def test_a_text_of_another_vocabulary_is_not_judged(server) -> None:
+    asked = {"prompt": [31720, 374], "echo": True, "logprobs": 1, "max_tokens": 0}
+    assert server.client.post("/v1/completions", json=asked).status_code == 400
+    assert server.client.post("/v1/completions", json=asked | {"prompt": "A"}).status_code == 200
 
 
 def test_many_texts_are_embedded_at_once(client, model) -> None:

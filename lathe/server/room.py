@@ -134,9 +134,8 @@ class Room:
             if (made := self._step()) != self._said:
                 _send(self.pipe, "made", made)
                 self._said = {"state": made["state"]}
-            for id, reading in list(self.readings.items())[
-                :1
-            ]:  # a piece between two steps, and no other text meanwhile
+            # A piece between two steps, and no other text meanwhile.
+            for id, reading in [*self.readings.items()][:1]:
                 self._safely(id, self._read, id, reading)
 
     @property
@@ -157,7 +156,8 @@ class Room:
             case "take off":
                 self._safely(id, self._do, id, partial(self.engine.take_off, rest[0]))
             case "embed" | "judge":
-                self.readings[id] = self.engine.embedding(rest[0]) if word == "embed" else self.engine.judgement(*rest)
+                begin = self.engine.embedding if word == "embed" else self.engine.judgement
+                self._safely(id, self._begin, id, begin, *rest)
             case "cancel":
                 for kept in (self.readings, self.compiling):
                     kept.pop(id, None)
@@ -175,6 +175,9 @@ class Room:
 
     def _do(self, id: int, work: Callable[[], Any]) -> None:
         _send(self.pipe, "done", id, work())
+
+    def _begin(self, id: int, begin: Callable[..., Steps[Any]], *text: Any) -> None:
+        self.readings[id] = begin(*text)
 
     def _read(self, id: int, reading: Steps[Any]) -> None:
         """One more piece of a text."""
