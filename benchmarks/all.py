@@ -25,7 +25,8 @@ from typing import Any
 
 import report
 from measure import machine, reported, wall
-from shapes import KINDS, SHAPES, make
+from models import KINDS, make
+from shapes import SHAPES
 
 HERE = Path(__file__).parent
 LITGPT = Path(os.environ.get("LITGPT_PYTHON", HERE.parent / ".venv-litgpt" / "bin" / "python"))

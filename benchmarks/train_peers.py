@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from shapes import SHAPES
 from torch import Tensor, nn
 
 LENGTH, ROWS = 512, 4  # tokens in a row, rows in a step
@@ -28,29 +29,7 @@ LORA = {"r": 8, "alpha": 16, "targets": ("q_proj", "k_proj", "v_proj", "o_proj",
 
 def config(size: str) -> dict[str, Any]:
     """A Llama of the shape of Karpathy's stories15M or of SmolLM2-135M, in Hugging Face's words."""
-    width, mlp, layers, heads, kv_heads, vocab = {
-        "15M": (288, 768, 6, 6, 6, 32000),
-        "135M": (576, 1536, 30, 9, 3, 49152),
-    }[size]
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": width // heads,
-        "vocab_size": vocab,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-    }
+    return SHAPES[size] | {"max_position_embeddings": 2048}
 
 
 def batches(size: str) -> Iterator[Tensor]:

@@ -155,7 +155,7 @@ def test_numbers_are_brief():
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("all", "report", "measure", "shapes"):
+    for name in ("all", "report", "measure", "models", "shapes"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import memory
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -101,15 +100,13 @@ def test_loading_maps_the_file_instead_of_copying_it(tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_size > 190e6
     program = """if True:
         import sys
+        import memory
         from lathe import checkpoint
-        def anonymous():
-            return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) / 1024
-        before = anonymous()
+        before = memory.anonymous()
         decoder = checkpoint.open(sys.argv[1]).load()
-        print(anonymous() - before)
+        print(memory.anonymous() - before)
     """
-    out = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
-    assert float(out.stdout) < 30
+    assert memory.printed(program, tmp_path) < 30
 
 
 def test_dtype_is_as_stored_or_as_asked(folder):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
+import memory
 import pytest
 import torch
 import yaml
@@ -166,32 +164,14 @@ def test_memory_holds_a_piece_of_a_tensor(form, dtype, tmp_path):
     checkpoint.save(tmp_path / "model", tensors(config, torch.bfloat16), config)
     program = """if True:
         import sys
+        import memory
         from lathe import checkpoint
-        def anonymous(kind):
-            return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(kind)) / 1024
-        import threading, time
         found = checkpoint.open(sys.argv[1])
-        before, most, done = anonymous("RssAnon"), 0, False
-        def watch():
-            global most
-            while not done:
-                most = max(most, anonymous("RssAnon"))
-                time.sleep(0.002)
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        dtype = None if sys.argv[4] == "auto" else sys.argv[4]
-        checkpoint.save(sys.argv[2], found.tensors, found.config, form=sys.argv[3], dtype=dtype)
-        done = True
-        watcher.join()
-        print(most - before)
+        form, dtype = sys.argv[3], None if sys.argv[4] == "auto" else sys.argv[4]
+        print(memory.grown(lambda: checkpoint.save(sys.argv[2], found.tensors, found.config, form=form, dtype=dtype)))
     """
     dtype = {"bf16": "BF16", "fp32": "F32"}.get(dtype, dtype)
-    arguments = [str(tmp_path / "model"), str(target(tmp_path, form)), form, dtype]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    out = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, env=environment
-    )
-    assert float(out.stdout) < 200
+    assert memory.printed(program, tmp_path / "model", target(tmp_path, form), form, dtype) < 200
 
 
 def test_a_repo_of_shards_becomes_one_file_and_back(model, tmp_path):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import memory
 import pytest
 import torch
 from families import CASES
@@ -25,24 +23,12 @@ from lathe.transforms.terms import Lora
 from lathe.weights.tensors import Ref
 
 CPU = torch.device("cpu")
-PROGRAM = """if True:
-    import sys, threading, time
-    from lathe import checkpoint
-    def anonymous():
-        return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) / 1024
-    found = checkpoint.open(sys.argv[1])
-    before, most, done = anonymous(), 0, False
-    def watch():
-        global most
-        while not done:
-            most = max(most, anonymous())
-            time.sleep(0.002)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    decoder = found.load(quantize=sys.argv[2])
-    done = True
-    watcher.join()
-    print(most - before)
+PROGRAM = """
+import sys
+import memory
+from lathe import checkpoint
+found = checkpoint.open(sys.argv[1])
+print(memory.grown(lambda: found.load(quantize=sys.argv[2])))
 """
 
 
@@ -244,11 +230,7 @@ def test_memory_while_loading_is_the_packed_model_and_a_piece(tmp_path):
     checkpoint.save(tmp_path / "model", tensors, config)
     sizes = {name: ref.nbytes / 2**20 for name, ref in tensors.items()}
     whole, layer = sum(sizes.values()), sum(size for name, size in sizes.items() if ".0." in name)
-    told = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "model"), "nf4"],
-        capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert float(told.stdout) < whole * 4.5 / 16 + layer < whole
+    assert memory.printed(PROGRAM, tmp_path / "model", "nf4") < whole * 4.5 / 16 + layer < whole
 
 
 # ---- in use ----------------------------------------------------------------------------------------------------------

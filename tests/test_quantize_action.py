@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import memory
 import pytest
 import torch
 from families import CASES
@@ -29,26 +27,19 @@ CONFIG = {
     "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 0,
 }  # fmt: skip
 KEPT = {"int8": "int8", "int4": "int4", "nf4": "nf4", "fp8": None}
-PROGRAM = """if True:
-    import sys, threading, time
-    from lathe import cli, checkpoint
-    from lathe.actions import convert
-    def anonymous():
-        return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) / 1024
-    import lathe.checkpoint.coding, torch
-    torch.ones(300, 300) @ torch.ones(300, 300)
-    before, most, done = anonymous(), 0, False
-    def watch():
-        global most
-        while not done:
-            most = max(most, anonymous())
-            time.sleep(0.002)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+PROGRAM = """
+import sys
+import memory
+import torch
+import lathe.checkpoint.coding
+from lathe import cli
+from lathe.actions import convert
+torch.ones(300, 300) @ torch.ones(300, 300)
+
+def quantize():
     assert cli.main(["quantize", *sys.argv[1:]]) == 0
-    done = True
-    watcher.join()
-    print(most - before)
+
+print(memory.grown(quantize))
 """
 
 
@@ -173,11 +164,7 @@ def test_memory_is_the_quantized_model_and_a_layer(tmp_path):
     folder = made(tmp_path / "model", config, torch.bfloat16)
     sizes = {name: ref.nbytes / 2**20 for name, ref in checkpoint.open(folder).tensors.items()}
     whole, layer = sum(sizes.values()), sum(size for name, size in sizes.items() if ".0." in name)
-    told = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), str(tmp_path / "out"), "--to", "nf4"],
-        capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert float(told.stdout) < whole * 4.5 / 16 + layer < whole
+    assert memory.printed(PROGRAM, folder, tmp_path / "out", "--to", "nf4") < whole * 4.5 / 16 + layer < whole
 
 
 @pytest.mark.parametrize("how", ["int4", "nf4"])

@@ -13,30 +13,12 @@ import sys
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import lightning as L
 import torch
 from litgpt.api import LLM, benchmark_dict_to_markdown_table
-from torch.utils.data import DataLoader
+from litgpt_trainer import losses
 
 FOLDER, UNTIED, ROWS = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.argv[3]))
 TABLE = {"Seconds total": [1.5, 0.79, 0.8], "Tokens generated": [26, 26, 26]}
-
-
-class Tuned(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.llm, self.losses = LLM.load(UNTIED, distribute=None), []
-
-    def setup(self, stage: str) -> None:
-        self.llm.trainer_setup()
-
-    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-        _, loss = self.llm(input_ids=batch, target_ids=batch)
-        self.losses.append(loss.item())
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.llm.model.parameters(), lr=1e-3)
 
 
 llm = LLM.load(FOLDER, distribute=None)
@@ -58,10 +40,6 @@ found = {
     "names": sorted(llm.benchmark(**asked)[1]),
     "table": benchmark_dict_to_markdown_table(TABLE),
 }
-tuned = Tuned()
-told = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "logger": False}
-trainer = L.Trainer(**told, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer.fit(tuned, DataLoader(ROWS, batch_size=1))
-found["losses"] = tuned.losses
+found["losses"] = losses(LLM, UNTIED, ROWS)
 print()
 print(json.dumps(found))
