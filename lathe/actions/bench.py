@@ -45,7 +45,7 @@ class Options:
     quantize: str | None = None
     """Keep the matrices of layers in fewer bits, as in lathe generate."""
     native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
+    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
     json: bool = False
     """Print one JSON object with every single value instead of a table."""
     checkpoints: Path = Path("checkpoints")

@@ -79,7 +79,7 @@ class Options:
     devices: int | Literal["auto"] = 1
     """Over how many GPUs the layers are spread, one after the other; auto takes all."""
     native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
+    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
     prompt_style: str = "auto"
     """With --apply-chat-template: write conversations in this style, as alpaca, chatml or llama3."""
     url: str | None = None

@@ -34,7 +34,7 @@ class Loading:
     """How keys and values of what was read are kept: in 8 bits (int8), which takes half the room of bf16, or in the
     number format of the weights (auto)."""
     native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 10 seconds)."""
+    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
     checkpoints: Path = Path("checkpoints")
     """Where models named by their repo id are looked for and downloaded to."""
 
