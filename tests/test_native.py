@@ -108,7 +108,7 @@ def test_a_linear_map_is_torchs_and_its_rows_do_not_know_each_other(kernels, dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("k", [33, 576, 1536])
+@pytest.mark.parametrize("k", [5, 33, 61, 104, 576, 1536])
 def test_any_number_of_rows_is_each_alone(kernels, dtype, k):
     torch.manual_seed(0)
     w, bias, x = (torch.randn(*size).to(dtype) for size in ((75, k), (75,), (600, k)))

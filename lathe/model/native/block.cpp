@@ -69,11 +69,12 @@ inline void activate(i64 act, float* x, i64 n) {
 
 // The first half of the product beside a matrix, for the tokens of this thread: low[t], `rank` numbers.
 template <class E>
-inline void lowered(const Matrix& m, const E* x, i64 K, i64 T, float* low) {
-  const Share own(T);
+inline void lowered(const Matrix& m, const Rows<E>& x, i64 K, i64 T, float* low) {
+  const Share own(T, 4);
   const E* const matrix[] = {(const E*)m.a};
   if (own.first == own.last) return;
-  products(matrix, 0, m.rank, K, x + own.first * K, K, own.last - own.first,
+  const Rows<E> rows = {x.x + own.first * x.stride, x.stride, x.laid};
+  products(matrix, 0, m.rank, K, rows, own.last - own.first,
            [&](i64 t, i64 n, i64 count, float* const* sums) {
              const i64 at = (own.first + t) * m.rank + n;
              for (i64 r = 0; r < count; r++) low[at + r] = m.others && m.others[at + r] ? 0 : sums[0][r];
@@ -124,15 +125,15 @@ inline void add_rows(const Matrix& m, i64 first, i64 last, i64 K, const Given<E>
   });
 }
 
-// low: of the gate, and behind it of `up`.
+// low: of `up`, and behind it of the gate.
 template <class E>
 inline void activated(const Mlp& mlp, i64 first, i64 last, i64 K, const Given<E>& x, i64 T, const float* low, E* y) {
   const E *gates = (const E*)mlp.gate.bias, *ups = (const E*)mlp.up.bias;
   const bool gated = mlp.gate.weight;
   const auto done = [&](i64 t, i64 n, i64 count, float* const* sums) {
     float gate[PANEL];  // of a plain MLP, what is activated itself
-    if (mlp.gate.rank) beside<E>(mlp.gate, low, t, n, count, sums[0]);
-    if (mlp.up.rank) beside<E>(mlp.up, low + T * mlp.gate.rank, t, n, count, sums[gated]);
+    if (mlp.up.rank) beside<E>(mlp.up, low, t, n, count, sums[gated]);
+    if (mlp.gate.rank) beside<E>(mlp.gate, low + T * mlp.up.rank, t, n, count, sums[0]);
     const E* bias = gated ? gates : ups;
     for (i64 r = 0; r < count; r++) gate[r] = bias ? sums[0][r] + wide(bias[n + r]) : sums[0][r];
     activate(mlp.act, gate, count);
@@ -222,14 +223,16 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<S
   const i64 spans = G ? (groups.back().rows_before + groups.back().spans() * groups.back().count) * H : 0;
   const i64 looked = split ? spans : 2 * p.threads * rows;
   const i64 ranks = std::max({m.q.rank + m.k.rank + m.v.rank, m.o.rank, b.mlp.gate.rank + b.mlp.up.rank, b.mlp.down.rank});
-  const size_t at_normed = room.place<E>(T == 1 ? D * p.threads : T * D), at_heads = room.place<E>(T * across),
+  const i64 widest = std::max({m.there ? worded(std::max(D, H * C)) : 0, b.mlp.there ? worded(std::max(D, F)) : 0});
+  const size_t at_words = room.place<E>(WORDS<E> && T > 1 ? (T + 3) / 4 * 4 * widest : 0),
+               at_normed = room.place<E>(T == 1 ? D * p.threads : T * D), at_heads = room.place<E>(T * across),
                at_seen = room.place<E>(T * H * C), at_after = room.place<E>(T * D), at_inner = room.place<E>(T * F),
                at_codes = room.place<Chunk>((T == 1 ? p.threads : T) * most_chunks),
                at_queries = room.place<E>(p.threads * rows * C), at_sums = room.place<float>(looked * wideness),
                at_parts = room.place<Part>(looked), at_low = room.place<float>(T * ranks);
-  if (room.bytes.size() < room.used) room.bytes.resize(room.used);
-  char* const base = room.bytes.data();
-  E *const normed = (E*)(base + at_normed), *const heads = (E*)(base + at_heads), *const seen = (E*)(base + at_seen),
+  if (room.bytes.size() < room.used + 64) room.bytes.resize(room.used + 64);
+  char* const base = room.bytes.data() + (64 - uintptr_t(room.bytes.data()) % 64) % 64;  // vectors in lines of a cache
+  E *const words = (E*)(base + at_words), *const normed = (E*)(base + at_normed), *const heads = (E*)(base + at_heads), *const seen = (E*)(base + at_seen),
            *const after = (E*)(base + at_after), *const inner = (E*)(base + at_inner),
            *const queries = (E*)(base + at_queries);
   Chunk* const codes = (Chunk*)(base + at_codes);
@@ -239,47 +242,49 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<S
 
 #pragma omp parallel num_threads(p.threads)
   {
-    // One row is normed by every thread for itself: sooner than waiting for another.
-    const auto prepared = [&](const Norm& norm, const E* from) -> const E* {
-      if (!norm.kind) return from;
-      if (T == 1) {
-        E* own = normed + omp_get_thread_num() * D;
-        norm_row(norm, from, D, own);
-        return own;
+    // Rows of `width` numbers as some matrices take them: normed, if they are to be, and as words or codes; and the
+    // first halves of the products beside these. One row is made ready by every thread for itself: sooner than waiting
+    // for another.
+    const auto given = [&](const Norm& norm, std::initializer_list<const Matrix*> all, const E* from, i64 width) {
+      const i64 kind = (*all.begin())->kind, alone = T == 1 ? omp_get_thread_num() : 0;
+      const Share share(T, 4);
+      const i64 first = T == 1 ? 0 : share.first, last = T == 1 ? 1 : share.last;
+      i64 rank = 0;
+      for (const Matrix* matrix : all) rank += matrix->rank;
+      const bool laid = WORDS<E> && T > 1 && (!kind || rank);
+      if (norm.kind) {
+        E* to = normed + alone * D;
+        for (i64 t = first; t < last; t++) norm_row(norm, from + t * D, D, to + t * D);
+        from = to;
       }
-      const Share rows(T);
-      for (i64 t = rows.first; t < rows.last; t++) norm_row(norm, from + t * D, D, normed + t * D);
-#pragma omp barrier
-      return normed;
-    };
-    const auto given = [&](const Matrix& matrix, const E* rows, i64 width) -> Given<E> {
-      if (!matrix.kind) return {rows, width, nullptr};
-      const i64 step = blocks_of(width);
-      if (T == 1) {
-        Chunk* own = codes + omp_get_thread_num() * most_chunks;
-        coded_row(rows, width, own);
-        return {rows, width, own};
+      Given<E> rows = {{from, width, false}, nullptr};
+      if (kind) {
+        Chunk* to = codes + alone * most_chunks;
+        for (i64 t = first; t < last; t++) coded_row(from + t * width, width, to + t * blocks_of(width));
+        rows.codes = to;
       }
-      const Share share(T);
-      for (i64 t = share.first; t < share.last; t++) coded_row(rows + t * width, width, codes + t * step);
+      if constexpr (WORDS<E>)
+        if (laid) {
+          lay(from, width, first, last, width, words);
+          rows.rows = {words, worded(width), true};
+        }
+      if (T > 1 && (norm.kind || kind || laid)) {
 #pragma omp barrier
-      return {rows, width, codes};
-    };
-    const auto first_halves = [&](std::initializer_list<const Matrix*> all, const E* rows, i64 width) {
+      }
       float* to = low;
       for (const Matrix* matrix : all) {
-        if (matrix->rank) lowered(*matrix, rows, width, T, to);
+        if (matrix->rank) lowered(*matrix, rows.rows, width, T, to);
         to += T * matrix->rank;
       }
-      if (to != low) {
+      if (rank) {
 #pragma omp barrier
       }
+      return rows;
     };
     // What a matrix makes of `rows` of `width` numbers, added to `in`.
     const auto added = [&](const Matrix& matrix, const Norm& norm, const E* from, i64 width, const E* in) {
       const Share share(D, 16);
-      const Given<E> rows = given(matrix, from, width);
-      first_halves({&matrix}, from, width);
+      const Given<E> rows = given({}, {&matrix}, from, width);
       if (!norm.kind) {
         add_rows(matrix, share.first, share.last, width, rows, T, low, r, in, y, D);
       } else {
@@ -295,8 +300,7 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<S
     };
 
     if (m.there) {
-      const Given<E> rows = given(m.q, prepared(b.before_mixer, x), D);
-      first_halves({&m.q, &m.k, &m.v}, rows.x, D);
+      const Given<E> rows = given(b.before_mixer, {&m.q, &m.k, &m.v}, x, D);
       const i64 wide_q = panels_of(H * C), wide_k = panels_of(K * C);
       const Share share(wide_q + 2 * wide_k);
       const Share q = part(share, 0, H * C), k = part(share, wide_q, K * C), v = part(share, wide_q + wide_k, K * C);
@@ -328,8 +332,7 @@ static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<S
       added(m.o, b.after_mixer, seen, H * C, x);
     }
     if (b.mlp.there) {
-      const Given<E> rows = given(b.mlp.up, prepared(b.before_mlp, m.there && !b.parallel ? y : x), D);
-      first_halves({&b.mlp.gate, &b.mlp.up}, rows.x, D);
+      const Given<E> rows = given(b.before_mlp, {&b.mlp.up, &b.mlp.gate}, m.there && !b.parallel ? y : x, D);
       const Share share(F, 16);
       activated(b.mlp, share.first, share.last, D, rows, T, low, inner);
 #pragma omp barrier

@@ -13,7 +13,7 @@
 #pragma once
 #include <type_traits>
 
-#include "products.h"
+#include "words.h"
 
 namespace lathe {
 
@@ -213,8 +213,7 @@ inline void code_products(const Matrix* const (&)[W], i64, i64, i64, const Chunk
 
 // Rows that a matrix is multiplied with: as they are, and where its weights are codes, as codes.
 template <class E> struct Given {
-  const E* x;
-  i64 stride;
+  Rows<E> rows;
   const Chunk* codes;
 };
 
@@ -223,7 +222,7 @@ inline void multiply(const Matrix* const (&w)[W], i64 first, i64 last, i64 K, co
   if (w[0]->kind) return code_products(w, first, last, K, x.codes, T, done);
   const E* weights[W];
   for (int i = 0; i < W; i++) weights[i] = (const E*)w[i]->weight;
-  products<E, W>(weights, first, last, K, x.x, x.stride, T, done);
+  products(weights, first, last, K, x.rows, T, done);
 }
 
 }  // namespace lathe

@@ -85,6 +85,13 @@ constexpr i64 PANEL = 64;  // rows of weights between two looks at what came of 
 constexpr i64 SOME = 48;   // rows of x meanwhile, at most
 constexpr i64 NEAR = 16384;  // bytes of x that stay next to a core while weights pass by
 
+// Rows of x, `stride` numbers apart; or four abreast, as words.h lays them, and padded to `stride`.
+template <class E> struct Rows {
+  const E* x;
+  i64 stride;
+  bool laid;
+};
+
 // Rows of weights that come next, and are asked of the memory now.
 template <class E> struct Ahead {
   const E* at;
@@ -134,7 +141,9 @@ inline void tile_of(i64 m, const E* const* w, i64 K, const E* x, i64 stride, Ahe
 
 // done(t, n, count, sums): of x[t], for `count` <= PANEL rows of each of `W` matrices from row n on; sums[i][r].
 template <class E, int W, class Done>
-inline void products(const E* const (&w)[W], i64 first, i64 last, i64 K, const E* x, i64 stride, i64 T, Done done) {
+inline void products(const E* const (&w)[W], i64 first, i64 last, i64 K, const Rows<E>& rows_of_x, i64 T, Done done) {
+  const E* const x = rows_of_x.x;
+  const i64 stride = rows_of_x.stride;
   if (T == 1) {
     constexpr int R = 16 / W;
     float out[W][R];
