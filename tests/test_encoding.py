@@ -1,4 +1,4 @@
-"""The kernel that makes codes of 4 bits gives what the plain way gives."""
+"""The kernels that make codes of 4 and 8 bits give what the plain way gives."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 
 from lathe.model import native
 from lathe.model.native import encoding
-from lathe.transforms import quantize
-from lathe.transforms.quantize import ENDS, GROUP, KINDS, halves, int4_codes, int4_scales
+from lathe.transforms.grids import ENDS, GROUP, halves, int4_codes, int4_scales
+from lathe.transforms.kinds import KINDS
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no compiler, and so no kernel")
 
@@ -44,6 +44,30 @@ def test_codes_and_scales_are_those_of_the_plain_way(inputs, size, threads):
     assert apart[same].all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("inputs", [256, 250, 97])
+@pytest.mark.parametrize("size", [0.02, 1e-6, 1e-9, 100.0], ids=["usual", "below a normal half", "no half", "large"])
+@pytest.mark.parametrize("kind", ["int8", "int8-32"])
+def test_codes_of_8_bits_are_those_of_the_plain_way(kind, size, inputs, threads, monkeypatch):
+    rows = drawn(size, inputs)
+    rows[7] = 0
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        made = encoding.int8(rows, kind == "int8-32")
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(encoding, "LITTLE", rows.numel() + 1)
+    assert made is not None
+    assert all(map(torch.equal, made, KINDS[kind].rows(rows)))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8-32", "int4"])
+def test_halves_are_taken_as_the_numbers_that_they_are(kind):
+    rows = drawn(0.02, 250).bfloat16()
+    assert all(map(torch.equal, KINDS[kind].rows(rows), KINDS[kind].rows(rows.float())))
+
+
 def test_odd_rows():
     """Zeros, one number alone, numbers of one sign, and what is on the edge between two codes."""
     rows = torch.zeros(4, 4096)
@@ -57,7 +81,7 @@ def test_odd_rows():
 
 
 def test_few_numbers_and_other_types_take_the_plain_way():
-    assert encoding.int4(torch.zeros(2, 64), ENDS) is None
-    assert encoding.int4(torch.zeros(4, 8192, dtype=torch.bfloat16), ENDS) is None
-    codes, scales = quantize.KINDS["int4"].rows(torch.zeros(2, 64))
+    assert encoding.int4(torch.zeros(2, 64), ENDS) is None and encoding.int8(torch.zeros(2, 64), True) is None
+    assert encoding.int4(torch.zeros(4, 8192, dtype=torch.float16), ENDS) is None
+    codes, scales = KINDS["int4"].rows(torch.zeros(2, 64))
     assert (codes == 0x88).all() and (scales == 0).all()

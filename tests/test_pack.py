@@ -11,13 +11,17 @@ from families import CASES
 from lathe import checkpoint, families
 from lathe.engine import Engine, Sampling
 from lathe.model import native
-from lathe.model.decoder import Decoder
+from lathe.model.decoder import Decoder, Sequential
 from lathe.model.layers import Linear
 from lathe.model.layout import Layout
 from lathe.transforms import adapt, begin, pack, panels, quantize
+from lathe.transforms.kinds import KINDS
+from lathe.transforms.products import QuickHead, QuickLinear, QuickTable
+from lathe.transforms.quick import Quick
 from lathe.transforms.roster import Roster
 from lathe.transforms.terms import Lora
 
+CPU = torch.device("cpu")
 LLAMA = next(case.config for case in CASES if case.name == "llama-biased")
 
 
@@ -125,7 +129,7 @@ def test_terms_of_many_adapters_are_added_by_the_kernels(how, monkeypatch):
         rosters.append(roster)
     asked = [(prompt, name) for prompt in PROMPTS[:2] for name in ("0", None, "1")]
     expected = scored(decoders[0], rosters[0], asked)
-    monkeypatch.setattr(pack.Sequential, "forward", None)
+    monkeypatch.setattr(Sequential, "forward", None)
     found = scored(decoders[1], rosters[1], asked)
     bound = 1e-4 if how is None else 0.1
     assert (found - expected).abs().mean() <= bound * expected.std()
@@ -153,8 +157,8 @@ def test_nothing_is_copied_or_renamed_and_saving_knows_no_difference(tmp_path):
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["hidden_size"] == 64
     types = {type(module) for module in decoder.modules()}
     pack.unpack(decoder)
-    assert {pack.Quick, pack.QuickLinear} <= types
-    assert not {pack.Quick, pack.QuickLinear} & {type(module) for module in decoder.modules()}
+    assert {Quick, QuickLinear} <= types
+    assert not {Quick, QuickLinear} & {type(module) for module in decoder.modules()}
 
 
 def in_panels(module: quantize.PackedLinear) -> panels.QuickPacked:
@@ -173,7 +177,7 @@ def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
     for parameter in linear.parameters():
         parameter.requires_grad_(False).normal_()
     module = quantize.PackedLinear(linear, how)
-    module.take(quantize.KINDS[how].pack([linear.weight], linear.weight.shape, torch.device("cpu")))
+    module.take(KINDS[how].pack([linear.weight], linear.weight.shape, CPU))
     x = torch.randn(7, shape[1])
     with torch.inference_mode():
         exact = module(x)
@@ -191,7 +195,7 @@ def test_codes_are_there_once_and_come_back_bit_for_bit(how, shape):
     if not native.library().lathe_codes():
         pytest.skip("this processor has no instructions for it")
     module = quantize.PackedLinear(Linear(shape[1], shape[0], bias=True), how)
-    module.take(quantize.KINDS[how].pack([torch.randn(shape)], torch.Size(shape), torch.device("cpu")))
+    module.take(KINDS[how].pack([torch.randn(shape)], torch.Size(shape), CPU))
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
     quick = in_panels(module)
     assert {name for name, _ in quick.named_parameters()} == {"panels", "bias"}
@@ -215,6 +219,53 @@ def test_quantized_decoders_score_as_their_plain_way(how):
     pack.pack(decoder)
     quick, exact = scores(decoder, PROMPTS[2]), scores(plain, PROMPTS[2])
     assert decoder.model.layers[0].kept.mixes
-    assert isinstance(decoder.lm_head, pack.QuickHead) == (how != "nf4")
+    assert isinstance(decoder.lm_head, QuickHead) == isinstance(decoder.model.embed_tokens, QuickTable) == (how != "nf4")
     assert "lm_head.weight" in decoder.state_dict()
     assert (quick - exact).square().mean() <= (0.05 * exact.std()) ** 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 64), (40, 80), (2500, 97)])
+def test_rows_are_looked_up_as_their_codes_say(shape, dtype):
+    """Bit for bit what unpacking all of them gives; made some rows at a time."""
+    if not native.library().lathe_codes():
+        pytest.skip("this processor has no instructions for it")
+    table = torch.randn(shape).to(dtype)
+    for how in ("int8", "int8-32"):
+        made = panels.Room(native.library(), [(how, table.shape)]).panels(how, table.shape).rounded(table)
+        whole = KINDS[how].unpack(made.parts(), shape[1], dtype)
+        assert torch.equal(whole, KINDS[how].unpack([*KINDS[how].pack([table], table.shape, CPU).values()], shape[1], dtype))
+        index = torch.randint(shape[0], (3, 7))
+        assert torch.equal(made.rows(index, dtype), whole[index])
+        assert torch.equal(made.rows(torch.arange(shape[0]), dtype), whole)
+        for wrong in (-1, shape[0]):
+            with pytest.raises(IndexError, match=str(shape[0])):
+                made.rows(torch.tensor([0, wrong]), dtype)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_are_codes_once_where_they_are_one(tied, tmp_path):
+    """The numbers stay where they are: who learns has them, what is saved is them, and so is what comes back."""
+    if not native.library().lathe_codes():
+        pytest.skip("this processor has no instructions for it")
+    config = {**LLAMA, "tie_word_embeddings": tied}
+    decoder, plain = made(config=config), made(config=config)
+    quantize.pack(decoder, "int8")
+    pack.pack(decoder)
+    table, head = decoder.model.embed_tokens, decoder.lm_head
+    assert (table.panels is head.panels) == tied
+    index = torch.tensor([3, 1, 4, 1, 5])
+    with torch.inference_mode():
+        looked, exact = table(index), plain.model.embed_tokens(index)
+        assert 0 < (looked - exact).square().mean() < (0.01 * exact.std()) ** 2
+        assert torch.equal(looked, table.panels.rows(index, torch.float32))
+    assert torch.equal(table(index), exact)  # where gradients are wanted
+    table.weight = torch.nn.Parameter(torch.ones_like(table.weight), requires_grad=False)
+    with torch.inference_mode():
+        assert (table(index) == 1).all()  # it is another's now
+    table.weight = plain.model.embed_tokens.weight
+    checkpoint.save(tmp_path / "saved", decoder, config)
+    again = checkpoint.open(tmp_path / "saved").tensors["model.embed_tokens.weight"].read()
+    assert torch.equal(again, plain.model.embed_tokens.weight)
+    pack.unpack(decoder)
+    assert not isinstance(decoder.model.embed_tokens, QuickTable) and not isinstance(decoder.lm_head, QuickHead)

@@ -21,7 +21,9 @@ from lathe.errors import CheckpointError, ConfigError
 from lathe.model import native
 from lathe.model.layout import Layout
 from lathe.transforms import pack
-from lathe.transforms.quantize import KINDS, NF4, Packed, matrices
+from lathe.transforms.grids import NF4
+from lathe.transforms.kinds import KINDS
+from lathe.transforms.quantize import Packed, matrices
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,

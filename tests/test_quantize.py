@@ -18,7 +18,9 @@ from lathe.model.layout import Layout
 from lathe.model.mlps import Router
 from lathe.transforms import adapt, begin, quantize
 from lathe.transforms.adapted import Adapted
-from lathe.transforms.quantize import KINDS, NF4, Packed
+from lathe.transforms.grids import NF4
+from lathe.transforms.kinds import KINDS
+from lathe.transforms.quantize import Packed
 from lathe.transforms.terms import Lora
 from lathe.weights.tensors import Ref
 

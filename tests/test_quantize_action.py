@@ -18,7 +18,9 @@ from lathe.checkpoint import coding
 from lathe.model.layout import Layout
 from lathe.tokenizer import train_bpe
 from lathe.transforms import gptq
-from lathe.transforms.quantize import KINDS, Packed, halves, int4_codes, int4_scales, matrices
+from lathe.transforms.grids import halves, int4_codes, int4_scales
+from lathe.transforms.kinds import KINDS
+from lathe.transforms.quantize import Packed, matrices
 from lathe.weights.tensors import Ref
 
 CONFIG = {

@@ -15,7 +15,7 @@ from lathe import families
 from lathe.model import native
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.transforms import pack
+from lathe.transforms import pack, plan, products
 
 LENGTHS = (60, 7, 33)
 WHOLE = [LENGTHS]
@@ -75,7 +75,7 @@ def scores(decoder: Decoder, passes: Sequence[Sequence[int]], lengths: Sequence[
 def known(case) -> bool:
     """Whether the kernels know all parts of all layers."""
     decoder = made(case.config, torch.bfloat16)
-    return all(type(block) in pack.NORMS and pack.Plan(block).whole for block in decoder.model.layers)
+    return all(type(block) in plan.NORMS and plan.Plan(block).whole for block in decoder.model.layers)
 
 
 @pytest.mark.parametrize("case", list(filter(known, CASES)), ids=lambda case: case.name)
@@ -84,7 +84,7 @@ def test_every_family_in_any_company(case, kernels):
     plain, decoder = (made(case.config, torch.bfloat16) for _ in range(2))
     pack.pack(decoder)
     at_once = scores(decoder, WHOLE)
-    if pack.most(kernels)[torch.bfloat16] > sum(LENGTHS):
+    if products.most(kernels)[torch.bfloat16] > sum(LENGTHS):
         assert torch.equal(at_once, scores(decoder, ALONE))
         assert torch.equal(at_once, scores(decoder, MIXED))
     other = scores(plain, WHOLE)
@@ -107,7 +107,7 @@ def test_hundreds_of_tokens_as_one_by_one(heads, kernels):
     pack.pack(decoder)
     lengths = (601, 300)
     at_once = scores(decoder, [lengths], lengths)
-    if pack.most(kernels)[torch.bfloat16] > sum(lengths):
+    if products.most(kernels)[torch.bfloat16] > sum(lengths):
         assert torch.equal(at_once, scores(decoder, [(1, 0), (255, 1), (2, 130), (1, 1), (300, 1), (42, 167)], lengths))
     other, exact = scores(plain, [lengths], lengths), scores(plain.double(), [lengths], lengths)
     assert (at_once - exact).abs().mean() <= 1.2 * (other - exact).abs().mean()

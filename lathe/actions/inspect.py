@@ -113,7 +113,7 @@ def describe(found: Checkpoint, length: int | None = None, batch: int = 1) -> di
 
 def stored(ref: Ref) -> tuple[str, int]:
     """What a tensor is in memory when it is loaded as it is, the type of its numbers or a kind of codes; its bytes."""
-    from lathe.transforms.quantize import KEPT
+    from lathe.transforms.kinds import KEPT
     from lathe.weights.coded import Coded
 
     if isinstance(ref, Coded) and ref.kind in KEPT:

@@ -56,7 +56,7 @@ class Work:
     @staticmethod
     def of(decoder: Decoder) -> Work:
         from lathe import checkpoint
-        from lathe.transforms.pack import QuickHead
+        from lathe.transforms.products import QuickHead
 
         spec, blank = decoder.spec, checkpoint.blank(decoder.spec)
         size = next(decoder.parameters()).dtype.itemsize
@@ -119,7 +119,7 @@ def _product(much: torch.Tensor) -> Callable[[], object] | None:
 
     from lathe.model import layers
     from lathe.model.native import library
-    from lathe.transforms.pack import QuickLinear
+    from lathe.transforms.products import QuickLinear
 
     kernels = library()
     if kernels is None:

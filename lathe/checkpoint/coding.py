@@ -13,7 +13,9 @@ from lathe.model import layers
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.transforms import gptq
-from lathe.transforms.quantize import BLOCK, GROUP, KINDS, matrices
+from lathe.transforms.grids import BLOCK, GROUP
+from lathe.transforms.kinds import KINDS
+from lathe.transforms.quantize import matrices
 from lathe.weights.coded import Coded
 from lathe.weights.tensors import Box, Ref
 

@@ -20,6 +20,7 @@ from lathe.model.native.resident import Passing
 from lathe.model.spec import Spec
 from lathe.transforms import quantize as quantizing
 from lathe.transforms import spread
+from lathe.transforms.kinds import KEPT, KINDS, known
 from lathe.weights.coded import Coded
 from lathe.weights.tensors import Ref
 
@@ -64,15 +65,15 @@ class Checkpoint:
         """A decoder filled from the files, without gradients. `dtype` None: as stored.
 
         device: several have the layers one after the other. share: load one rank's part, and read nothing else.
-        quantize: one of `transforms.quantize.KINDS`; matrices are packed as they are read, some rows at a time. None
-        leaves those in codes that the files have in one of `transforms.quantize.KEPT`, unless all shall be `dense`.
+        quantize: one of `transforms.kinds.KINDS`; matrices are packed as they are read, some rows at a time. None
+        leaves those in codes that the files have in one of `transforms.kinds.KEPT`, unless all shall be `dense`.
         On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
 
         Raises:
             CheckpointError: tensors are missing, left over, or of another shape than the configuration says.
             UsageError: no such way to quantize.
         """
-        how = None if quantize is None else quantizing.known(quantize)
+        how = None if quantize is None else known(quantize)
         decoder, tensors = blank(self.spec), self.tensors
         fit(decoder, tensors, self.path)
         if share is not None:
@@ -115,7 +116,7 @@ class Checkpoint:
             return dict.fromkeys(names, how)
         refs = {name: tensors[f"{name}.weight"] for name in names}
         coded = {name: ref for name, ref in refs.items() if isinstance(ref, Coded)}
-        kinds = {name: ref.kind for name, ref in coded.items() if ref.kind in quantizing.KEPT and ref.sure()}
+        kinds = {name: ref.kind for name, ref in coded.items() if ref.kind in KEPT and ref.sure()}
         if unpacked := coded.keys() - kinds.keys():
             floats = {coded[name].kind for name in unpacked} == {"fp8"}
             fix = "fp8 they stay as they are" if floats else "they stay small, and are rounded once more"
@@ -163,7 +164,7 @@ def packed(ref: Ref, kind: str, device: torch.device, passing: Passing) -> dict[
     """The parts of a matrix, or of a stack of them: those that it is stored as, if they are of this kind."""
     if isinstance(ref, Coded) and ref.kind == kind and ref.sure():
         return {name: part.read().contiguous().to(device) for name, part in ref.parts.items()}
-    return quantizing.KINDS[kind].pack(passing.through(ref.pieces()), torch.Size(ref.shape), device)
+    return KINDS[kind].pack(passing.through(ref.pieces()), torch.Size(ref.shape), device)
 
 
 def main_dtype(refs: Iterable[Ref]) -> torch.dtype:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lathe.transforms.quantize import GROUP, halves, int4_codes, int4_scales
+from lathe.transforms.grids import GROUP, halves, int4_codes, int4_scales
 
 COLUMNS = 128  # rounded before those after them are told
 DAMPING = 0.01  # of the mean second moment, added to all: no input is known so well
@@ -18,7 +18,7 @@ ENDS = (-9.0, -8.5, -8.0, -7.6, -7.3, -7.0, -6.6, -6.2, -5.8)  # more than where
 
 
 def quantize(weight: Tensor, moments: Tensor) -> dict[str, Tensor]:
-    """The parts of int4 (`quantize.KINDS`) for a matrix. weight: N K, K in whole groups. moments: K K, the sum of
+    """The parts of int4 (`kinds`) for a matrix. weight: N K, K in whole groups. moments: K K, the sum of
     x.T @ x over inputs x."""
     rows, inputs = weight.shape
     weight, factor = weight.float().clone(), _factor(moments.float())

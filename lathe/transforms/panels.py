@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lathe.model import native
-from lathe.transforms import quantize
+from lathe.model.native import resident
+from lathe.transforms.kinds import KINDS
+from lathe.transforms.quantize import PackedLinear
 
 CODES = {"int8": 1, "nf4": 2, "int4": 3, "int8-32": 4}  # ways to quantize that the kernels know, as in codes.h
 ABREAST = 16  # rows of a panel
+ROWS = 1024  # of a matrix that are made into codes at once
 
 
 class Room:
@@ -52,9 +55,17 @@ class Panels:
         """Rows from `start` on, which begins a panel, from their codes and scales."""
         self._move(parts, start, len(parts[0]), False)
 
+    def rounded(self, weight: Tensor) -> Panels:
+        """These, after a matrix of numbers was put into them: some rows at a time, as it is not to be there twice."""
+        passing, kind = resident.Passing(), KINDS[self.how]
+        for number, rows in enumerate(passing.through(weight.split(ROWS))):
+            self.put([*kind.pack([rows], rows.shape, weight.device).values()], number * ROWS)
+        passing.release()
+        return self
+
     def parts(self) -> list[Tensor]:
         """Codes and scales of all rows."""
-        blank = [*quantize.KINDS[self.how].blank(self.shape).values()]
+        blank = [*KINDS[self.how].blank(self.shape).values()]
         self._move(blank, 0, self.shape[0], True)
         return blank
 
@@ -69,17 +80,30 @@ class Panels:
         self.kernels.lathe_coded_product(*places, *sizes)
         return y
 
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of a matrix in codes of 8 bits, as numbers. index: ... of int64, on the CPU. dtype: one of native.TYPES.
+        Returns ... D. Raises IndexError where there is no row of such a number."""
+        index, (n, k) = index.contiguous(), self.shape
+        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < n):
+            raise IndexError(f"Rows {int(index.min())} to {int(index.max())} are asked for, of {n}.")
+        y = torch.empty(*index.shape, k, dtype=dtype)
+        places = [part.data_ptr() for part in (self.all, index, y)]
+        sizes = index.numel(), k, CODES[self.how], native.TYPES[dtype], torch.get_num_threads()
+        self.kernels.lathe_panel_rows(*places, *sizes)
+        return y
+
     def _move(self, parts: Sequence[Tensor], start: int, rows: int, back: bool) -> None:
-        places = [part.data_ptr() for part in (*parts, self.all[start // ABREAST :])]
+        codes, scales, zeros = *(part.data_ptr() for part in parts), *[None] * (3 - len(parts))
+        places = codes, scales, zeros, self.all[start // ABREAST :].data_ptr()
         self.kernels.lathe_panels(*places, rows, self.shape[1], CODES[self.how], back, torch.get_num_threads())
 
 
-class QuickPacked(quantize.PackedLinear):
+class QuickPacked(PackedLinear):
     """A linear map with the codes of another, which has them no more until it is asked for `back`."""
 
     panels: nn.Parameter
 
-    def __init__(self, plain: quantize.PackedLinear, kernels: ctypes.CDLL, panels: Panels) -> None:
+    def __init__(self, plain: PackedLinear, kernels: ctypes.CDLL, panels: Panels) -> None:
         nn.Module.__init__(self)
         self.how, self.shape, self.dtype, self.parts = plain.how, plain.shape, plain.dtype, plain.parts
         self.emptied, self.kernels = [plain], kernels  # in a list, as it is no part of this one
@@ -89,7 +113,7 @@ class QuickPacked(quantize.PackedLinear):
         plain._parameters.update(dict.fromkeys(self.parts))
         self.train(plain.training)
 
-    def back(self) -> quantize.PackedLinear:
+    def back(self) -> PackedLinear:
         """What was there before."""
         [plain] = self.emptied
         plain.take(dict(zip(self.parts, self._all(), strict=True)))

@@ -22,7 +22,7 @@ from lathe.weights.tensors import PIECE, Box, Ref
 class Coded(Ref):
     """A matrix, or a stack of them, of numbers that are stored as codes.
 
-    kind: how, one of `transforms.quantize.KINDS`, or "" for none of them. parts: what its `pack` gives, each with the
+    kind: how, one of `transforms.kinds.KINDS`, or "" for none of them. parts: what its `pack` gives, each with the
     matrix's leading dimensions. sure: reads what is small, and says whether the parts stand for the very numbers.
     """
 

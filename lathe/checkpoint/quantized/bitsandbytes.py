@@ -21,7 +21,7 @@ from torch import Tensor
 from lathe.checkpoint.quantized.matrices import FLOATS, Matrices, Parts, needed, shaped, typed
 from lathe.errors import CheckpointError
 from lathe.families.keys import Keys
-from lathe.transforms.quantize import BLOCK, NF4
+from lathe.transforms.grids import BLOCK, NF4
 from lathe.weights.coded import Coded, by_rows, flat, folded, scaled
 from lathe.weights.rules import Drop, Rule
 from lathe.weights.tensors import Box, Ref, possible

@@ -36,7 +36,7 @@ from lathe.checkpoint.quantized.matrices import (
 )
 from lathe.errors import CheckpointError
 from lathe.families.keys import Keys
-from lathe.transforms.quantize import GROUP
+from lathe.transforms.grids import GROUP
 from lathe.weights.coded import Coded, folded, made, scaled, unpacked
 from lathe.weights.rules import Drop, Rule
 from lathe.weights.tensors import Ref

@@ -24,7 +24,7 @@ from lathe.checkpoint.quantized.matrices import (
     typed,
 )
 from lathe.families.keys import Keys
-from lathe.transforms.quantize import GROUP
+from lathe.transforms.grids import GROUP
 from lathe.weights.coded import Coded, scaled, unpacked
 from lathe.weights.rules import Rule
 from lathe.weights.tensors import Ref

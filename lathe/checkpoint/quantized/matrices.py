@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from lathe.errors import CheckpointError
-from lathe.transforms.quantize import GROUP, halves
+from lathe.transforms.grids import GROUP, halves
 from lathe.weights.coded import Coded, made
 from lathe.weights.rules import Refs, Rule, matches
 from lathe.weights.tensors import Box, Ref

@@ -1,4 +1,4 @@
-// Linear maps whose weights are codes, and how these come into panels and out of them.
+// Linear maps whose weights are codes, in panels.
 #include "codes.h"
 
 #include <vector>
@@ -32,48 +32,6 @@ static void linear(const Matrix& m, const E* x, E* y, i64 T, i64 K, i64 threads)
   }
 }
 
-// A row of codes and scales as quantize.py has them, and its lane of a panel: one becomes the other. Of two codes in a
-// byte of such a row, the first is in its upper half.
-struct Lane {
-  i64 kind, K;
-  uint8_t *codes, *scales, *panel;  // panel: where the lane's first four bytes are
-
-  i64 width() const { return kind == 2 ? blocks_of(K) * 64 : kind == 3 ? (K + 31) / 32 * 32 : K; }
-  i64 row_bytes() const { return kind == 2 || kind == 3 ? width() / 2 : K; }
-  i64 count() const { return kind == 1 ? 1 : kind == 2 ? blocks_of(K) : (K + 31) / 32; }  // of scales
-  i64 size() const { return kind <= 2 ? 4 : 2; }                                          // of one
-
-  void move(bool back) const {
-    const bool half = kind == 2 || kind == 3;
-    uint8_t* const blocks = panel + (kind == 1 ? 64 : 0) + head_bytes(kind);
-    for (i64 k = 0; k < width(); k++) {
-      const i64 in = k % BLOCK_OF, each = half ? 8 : 4;
-      uint8_t& cell = blocks[k / BLOCK_OF * block_bytes(kind) + in / each * 64 + in % 4];
-      if (!half) {
-        if (back)
-          codes[k] = cell ^ 0x80;
-        else
-          cell = codes[k] ^ 0x80;
-        continue;
-      }
-      const int there = in % 8 < 4 ? 0 : 4, here = k % 2 ? 0 : 4;
-      if (back)
-        codes[k / 2] = uint8_t((codes[k / 2] & (15 << (4 - here))) | ((cell >> there) & 15) << here);
-      else
-        cell = uint8_t((cell & (15 << (4 - there))) | ((codes[k / 2] >> here) & 15) << there);
-    }
-  }
-
-  // lane: which of a panel's this one is.
-  void move_scales(bool back, i64 lane) const {
-    uint8_t* const first = panel - 4 * lane + size() * lane;
-    for (i64 i = 0; i < count(); i++) {
-      uint8_t* cell = first + (kind <= 2 ? i * block_bytes(kind) : i / 2 * block_bytes(kind) + i % 2 * 32);
-      std::memcpy(back ? scales + i * size() : cell, back ? cell : scales + i * size(), size_t(size()));
-    }
-  }
-};
-
 }  // namespace lathe
 
 // Whether this processor multiplies codes.
@@ -93,30 +51,6 @@ LATHE_API void lathe_large_pages(void* memory, int64_t bytes) {
   const uintptr_t last = ((uintptr_t)memory + uintptr_t(bytes)) / page * page;
   if (first < last) madvise((void*)first, last - first, MADV_HUGEPAGE);
 #endif
-}
-
-// Bytes of a panel of K columns.
-LATHE_API void lathe_panel_bytes(void* answer, int64_t K, int64_t kind) {
-  *(int64_t*)answer = lathe::panel_bytes(kind, K);
-}
-
-// Codes and scales of N rows become panels; `back`: panels become codes and scales.
-LATHE_API void lathe_panels(void* codes, void* scales, void* panels, int64_t N, int64_t K, int64_t kind, int64_t back,
-                            int64_t threads) {
-  using namespace lathe;
-  const i64 bytes = panel_bytes(kind, K);
-#pragma omp parallel for num_threads(threads)
-  for (i64 p = 0; p < panels_of(N); p++) {
-    uint8_t* const panel = (uint8_t*)panels + p * bytes;
-    if (!back) std::memset(panel, 0, size_t(bytes));
-    for (i64 n = p * ABREAST; n < (p + 1) * ABREAST && n < N; n++) {
-      Lane lane = {kind, K, nullptr, nullptr, panel + 4 * (n % ABREAST)};
-      lane.codes = (uint8_t*)codes + n * lane.row_bytes();
-      lane.scales = (uint8_t*)scales + n * lane.count() * lane.size();
-      lane.move(back);
-      lane.move_scales(back, n % ABREAST);
-    }
-  }
 }
 
 // y = x w^T + bias. x: T rows of K numbers. panels: of N rows. bias: N, or null.

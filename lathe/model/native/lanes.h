@@ -40,6 +40,15 @@ template <> inline bf16 narrow<bf16>(float x) {
   return {uint16_t((x != x ? 0x7fc00000u : rounded) >> 16)};
 }
 
+// What the bits of a float of 16 bits stand for.
+inline float from_half(uint16_t h) {
+  const uint32_t size = h & 0x7fff;
+  const float x = size < 0x400    ? size * 5.9604644775390625e-8f
+                  : size < 0x7c00 ? __builtin_bit_cast(float, (size << 13) + 0x38000000)
+                                  : __builtin_bit_cast(float, size << 13 | 0x7f800000);
+  return h & 0x8000 ? -x : x;
+}
+
 // The nearest whole number, of two as near the even one; of numbers of at most 22 bits, in such a way that a loop of it
 // becomes vectors.
 inline int32_t nearest(float x) { return __builtin_bit_cast(int32_t, x + 12582912.0f) - 0x4b400000; }

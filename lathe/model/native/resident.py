@@ -7,19 +7,22 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 
-LIMIT = 1 << 26  # bytes that are read before any are given back
+LIMIT = 1 << 24  # bytes that are read before any are given back
 DONTNEED = 4  # MADV_DONTNEED of madvise(2)
+PAGES = Path("/proc/self/pagemap")  # eight bytes for each page: https://docs.kernel.org/admin-guide/mm/pagemap.html
+THERE, FILED = 0b11 << 62, 1 << 61  # bits of a page that is in memory or swapped out; that a file stands behind
 
 
 class Passing:
     """Tensors pass through, each in use until the next is asked for. Every `LIMIT` bytes, and with `release`, the pages
     of those that are views of a file are given back, and are read anew by whoever touches them again. Where anything
-    was written into a mapping, which exists in this process alone, all of it stays.
+    was written into a tensor's pages, which exists in this process alone, all of them stay.
     """
 
     def __init__(self) -> None:
@@ -36,11 +39,12 @@ class Passing:
                 self.release()
 
     def release(self) -> None:
-        page, maps = mmap.PAGESIZE, clean() if self.spans else []
+        page = mmap.PAGESIZE
         for begin, end in self.spans:
-            first, last = -(-begin // page) * page, end // page * page
-            if first < last and any(low <= first and last <= high for low, high in maps):
-                ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), DONTNEED)
+            first, last = -(-begin // page), end // page
+            if first < last and _filed(first, last):
+                place, size = ctypes.c_void_p(first * page), ctypes.c_size_t((last - first) * page)
+                ctypes.CDLL(None).madvise(place, size, DONTNEED)
         self.spans, self.read = [], 0
 
 
@@ -50,17 +54,11 @@ def trim() -> None:
         libc.malloc_trim(0)
 
 
-def clean() -> list[tuple[int, int]]:
-    """Where files are mapped of which this process has no pages of its own: it wrote nothing there."""
-    told = Path("/proc/self/smaps")
-    if sys.platform != "linux" or not told.exists():
-        return []
-    found: list[tuple[int, int]] = []
-    for line in told.read_text().splitlines():
-        words = line.split()
-        if not words[0].endswith(":"):  # address range, permissions, offset, device, inode, path
-            low, _, high = words[0].partition("-")
-            area, inode = (int(low, 16), int(high, 16)), int(words[4])
-        elif words[0] == "Anonymous:" and words[1] == "0" and inode:
-            found.append(area)
-    return found
+def _filed(first: int, last: int) -> bool:
+    """Whether a file stands behind all pages of these numbers that this process has."""
+    if sys.platform != "linux" or not PAGES.exists():
+        return False
+    with PAGES.open("rb", buffering=0) as told:
+        told.seek(first * 8)
+        pages = array("Q", told.read((last - first) * 8))
+    return len(pages) == last - first and all(page & FILED or not page & THERE for page in pages)

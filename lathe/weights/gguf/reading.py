@@ -195,7 +195,7 @@ def _scales(raw: Ref) -> Ref:
     return Ref(raw.shape[:-1], torch.float16, scales, raw.source)
 
 
-# What transforms.quantize calls the types whose blocks it knows, and its parts.
+# What transforms.kinds calls the types whose blocks it knows, and its parts.
 CODED: dict[str, tuple[str, Callable[[Ref], dict[str, Ref]]]] = {"Q4_0": ("int4", _fours), "Q8_0": ("int8-32", _eights)}
 
 

@@ -1,0 +1,154 @@
+"""The ways in which a matrix becomes codes of 4 or 8 bits with scales: what parts there are, and how they come and go.
+
+nf4      sixteen values at the quantiles of a normal distribution, times the largest of each 64 numbers of a row
+         (Dettmers et al., arXiv:2305.14314): 4.5 bits a weight
+nf4-dq   the same, with those largest numbers in 8 bits, in blocks of 256 about their mean: 4.13 bits
+int8     whole numbers, times a 127th of the largest of each row (arXiv:2208.07339, without its outliers): 8 bits
+int8-32  whole numbers, times a 127th of the largest of each 32 numbers of a row (GGUF's Q8_0): 8.5 bits
+int4     whole numbers from -8 to 7, times a scale for each 32 numbers of a row, chosen for the least error: 4.5 bits
+fp4      as nf4, with the sixteen values that floats of 4 bits have; fp4-dq as nf4-dq
+fp8      floats of 8 bits (4 of exponent, 3 of mantissa), times a 448th of the largest of each row: 8 bits
+
+Knows no file and no module: `Kind.pack` takes the pieces of a matrix as they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lathe.errors import UsageError, did_you_mean
+from lathe.transforms import grids
+from lathe.transforms.grids import BLOCK, FP4, GROUP, NF4, Table
+
+COARSE = 256  # scales that are packed about one size
+CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are not by a CPU, which has caches
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way. code: the type of codes. width, scales: how many codes a row of so many inputs has, and how many numbers
+    that they are multiplied by. rows: n D to both; back: both to ... D. double: the scales are packed too."""
+
+    code: torch.dtype
+    width: Callable[[int], int]
+    scales: Callable[[int], int]
+    rows: Callable[[Tensor], tuple[Tensor, Tensor]]
+    back: Callable[[Tensor, Tensor, int], Tensor]
+    double: bool = False
+    scale: torch.dtype = torch.float32
+
+    def blank(self, shape: torch.Size) -> dict[str, Tensor]:
+        """Parts without values for a matrix, or a stack of them, of this shape."""
+        *lead, inputs = shape
+        count = self.scales(inputs)
+        found = {"codes": torch.empty(*lead, self.width(inputs), dtype=self.code)}
+        if not self.double:
+            return found | {"scales": torch.empty(*lead, count, dtype=self.scale)}
+        coarse = -(-torch.Size(lead).numel() * count // COARSE)
+        return found | {
+            "scales": torch.empty(*lead, count, dtype=torch.int8),
+            "coarse": torch.empty(coarse),
+            "mean": torch.empty(1),
+        }
+
+    def pack(self, pieces: Iterable[Tensor], shape: torch.Size, device: torch.device) -> dict[str, Tensor]:
+        """Parts of a matrix that comes some rows at a time (of a stack: some matrices), in any floating-point type."""
+        with device:
+            found = self.blank(shape)
+            scales = torch.empty(*shape[:-1], self.scales(shape[-1]), dtype=self.scale)
+        codes, start = found["codes"].flatten(0, -2), 0
+        step = max((CHUNK if device.type == "cpu" else LARGE) // shape[-1], 1)
+        for piece in pieces:
+            for rows in piece.flatten(0, -2).split(step):
+                end = start + len(rows)
+                codes[start:end], scales.flatten(0, -2)[start:end] = self.rows(rows.to(device))
+                start = end
+        return found | (_doubled(scales) if self.double else {"scales": scales})
+
+    def unpack(
+        self, parts: Sequence[Tensor], inputs: int, dtype: torch.dtype, which: slice | int = slice(None)
+    ) -> Tensor:
+        """Rows (of a stack: matrices) of the matrix, computed in float32 and rounded once. parts: the values of what
+        `pack` gives; inputs: columns of the matrix."""
+        codes, scales, *rest = parts
+        return self.back(codes[which], _single(which, scales, *rest) if rest else scales[which], inputs).to(dtype)
+
+
+def _doubled(scales: Tensor) -> dict[str, Tensor]:
+    mean = scales.mean().view(1)
+    blocks = F.pad((scales - mean).flatten(), (0, -scales.numel() % COARSE)).view(-1, COARSE)
+    coarse = blocks.abs().amax(1)
+    codes = (blocks / grids.nonzero(coarse)[:, None] * 127).round().to(torch.int8)
+    return {"scales": codes.flatten()[: scales.numel()].view(scales.shape), "coarse": coarse, "mean": mean}
+
+
+def _single(which: slice | int, codes: Tensor, coarse: Tensor, mean: Tensor) -> Tensor:
+    first = which if isinstance(which, int) else which.indices(len(codes))[0]
+    start, some = first * codes[0].numel(), codes[which]
+    blocks = torch.arange(start, start + some.numel(), device=codes.device) // COARSE
+    return some.float() / 127 * coarse[blocks].view(some.shape) + mean
+
+
+def _half(inputs: int) -> int:
+    return -(-inputs // BLOCK) * BLOCK // 2
+
+
+def _groups(inputs: int) -> int:
+    return -(-inputs // GROUP)
+
+
+def _table(values: Table, double: bool = False) -> Kind:
+    to, back = partial(grids.to_table, values), partial(grids.from_table, values)
+    return Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), to, back, double)
+
+
+KINDS = {
+    "nf4": _table(NF4),
+    "nf4-dq": _table(NF4, double=True),
+    "fp4": _table(FP4),
+    "fp4-dq": _table(FP4, double=True),
+    "int8": Kind(torch.int8, lambda inputs: inputs, lambda inputs: 1, grids.to_int8, grids.from_int8),
+    "int8-32": Kind(
+        torch.int8,
+        lambda inputs: inputs,
+        _groups,
+        grids.to_int8_groups,
+        grids.from_int8_groups,
+        scale=torch.float16,
+    ),
+    "fp8": Kind(torch.float8_e4m3fn, lambda inputs: inputs, lambda inputs: 1, grids.to_fp8, grids.from_fp8),
+    "int4": Kind(
+        torch.uint8,
+        lambda inputs: _groups(inputs) * GROUP // 2,
+        _groups,
+        grids.to_int4,
+        grids.from_int4,
+        scale=torch.float16,
+    ),
+}
+KEPT = ("int8", "int8-32", "int4", "nf4")  # stay in codes where a checkpoint has them: they are also multiplied so
+LITGPT = {
+    **{f"bnb.{name}": name for name in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")},
+    "bnb.int8-training": "int8",
+}
+
+
+def known(name: str) -> str:
+    """One of KINDS by its name, or by LitGPT's.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    found = LITGPT.get(name, name)
+    if found not in KINDS:
+        every = f"Known are {', '.join(KINDS)}."
+        raise UsageError(f'"{name}" is no way to quantize that is known.', every, did_you_mean(name, [*KINDS, *LITGPT]))
+    return found
+
+
