@@ -219,7 +219,9 @@ def test_quantized_decoders_score_as_their_plain_way(how):
     pack.pack(decoder)
     quick, exact = scores(decoder, PROMPTS[2]), scores(plain, PROMPTS[2])
     assert decoder.model.layers[0].kept.mixes
-    assert isinstance(decoder.lm_head, QuickHead) == isinstance(decoder.model.embed_tokens, QuickTable) == (how != "nf4")
+    assert (
+        isinstance(decoder.lm_head, QuickHead) == isinstance(decoder.model.embed_tokens, QuickTable) == (how != "nf4")
+    )
     assert "lm_head.weight" in decoder.state_dict()
     assert (quick - exact).square().mean() <= (0.05 * exact.std()) ** 2
 
@@ -234,7 +236,9 @@ def test_rows_are_looked_up_as_their_codes_say(shape, dtype):
     for how in ("int8", "int8-32"):
         made = panels.Room(native.library(), [(how, table.shape)]).panels(how, table.shape).rounded(table)
         whole = KINDS[how].unpack(made.parts(), shape[1], dtype)
-        assert torch.equal(whole, KINDS[how].unpack([*KINDS[how].pack([table], table.shape, CPU).values()], shape[1], dtype))
+        assert torch.equal(
+            whole, KINDS[how].unpack([*KINDS[how].pack([table], table.shape, CPU).values()], shape[1], dtype)
+        )
         index = torch.randint(shape[0], (3, 7))
         assert torch.equal(made.rows(index, dtype), whole[index])
         assert torch.equal(made.rows(torch.arange(shape[0]), dtype), whole)

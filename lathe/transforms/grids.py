@@ -1,7 +1,7 @@
 """Rows of numbers become codes of 4 or 8 bits with scales, and come back; one pair of functions for each way.
 
 To codes: n D, of any floating-point type, gives n codes and n scales, float32 or float16. From codes: these and D give
-... D, float32. What the ways are is said in `kinds`; a CPU has kernels for some (`native.encoding`), which give the same.
+... D, float32. What the ways are is said in `kinds`; for some a CPU has kernels (`native.encoding`).
 """
 
 from __future__ import annotations
@@ -136,5 +136,3 @@ def int4_scales(groups: Tensor, ends: Sequence[float] = ENDS) -> Tensor:
 def from_int4(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
     whole = torch.stack((codes >> 4, codes & 15), dim=-1).flatten(-2).float() - 8
     return (whole.unflatten(-1, (-1, GROUP)) * scales.float()[..., None]).flatten(-2)[..., :inputs]
-
-

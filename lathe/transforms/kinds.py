@@ -150,5 +150,3 @@ def known(name: str) -> str:
         every = f"Known are {', '.join(KINDS)}."
         raise UsageError(f'"{name}" is no way to quantize that is known.', every, did_you_mean(name, [*KINDS, *LITGPT]))
     return found
-
-

@@ -15,7 +15,7 @@ from torch import nn
 from lathe.model import attention, layers, native
 from lathe.model.decoder import Block, Decoder, Embedding, Trunk
 from lathe.model.native import resident
-from lathe.transforms.panels import CODES, Panels, QuickPacked, Room
+from lathe.transforms.panels import CODES, QuickPacked, Room
 from lathe.transforms.plan import NORMS, hooked
 from lathe.transforms.products import QuickHead, QuickLinear, QuickTable
 from lathe.transforms.quantize import Packed, PackedLinear
@@ -59,8 +59,8 @@ def pack(decoder: Decoder) -> None:
     made = {key: room.panels(ENDS, weight.shape).rounded(weight.detach()) for key, weight in weights.items()}
     for name, module in ends.items():
         own = made[id(module.weight)]
-        table = isinstance(module, Embedding)
-        decoder.set_submodule(name, QuickTable(module, own) if table else QuickHead(module, kernels, own))
+        quick_end = QuickTable(module, own) if isinstance(module, Embedding) else QuickHead(module, kernels, own)
+        decoder.set_submodule(name, quick_end)
     for name, module in [*decoder.model.layers.named_children()]:
         if isinstance(module, Block) and type(module) in NORMS and not hooked(module):
             decoder.model.layers.set_submodule(name, Quick(module, kernels))

@@ -84,7 +84,7 @@ class Panels:
         """Rows of a matrix in codes of 8 bits, as numbers. index: ... of int64, on the CPU. dtype: one of native.TYPES.
         Returns ... D. Raises IndexError where there is no row of such a number."""
         index, (n, k) = index.contiguous(), self.shape
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < n):
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= n):
             raise IndexError(f"Rows {int(index.min())} to {int(index.max())} are asked for, of {n}.")
         y = torch.empty(*index.shape, k, dtype=dtype)
         places = [part.data_ptr() for part in (self.all, index, y)]
@@ -93,8 +93,9 @@ class Panels:
         return y
 
     def _move(self, parts: Sequence[Tensor], start: int, rows: int, back: bool) -> None:
-        codes, scales, zeros = *(part.data_ptr() for part in parts), *[None] * (3 - len(parts))
-        places = codes, scales, zeros, self.all[start // ABREAST :].data_ptr()
+        given = [part.data_ptr() for part in parts]
+        zeros = given[2] if len(given) > 2 else None
+        places = given[0], given[1], zeros, self.all[start // ABREAST :].data_ptr()
         self.kernels.lathe_panels(*places, rows, self.shape[1], CODES[self.how], back, torch.get_num_threads())
 
 

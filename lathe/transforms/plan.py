@@ -39,7 +39,6 @@ NORMS = {  # where a block's norms stand
 NORMED = {None: 0, "rows": 1, "heads": 2, "turned heads": 3}
 
 
-
 def hooked(module: nn.Module) -> bool:
     """Whether something is done before or after it that a kernel would not do."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,5 +1,5 @@
-"""Linear maps and tables with the parameters of others, which kernels of our own multiply by and look up in: as they are
-stored, or as codes of 8 bits that are made of them.
+"""Linear maps and tables with the parameters of others, which kernels of our own multiply by and look up in: as they
+are stored, or as codes of 8 bits that are made of them.
 """
 
 from __future__ import annotations

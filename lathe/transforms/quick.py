@@ -1,5 +1,5 @@
-"""Blocks and trunks whose layers go through kernels of our own, without coming back to Python between them; the plain way
-wherever no kernel fits.
+"""Blocks and trunks whose layers go through kernels of our own, without coming back to Python between them; the plain
+way wherever no kernel fits.
 """
 
 from __future__ import annotations
