@@ -7,7 +7,7 @@ namespace lathe {
 constexpr bool halved(i64 kind) { return kind == 2 || kind == 3 || kind == 5; }  // two codes in a byte
 
 // Sixteen rows of codes, which may be fewer, and their panel.
-struct Rows {
+struct Abreast {
   i64 kind, K, some;
   uint8_t *codes, *scales, *zeros, *panel;  // zeros: where the kind has zero points
 
@@ -35,7 +35,7 @@ LATHE_INLINE uint32_t paired(uint32_t w) {
 
 // The codes of one block: 4 bytes of a row after those of the row before it, and back. half: two codes in a byte.
 template <bool half>
-static void move_block(const Rows& rows, i64 b, bool back) {
+static void move_block(const Abreast& rows, i64 b, bool back) {
   constexpr i64 words = half ? 8 : 16;
   const i64 from = b * words * 4, left = rows.row_bytes() - from;
   const size_t bytes = size_t(left < words * 4 ? left : words * 4);
@@ -65,7 +65,7 @@ static void move_beside(S* here, S* there, i64 count, i64 some, bool back) {
   for (i64 r = 0; r < some; r++) (back ? here[r * count] : there[r]) = back ? there[r] : here[r * count];
 }
 
-static void move_scales(const Rows& rows, bool back) {
+static void move_scales(const Abreast& rows, bool back) {
   const i64 count = rows.count();
   for (i64 i = 0; i < count; i++) {
     void* const there = scales_at(rows.panel, rows.kind, i);
@@ -78,7 +78,7 @@ static void move_scales(const Rows& rows, bool back) {
   }
 }
 
-static void move(const Rows& rows, bool back) {
+static void move(const Abreast& rows, bool back) {
   for (i64 b = 0; b < blocks_of(rows.K); b++)
     if (halved(rows.kind))
       move_block<true>(rows, b, back);
@@ -122,7 +122,7 @@ LATHE_API void lathe_panels(void* codes, void* scales, void* zeros, void* panels
 #pragma omp parallel for num_threads(threads)
   for (i64 p = 0; p < panels_of(N); p++) {
     const i64 n = p * ABREAST, some = N - n < ABREAST ? N - n : ABREAST;
-    Rows rows = {kind, K, some, (uint8_t*)codes, (uint8_t*)scales, (uint8_t*)zeros, (uint8_t*)panels + p * bytes};
+    Abreast rows = {kind, K, some, (uint8_t*)codes, (uint8_t*)scales, (uint8_t*)zeros, (uint8_t*)panels + p * bytes};
     rows.codes += n * rows.row_bytes();
     if (zeros) rows.zeros += n * rows.count();
     rows.scales += n * rows.count() * (kind <= 2 ? 4 : 2);
