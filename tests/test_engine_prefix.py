@@ -16,6 +16,7 @@ from test_speculate import near
 from lathe.engine import DraftModel, Engine, Sampling
 from lathe.engine.names import Names
 from lathe.engine.pages import Lease, Pages
+from lathe.errors import PromptError
 from lathe.llm import LLM
 from lathe.model.decoder import Decoder
 
@@ -258,6 +259,78 @@ def test_judging_beside_others_who_answer(plain: Decoder) -> None:
     assert engine.score(text) == pytest.approx(Engine(plain).score(text), abs=1e-5)
     run(engine)
     assert [token.id for token in sequence.made] == made(Engine(plain), prompt_of(9))[0]
+
+
+@pytest.mark.usefixtures("shares")
+@pytest.mark.parametrize("options", [{}, {"chunk": 7}, {"tokens": CONTEXT, "seats": 3}])
+@pytest.mark.parametrize("name", SPECS)
+def test_what_whole_texts_have_in_common_is_read_once(name: str, options: dict) -> None:
+    """All tokens of all are judged, with different numbers of others in their places."""
+    decoder = decoder_of(name)
+    engine, begun = Engine(decoder, **options), prompt_of(50)
+    texts = [[*begun, *prompt_of(n, n)] for n in (1, 3, 8, 20)] + [begun, prompt_of(4)]
+    with read(decoder) as passes:
+        judged = [engine.read(text, top=2) for text in texts]
+        run(engine)
+        judged += [engine.read(text, top=top) for text, top in zip(texts, (1, 2, 0, 2, 2, 2), strict=True)]
+        run(engine)
+    for text in judged:
+        right = Engine(decoder).logits(text.whole).log_softmax(-1)
+        assert text.finish == "stop" and [token.id for token in text.judged] == text.whole[1:]
+        for row, token in zip(right, text.judged, strict=False):
+            assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-5)
+            best = row.topk(text.top)
+            assert [id for id, _ in token.top] == best.indices.tolist()
+            assert [value for _, value in token.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    if name != "dynamic" and "tokens" not in options:
+        # The last page that is known is read again, for what is said behind it.
+        assert sum(passes) == (50 + 20 + 25 + 37 + 17 + 3) + (18 + 20 + 25 + 21 + 17 + 3)
+    assert engine.pages.free == len(engine.pages.holders)
+    assert set(engine.pages.notes) <= set(engine.pages.known)
+    with read(decoder) as passes:
+        [more] = [engine.read(texts[0], top=3)]  # more than was told before
+        run(engine)
+    assert sum(passes) == 50 and [len(token.top) for token in more.judged] == [3] * 50
+    engine.pages.forget()
+    assert not engine.pages.notes
+
+
+def test_texts_are_judged_beside_who_answers_and_stall_nobody(plain: Decoder) -> None:
+    engine = Engine(plain, tokens=512)
+    engine.scheduler.beside = 16
+    quick = engine.submit(prompt_of(9), Sampling(temperature=0, max_new_tokens=40))
+    engine.step()
+    texts = [engine.read(prompt_of(n, n)) for n in (60, 33, 2)]
+    with read(plain) as passes:
+        while not all(text.finish for text in texts):
+            before = len(quick.made)
+            assert [sequence for sequence, _ in engine.step()] == [quick] and len(quick.made) == before + 1
+    assert max(passes) == 17 and sum(passes) == len(passes) + 59 + 32 + 1
+    run(engine)
+    assert [token.id for token in quick.made] == made(Engine(plain), prompt_of(9), quick.chooser.sampling)[0]
+    for text in texts:
+        scores = [token.logprob for token in text.judged]
+        assert scores == pytest.approx(Engine(plain).score(text.whole), abs=1e-5)
+
+
+def test_a_text_is_given_up_gives_way_and_goes_on(plain: Decoder) -> None:
+    engine = Engine(plain, tokens=CONTEXT, chunk=8, seats=2)
+    texts = [engine.read(prompt_of(60, n), priority=1) for n in range(3)]
+    engine.step()
+    engine.cancel(texts[1])
+    urgent = engine.submit(prompt_of(70), GREEDY)
+    while not urgent.finish:
+        engine.step()
+        assert_conserved(engine.pages, [sequence.lease for sequence in (*texts, urgent)])
+    assert not texts[0].finish and texts[0] in engine.scheduler.waiting  # who has priority took its room
+    run(engine)
+    assert texts[1].finish == "cancelled" and not texts[1].lease.pages
+    for text in (texts[0], texts[2]):
+        scores = [token.logprob for token in text.judged]
+        assert scores == pytest.approx(Engine(plain).score(text.whole), abs=1e-5)
+    assert engine.pages.free == len(engine.pages.holders)
+    with pytest.raises(PromptError, match=f"{CONTEXT + 2} tokens long"):
+        engine.read(prompt_of(CONTEXT + 2))
 
 
 def test_judging_that_is_interrupted_leaves_nothing(plain: Decoder) -> None:

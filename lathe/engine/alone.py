@@ -33,7 +33,7 @@ def read(decoder: Decoder, pool: Pages, tokens: list[int], extent: int, most: Ca
     pages = Pages(shapes, len(tokens), size=pool.size, device=pool.device, dtype=pool.dtype, places=places)
     text = Sequence(tokens, extent, frozenset(), Chooser(Sampling(), (), decoder.spec.vocab), [])
     pages.reserve(text.lease, len(tokens), len(tokens))
-    runner = Runner(decoder, pages)
+    runner = Runner(decoder, pages, graphs=False)  # for one text it is not worth it
     while text.pending:
         piece = Piece(text, text.cached, tokens[text.cached :][: most()])
         yield runner.run([piece])

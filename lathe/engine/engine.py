@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from itertools import count
+from functools import lru_cache
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from lathe.engine import alone
 from lathe.engine.alone import Steps
 from lathe.engine.constrain import Constraint
-from lathe.engine.judge import Text, judge
+from lathe.engine.judge import Text, judged
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Adapters, Runner
 from lathe.engine.sampling import Chooser, Sampling, Token, choose
@@ -22,8 +23,10 @@ from lathe.errors import PromptError, UsageError
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.rope import frequencies
+from lathe.model.spec import Rope
 
 BESIDE = 256  # tokens of prompts that a CPU reads in a pass in which others wait for their next token
+AHEAD = 2  # texts to be judged that wait for each seat
 
 
 class Engine:
@@ -123,11 +126,17 @@ class Engine:
         try:
             hidden = self.runner.run(parts)  # T D
             scores = self.runner.scores(hidden, parts) if due else None  # N V
+            told = judged(hidden, parts, self.runner)
         except (MemoryError, RuntimeError) as error:
             return self._less(parts, error)
         made = [] if scores is None else self._chosen(scores, due)
+        read = {text: text.cached for text, _ in told}
         for sequence, length, _ in parts:  # only now, so that a step that was interrupted can be taken again
             self.scheduler.advance(sequence, length)
+        for text, tokens in told:
+            text.take(tokens, read[text])
+            if text.finish:
+                self.scheduler.remove(text)
         came = []
         for (sequence, _, draft), tokens in zip(due, made, strict=True):
             came += [(sequence, token) for token in sequence.extend(tokens)]
@@ -231,49 +240,69 @@ class Engine:
 
         texts: tokens, and the number of the first that is judged, at least 1; taken as they are needed. The last token
         of a text is not read, so that it may lie one behind the context. Gives, as they come, a text's number and its
-        tokens from there on, with the `top` likeliest tokens in the place of each. Raises PromptError. Requests that
-        run meanwhile wait.
+        tokens from there on, with the `top` likeliest tokens in the place of each. Raises PromptError, and LatheError
+        where there is not enough memory for one. Requests that run meanwhile go on.
         """
-        busy = self.busy  # others hold pages: each text is read by itself
-        self._settle()
-        roots: dict[int, bytes] = {}  # by extents, where keys go by them
+        coming, begun = enumerate(texts), dict[Text, int]()
+        try:
+            while True:
+                most = AHEAD * self.scheduler.seats - len(self.scheduler.waiting)
+                some = [*islice(coming, max(most, 0 if begun else 1))]
+                for number, (tokens, first) in some:
+                    whole = self._fitting(tokens, unread=1)
+                    if len(whole) - 1 <= self.context:
+                        begun[self.read(whole, first, top)] = number
+                    else:  # the pool has no room for it
+                        pieces = self._pieces(whole[:-1], len(whole))
+                        yield number, alone.finished(alone.judged(self.decoder, pieces, whole, max(first, 1), top))
+                for text in [text for text in begun if text.finish]:
+                    if text.failure:
+                        raise text.failure
+                    yield begun.pop(text), text.judged
+                if begun:
+                    self.step()
+                elif not some:
+                    return
+        finally:
+            for text in begun:
+                self.scheduler.remove(text)
 
-        def coming() -> Iterator[Text]:
-            for number, (given, first) in enumerate(texts):
-                tokens, first = self._fitting(given, unread=1), max(first, 1)
-                text = self._text(number, tokens, first, roots)
-                if first >= len(tokens):
-                    text.tokens = []
-                elif busy or len(text.tokens) > self.context:
-                    text.tokens, text.judged = [], alone.finished(self._judgement(tokens, first, top))
-                yield text
+    def read(
+        self,
+        tokens: Iterable[int],
+        first: int = 1,
+        top: int = 0,
+        *,
+        adapter: str | None = None,
+        salt: str = "",
+        priority: int = 0,
+    ) -> Text:
+        """A text of which the tokens from number `first` on are to be judged; when it has its `finish` they are.
 
-        seats = Scheduler(self.pages, self.chunk, self.scheduler.seats, names=self.scheduler.names)
-        for text in judge(coming(), seats, self.runner, top):
-            yield text.number, text.judged
-
-    def _text(self, number: int, whole: list[int], first: int, roots: dict[int, bytes]) -> Text:
-        extent = len(whole)
-        known = extent if self.ropes else 0
-        if known not in roots:
-            roots[known] = self._root(extent)
+        It is read when `step` is called, as a prompt is. The other arguments are those of `judging` and `submit`.
+        Raises PromptError, also where it is longer than the pool, and UsageError for an adapter that is not there.
+        """
+        whole, first = self._fitting(tokens, unread=1), max(first, 1)
+        if len(whole) - 1 > self.context:
+            found = f"The text is {len(whole)} tokens long."
+            raise PromptError(found, f"There is room for {self.context} tokens.", "Shorten it, or take it in pieces.")
         chooser = Chooser(Sampling(), (), self.decoder.spec.vocab, self.device)
-        told: dict[str, Any] = {"rank": (0, next(self.arrivals)), "number": number, "whole": whole, "first": first}
-        return Text(whole[:-1], extent, frozenset(), chooser, [roots[known]], **told)
-
-    def judgement(self, tokens: Iterable[int], top: int = 0) -> Steps[list[Token]]:
-        """As `judge`, in pieces: whoever runs the generator may take steps in between, and gets what it returns."""
-        return self._judgement(self._fitting(tokens, unread=1), 1, top)
-
-    def _judgement(self, tokens: list[int], first: int, top: int) -> Steps[list[Token]]:
-        return alone.judged(self.decoder, self._pieces(tokens[:-1], len(tokens)), tokens, first, top)
+        names, rank = self._names(len(whole), adapter, salt), (priority, next(self.arrivals))
+        told: dict[str, Any] = {"whole": whole, "first": first, "top": top, "pages": self.pages}
+        text = Text(whole[:-1], len(whole), frozenset(), chooser, names, adapter, rank, **told)
+        if first < len(whole):
+            self.scheduler.names.extend(names, text.tokens)
+            self.scheduler.add(text)
+        else:
+            text.finish = "stop"
+        return text
 
     def embed(self, tokens: Iterable[int]) -> list[float]:
         """The mean of a text's last hidden states, scaled to length 1. Returns D numbers. Raises PromptError."""
         return alone.finished(self.embedding(tokens))
 
     def embedding(self, tokens: Iterable[int]) -> Steps[list[float]]:
-        """As `embed`, in pieces, like `judgement`."""
+        """As `embed`, in pieces: whoever runs the generator may take steps in between, and gets what it returns."""
         tokens = self._fitting(tokens)
         return alone.embedded(self._pieces(tokens, len(tokens)))
 
@@ -300,10 +329,12 @@ class Engine:
         """Forget what is known of texts if somebody changed the decoder since."""
         if not self.busy and self.state != (state := _state(self.decoder)):
             self.pages.forget()
+            if self.runner.graphs:
+                self.runner.graphs.forget()
             self.state = state
 
     def _root(self, extent: int, adapter: str | None = None, salt: str = "") -> bytes:
-        angles = [tuple(frequencies(rope, extent).tolist()) for rope in self.ropes]  # some go by how long it may become
+        angles = [_speeds(rope, extent) for rope in self.ropes]  # some go by how long it may become
         return self.scheduler.names.root(adapter, self._adapter(adapter), salt, *angles)
 
     def _check(self, tokens: list[int]) -> None:
@@ -313,6 +344,11 @@ class Engine:
         for token in (min(tokens), max(tokens)):
             if not 0 <= token < vocab:
                 raise PromptError(f"Token {token} is not in the vocabulary.", f"Ids run from 0 to {vocab - 1}.")
+
+
+@lru_cache(1024)
+def _speeds(rope: Rope, extent: int) -> tuple[float, ...]:
+    return tuple(frequencies(rope, extent).tolist())
 
 
 def _state(decoder: Decoder) -> list[object]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class Pages:
     dtype: of what is kept; int8 for codes, as `model.kept` says.
     cache: keys (N, K, C) and values (N, K, Cv) of each layer, N slots; replaced when the pool grows.
     holders: of each page, how many leases hold it. known: pages by their names.
+    notes: what others know of what is in known pages, by their names.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Pages:
         self.places = tuple(places) or (self.device,) * len(self.shapes)
         self.holders, self.used, self.now = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
         self.known: dict[bytes, int] = {}
+        self.notes: dict[bytes, Any] = {}
         self.names: dict[int, bytes] = {}  # of known pages
         self.drafted: set[int] = set()  # known pages in which a draft model's layers are filled, too
         self.cache: list[Cache] = [self._empty(layer, 0) for layer in range(len(self.shapes))]
@@ -142,7 +145,9 @@ class Pages:
     def forget(self, pages: Iterable[int] | None = None) -> None:
         """Make known pages blank, by default all."""
         for page in list(self.names) if pages is None else pages:
-            self.known.pop(self.names.pop(page, b""), None)
+            name = self.names.pop(page, b"")
+            self.known.pop(name, None)
+            self.notes.pop(name, None)
             self.drafted.discard(page)
             self.used[page] = 0
 

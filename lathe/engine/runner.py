@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lathe.engine import scheduler
+from lathe.engine.graphs import Graphs, able
 from lathe.engine.pages import Pages
 from lathe.engine.scheduler import Part
 from lathe.model.decoder import Decoder
@@ -46,11 +47,22 @@ class Adapters(Protocol):
 
 
 class Runner:
-    """Runs a decoder whose layers keep their keys and values in the pool's layers from `first` on."""
+    """Runs a decoder whose layers keep their keys and values in the pool's layers from `first` on.
 
-    def __init__(self, decoder: Decoder, pages: Pages, first: int = 0, adapters: Adapters | None = None) -> None:
+    graphs: whether steps of one token each are recorded where they can be.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pages: Pages,
+        first: int = 0,
+        adapters: Adapters | None = None,
+        graphs: bool = True,
+    ) -> None:
         self.decoder, self.pages, self.adapters = decoder, pages, adapters
         self.layers = slice(first, first + len(decoder.spec.layers))
+        self.graphs = Graphs(decoder, pages, self.layers) if graphs and able(decoder, pages) else None
 
     def run(self, parts: Sequence[Part | Piece]) -> Tensor:
         """Hidden states of the parts, whose keys and values are in the pool then. T D.
@@ -80,6 +92,9 @@ class Runner:
         return self.adapters.over([(name, sum(count for _, count in run)) for name, run in runs])
 
     def _run(self, parts: Sequence[Part | Piece]) -> Tensor:
+        plain = self.adapters is None or not any(part.sequence.adapter for part in parts)
+        if self.graphs and plain and (hidden := self.graphs.run(parts)) is not None:
+            return hidden
         tokens = torch.tensor([id for part in parts for id in part.tokens], device=self.pages.device)
         with self.through((part.sequence.adapter, len(part.tokens)) for part in parts):
             return self.decoder(tokens, self._layout(parts), self.pages.cache[self.layers])

@@ -10,7 +10,7 @@ import time
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ Finish = Literal["stop", "length", "cancelled", "failed"]  # failed: `error` say
 class Sequence:
     """One request and how far it has come.
 
+    answers: whether a token is to follow the last.
     tokens: the prompt's and what was generated since. prompt: how many are the prompt's.
     extent: how long it may become. stops: tokens that end it.
     names: what its keys and values depend on beside its tokens, and after it the names of the pages that it fills.
@@ -38,6 +39,8 @@ class Sequence:
     finish: why it ended; None while it has not.
     started, first, ended: seconds on `time.perf_counter`'s clock, of its submission, its first and its last token.
     """
+
+    answers: ClassVar[bool] = True
 
     tokens: list[int]
     extent: int
@@ -78,6 +81,11 @@ class Sequence:
     def reusable(self) -> int:
         """How many of the tokens may be taken over from another request: what follows the last must be said."""
         return len(self.tokens) - 1
+
+    @property
+    def shared(self) -> int:
+        """How many of the tokens are worth waiting for while another request reads them."""
+        return self.reusable
 
     def extend(self, tokens: Iterable[Token]) -> list[Token]:
         """Add what was generated, up to the token that ends the sequence. Returns what was added."""
@@ -123,7 +131,7 @@ class Part(NamedTuple):
     @property
     def ends(self) -> bool:
         """Whether it reaches the sequence's last token, so that the next is due."""
-        return self.length == self.sequence.pending
+        return self.sequence.answers and self.length == self.sequence.pending
 
     @property
     def due(self) -> int:
@@ -178,7 +186,7 @@ class Scheduler:
         if self.waiting and not self.running:  # a pool that was to grow could not
             self.fail(self.waiting[0])
         lengths: dict[Sequence, int] = {}
-        coming, generating = set[bytes](), sum(sequence.pending == 1 for sequence in self.running)
+        coming, generating = set[bytes](), sum(s.answers and s.pending == 1 for s in self.running)
         left = min(self.chunk, generating + self.beside) if generating else self.chunk
         for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
             if left and (sequence.pending == 1 or self._reads(sequence, coming)):
@@ -235,7 +243,7 @@ class Scheduler:
         """Whether a sequence is to read in this pass. coming: names of the pages that those before it will fill."""
         names, size = self._names(sequence, sequence.reusable), self.pages.size
         self._take_over(sequence, self.pages.fill(sequence.lease, names, sequence.cached // size))
-        if coming.intersection(names[sequence.cached // size :][:1]):
+        if coming.intersection(self._names(sequence, sequence.shared)[sequence.cached // size :][:1]):
             return False
         coming.update(self._names(sequence, len(sequence.tokens))[sequence.cached // size :])
         return True

@@ -11,6 +11,7 @@ cache, mask, length or device on the model: they come with each call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import repeat
 from typing import ClassVar
 
@@ -162,7 +163,7 @@ class Decoder(nn.Module):
         x = self.model.embed_tokens(tokens)
         if self.spec.embed_scale != 1.0:
             # Rounded to the model's dtype before it multiplies, as the checkpoints were trained (Gemma).
-            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype, device=x.device)
+            x = x * rounded(self.spec.embed_scale, x.dtype)
         if self.spec.learned_positions is not None:
             x = x + self.model.embed_positions(layout.positions)
         return x
@@ -174,3 +175,9 @@ class Decoder(nn.Module):
             y = y * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return y if cap is None else cap * torch.tanh(y / cap)
+
+
+@cache
+def rounded(number: float, dtype: torch.dtype) -> float:
+    """The number of this type that is nearest: as a tensor it would have to be brought to the device each time."""
+    return float(torch.tensor(number, dtype=dtype, device="cpu").tolist())

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lathe.model import blockwise, kept
+from lathe.model import blockwise, kept, tables
 from lathe.model.layout import Layout
 
 Cache = tuple[Tensor, Tensor]  # one layer's keys and values: N K C and N K Cv, N slots; or codes of them, see `kept`
@@ -39,7 +39,7 @@ def attend(
     """Causal softmax attention of every sequence on the ribbon to itself and to its past in the cache.
 
     q: T H C, k: T K C, v: T K Cv; H is a multiple of K; sinks: H. Returns T H Cv. With a cache, this ribbon's keys and
-    values are first written to `layout.write`, then each sequence reads what it sees of `layout.read`.
+    values are first written to `layout.write`, then each sequence reads what it sees of `layout.read` or `table`.
     """
     assert window is None or chunk is None
     plain = softcap is None and sinks is None
@@ -55,11 +55,15 @@ def attend(
             return _attend(sq, sk, sv, layout, seen, sinks).transpose(1, 2).flatten(0, 1)
         keys, values = k, v
     else:
-        assert layout.write is not None and layout.read is not None
+        assert layout.write is not None
         keys, values = cache
         kept.write(keys, layout.write, k)
         if values.data_ptr() != keys.data_ptr():  # else they are a part of the keys
             kept.write(values, layout.write, v)
+        if layout.table is not None:
+            many = sinks is None and _flash(q, v, seen)
+            return tables.attend(q, cache, v.shape[-1], layout, seen, sinks, many)
+        assert layout.read is not None
         reads = layout.read
     if sinks is None and _flash(q, v, seen):
         return ragged(q, keys, values, layout, seen, reads)

@@ -19,6 +19,18 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
+class Table:
+    """Slots of S sequences, each with one new token, in a shape that stays while they grow.
+
+    slots: S M int64, those of a sequence's tokens in order, then its last again. lengths: (S,) int64, tokens of each,
+        the new one included.
+    """
+
+    slots: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """S sequences on a ribbon of T tokens.
 
@@ -29,6 +41,7 @@ class Layout:
     write: (T,) int64, the cache slot each token's keys and values go to; None without a cache.
     read: per sequence, the slots of all its tokens so far, in order, those of this ribbon included: a slice where they
         lie together, else indices. A sequence attends to nothing else.
+    table: the same instead of `read`, where each sequence has one token on the ribbon and shapes must stay.
     """
 
     positions: Tensor
@@ -36,6 +49,7 @@ class Layout:
     extents: tuple[int, ...]
     write: Tensor | None = None
     read: tuple[slice | Tensor, ...] | None = None
+    table: Table | None = None
     made: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @staticmethod

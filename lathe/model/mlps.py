@@ -157,7 +157,9 @@ class Experts(nn.Module):
         chosen, weights = self.gate(x)  # T k
         order = chosen.flatten().argsort(stable=True)
         token, weight = order // chosen.shape[-1], weights.flatten()[order, None]
-        groups = kernels.Groups(chosen.flatten().bincount(minlength=self.part.router.count))
+        # Not bincount, for which the host would wait.
+        sizes = torch.zeros(self.part.router.count, dtype=torch.int64, device=x.device)
+        groups = kernels.Groups(sizes.index_add_(0, chosen.flatten(), torch.ones_like(order)))
         if self.part.weighs == "output":
             y = self.experts(x[token], groups) * weight
         else:

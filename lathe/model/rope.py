@@ -21,12 +21,21 @@ def angles(rope: Rope, layout: Layout) -> Angles:
 
 def _angles(rope: Rope, layout: Layout) -> Angles:
     device = layout.positions.device
-    if isinstance(rope.scaling, (Dynamic, LongRope)):
-        per_sequence = torch.stack([frequencies(rope, extent, device) for extent in layout.extents])
-        speed = per_sequence.repeat_interleave(torch.tensor(layout.lengths, device=device), dim=0)  # T C/2
-    else:
-        speed = frequencies(rope, 0, device)
-    turn = layout.positions[:, None].float() * speed
+    if not by_extent(rope):
+        return turned(rope, layout.positions, frequencies(rope, 0, device))
+    per_sequence = torch.stack([frequencies(rope, extent, device) for extent in layout.extents])
+    lengths = torch.tensor(layout.lengths, device=device)
+    return turned(rope, layout.positions, per_sequence.repeat_interleave(lengths, dim=0))  # T C/2
+
+
+def by_extent(rope: Rope) -> bool:
+    """Whether a sequence's angles go by how long it may become."""
+    return isinstance(rope.scaling, Dynamic | LongRope)
+
+
+def turned(rope: Rope, positions: Tensor, speed: Tensor) -> Angles:
+    """cos and sin of the angles at these positions. positions: T. speed: radians per position, C/2 or T C/2."""
+    turn = positions[:, None].float() * speed
     factor = rope.scaling.attention if isinstance(rope.scaling, (Yarn, LongRope)) else 1.0
     cos, sin = turn.cos()[:, None] * factor, turn.sin()[:, None] * factor
     if rope.interleaved:

@@ -207,9 +207,12 @@ class Desk:
         _, tokens, embedding = await self._reading("embed", prompt, model)
         return len(tokens), embedding
 
-    async def judge(self, prompt: str | Sequence[int], model: str | None = None, top: int = 0) -> list[Word]:
+    async def judge(
+        self, prompt: str | Sequence[int], model: str | None = None, top: int = 0, salt: str = ""
+    ) -> list[Word]:
         """The tokens of a text with their log-probabilities, the first one's excepted. Raises what `answer` raises."""
-        served, tokens, judged = await self._reading("judge", prompt, model, top)
+        adapter = self.named(model).adapter
+        served, tokens, judged = await self._reading("judge", prompt, model, top, adapter, salt)
         spelt = served.tokenizer.spelling
         words = [Word(tokens[0], spelt(tokens[0]))]
         for token, logprob, likely in judged:
@@ -217,7 +220,7 @@ class Desk:
         return words
 
     async def _reading(
-        self, word: Literal["embed", "judge"], prompt: str | Sequence[int], model: str | None, *more: int
+        self, word: Literal["embed", "judge"], prompt: str | Sequence[int], model: str | None, *more: int | str | None
     ) -> tuple[Served, list[int], Any]:
         served = self.find(model)
         with self._admitted(served, 1):

@@ -29,6 +29,7 @@ from typing import Any
 
 from lathe.engine import Constraint, Engine, Grammars, Sampling, Sequence, Token
 from lathe.engine.alone import Steps
+from lathe.engine.judge import Text
 from lathe.errors import LatheError
 from lathe.server.line import told
 from lathe.server.refusals import Broken, Unready
@@ -107,13 +108,14 @@ class Asked:
 
 
 class Room:
-    """open: sequences that are being made. compiling: requests whose grammar is. readings: texts to be read for
-    themselves, in the order they came."""
+    """open: sequences that are being made. compiling: requests whose grammar is. texts: those that are judged beside
+    them. readings: texts to be read for themselves, in the order they came."""
 
     def __init__(self, loaded: Loaded, pipe: Connection) -> None:
         self.loaded, self.engine, self.pipe = loaded, loaded.engine, pipe
         self.open: dict[int, Sequence] = {}
         self.compiling: dict[int, tuple[Asked, Future[Constraint]]] = {}
+        self.texts: dict[int, Text] = {}
         self.readings: dict[int, Steps[Any]] = {}
         self._said: dict[str, Any] = {}
 
@@ -155,13 +157,14 @@ class Room:
                 self._safely(id, self._do, id, partial(self.loaded.adapt, rest[0], Path(rest[1])))
             case "take off":
                 self._safely(id, self._do, id, partial(self.engine.take_off, rest[0]))
-            case "embed" | "judge":
-                begin = self.engine.embedding if word == "embed" else self.engine.judgement
-                self._safely(id, self._begin, id, begin, *rest)
+            case "judge":
+                self._safely(id, self._judge, id, *rest)
+            case "embed":
+                self._safely(id, self._embed, id, *rest)
             case "cancel":
                 for kept in (self.readings, self.compiling):
                     kept.pop(id, None)
-                if sequence := self.open.pop(id, None):
+                if sequence := self.open.pop(id, None) or self.texts.pop(id, None):
                     self.engine.cancel(sequence)
 
     def _safely(self, id: int, do: Callable[..., None], *arguments: Any) -> None:
@@ -176,8 +179,11 @@ class Room:
     def _do(self, id: int, work: Callable[[], Any]) -> None:
         _send(self.pipe, "done", id, work())
 
-    def _begin(self, id: int, begin: Callable[..., Steps[Any]], *text: Any) -> None:
-        self.readings[id] = begin(*text)
+    def _judge(self, id: int, tokens: list[int], top: int, adapter: str | None, salt: str) -> None:
+        self.texts[id] = self.engine.read(tokens, top=top, adapter=adapter, salt=salt)
+
+    def _embed(self, id: int, tokens: list[int]) -> None:
+        self.readings[id] = self.engine.embedding(tokens)
 
     def _read(self, id: int, reading: Steps[Any]) -> None:
         """One more piece of a text."""
@@ -237,6 +243,12 @@ class Room:
                     _send(self.pipe, "refused", id, told(sequence.error))
                 else:
                     made["ended"].append([id, sequence.finish])
+        for id, text in [(id, text) for id, text in self.texts.items() if text.finish]:
+            del self.texts[id]
+            if text.failure:
+                _send(self.pipe, "refused", id, told(Unready(text.failure.found, "", text.failure.fix)))
+            else:
+                _send(self.pipe, "done", id, text.judged)
         return {name: rows for name, rows in made.items() if rows} | {"state": self.state}
 
     def _trouble(self, error: Exception) -> None:
@@ -245,11 +257,14 @@ class Room:
         Raises the error where nobody did.
         """
         running = self.engine.scheduler.running
-        guilty = [id for id, sequence in self.open.items() if sequence in running]
+        asked: dict[int, Sequence] = {**self.open, **self.texts}
+        guilty = [id for id, sequence in asked.items() if sequence in running]
         if not guilty:
             raise error
         for id in guilty:
-            self.engine.cancel(self.open.pop(id))
+            self.open.pop(id, None)
+            self.texts.pop(id, None)
+            self.engine.cancel(asked[id])
             self._broken(id)
 
     def _broken(self, id: int) -> None:

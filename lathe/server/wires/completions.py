@@ -58,13 +58,13 @@ async def echoed(desk: Desk, ask: Ask) -> AsyncIterator[Event]:
     text = prompt if isinstance(prompt, str) else decode(prompt)
     top = ask.wishes.get("logprobs")
     if ask.wishes["max_new_tokens"] == 0:
-        words = await desk.judge(prompt, ask.model, top or 0)
+        words = await desk.judge(prompt, ask.model, top or 0, ask.salt)
         yield Begun(len(words))
         for index in range(ask.n):
             yield Echo(index, text, words=tuple(words))
             yield Ended(index, "length", 0)
         return
-    words = [] if top is None else await desk.judge(prompt, ask.model, top)
+    words = [] if top is None else await desk.judge(prompt, ask.model, top, ask.salt)
     async with aclosing(desk.answer(ask)) as answer:
         async for event in answer:
             yield event
