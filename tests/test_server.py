@@ -276,7 +276,7 @@ def test_a_long_text_is_read_in_pieces_between_the_steps_of_others(tmp_path: Pat
     for word, token in zip(words[1:], alone, strict=True):
         assert word.logprob == pytest.approx(token.logprob, abs=1e-4)
         assert [id for id, _, _ in word.top] == [id for id, _ in token.top]
-    assert max(sizes) <= 1 + BESIDE and sum(size % BESIDE == 1 for size in sizes) >= 6
+    assert max(sizes) <= 1 + BESIDE and sum(size % BESIDE == 1 for size in sizes) >= 4
 
 
 def test_an_engine_that_dies_takes_the_server_with_it(tiny_model: Path) -> None:

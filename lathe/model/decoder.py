@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import repeat
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -180,4 +180,4 @@ class Decoder(nn.Module):
 @cache
 def rounded(number: float, dtype: torch.dtype) -> float:
     """The number of this type that is nearest: as a tensor it would have to be brought to the device each time."""
-    return float(torch.tensor(number, dtype=dtype, device="cpu").tolist())
+    return cast("float", torch.tensor(number, dtype=dtype, device="cpu").tolist())
