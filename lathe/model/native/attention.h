@@ -5,13 +5,11 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "products.h"
+#include "abreast.h"
 
 namespace lathe {
 
 constexpr i64 SPAN = 256;   // keys that one task looks at
-constexpr i64 TURN = 32;    // keys between two looks at the largest score
-constexpr i64 WIDEST = 512;  // channels of a head
 
 struct Pass {  // as the Python side fills it: T tokens of any number of sequences
   i64 tokens, threads;
@@ -134,85 +132,6 @@ template <class E> struct Turned {
   }
 };
 
-#ifdef __AVX512BF16__
-// Pairs of neighbouring channels, each of all keys side by side: so sums need not be gathered from a vector's lanes.
-template <> struct Turned<bf16> {
-  alignas(64) uint32_t pairs[WIDEST / 2][TURN];
-
-  void take(const bf16* const* from, i64 count, i64 C) {
-    for (i64 half = 0; half < TURN; half += 16)
-      for (i64 c = 0; c < C; c += 32) {
-        __m512i x[16];
-        for (i64 j = 0; j < 16; j++)
-          x[j] = half + j >= count ? _mm512_setzero_si512()
-                 : C - c >= 32     ? _mm512_loadu_si512(from[half + j] + c)
-                                   : _mm512_maskz_loadu_epi16(__mmask32((1ull << (C - c)) - 1), from[half + j] + c);
-        turn(x);
-        for (i64 i = 0; i < 16; i++) _mm512_store_si512(&pairs[c / 2 + i][half], x[i]);
-      }
-  }
-
-  void scores(const bf16* q, i64 M, i64 C, i64, float (*scores)[TURN]) const { of<MOST>(q, M, C, scores); }
-
- private:
-  // 16 x 16 words, transposed.
-  static void turn(__m512i x[16]) {
-    __m512i y[16];
-    for (int i = 0; i < 16; i += 2) {
-      y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-      y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-      x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-      x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-      x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-      x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {  // fours of rows, of which each has every fourth column in a quarter
-      y[i] = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x88);
-      y[4 + i] = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xdd);
-      y[8 + i] = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x88);
-      y[12 + i] = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-      x[i] = _mm512_shuffle_i32x4(y[i], y[8 + i], 0x88);
-      x[8 + i] = _mm512_shuffle_i32x4(y[i], y[8 + i], 0xdd);
-      x[4 + i] = _mm512_shuffle_i32x4(y[4 + i], y[12 + i], 0x88);
-      x[12 + i] = _mm512_shuffle_i32x4(y[4 + i], y[12 + i], 0xdd);
-    }
-  }
-
-  template <int M> void of(const bf16* q, i64 m, i64 C, float (*scores)[TURN]) const {
-    if (m < M) {
-      if constexpr (M > 1) of<M - 1>(q, m, C, scores);
-      return;
-    }
-    Sum sums[M][2];
-    for (int i = 0; i < M; i++) sums[i][0] = sums[i][1] = zero();
-    const auto pair = [&](i64 c, auto word) {
-      const auto one = (__m512bh)_mm512_load_si512(pairs[c / 2]), other = (__m512bh)_mm512_load_si512(pairs[c / 2] + 16);
-      for (int i = 0; i < M; i++) {
-        const auto left = (__m512bh)_mm512_set1_epi32(word(q + i * C + c));
-        sums[i][0] = _mm512_dpbf16_ps(sums[i][0], left, one);
-        sums[i][1] = _mm512_dpbf16_ps(sums[i][1], left, other);
-      }
-    };
-    for (i64 c = 0; c + 1 < C; c += 2) {
-      pair(c, [](const bf16* from) {
-        int word;
-        std::memcpy(&word, from, 4);
-        return word;
-      });
-    }
-    if (C % 2) pair(C - 1, [](const bf16* from) { return int(from->bits); });
-    for (int i = 0; i < M; i++) {
-      _mm512_storeu_ps(scores[i], sums[i][0]);
-      _mm512_storeu_ps(scores[i] + 16, sums[i][1]);
-    }
-  }
-};
-#endif
-
 // The first position that a token sees whose sequence has `length` up to it.
 inline i64 oldest(const Look& look, i64 length) {
   if (look.window) return length > look.window ? length - look.window : 0;
@@ -275,43 +194,24 @@ struct Group {
   i64 spans() const { return (length - 1) / SPAN - oldest / SPAN + 1; }
 };
 
-// `heads` heads of each of a group's tokens look at span `span` of the keys of one head. q: count heads C, side by side.
-// sums: count heads padded(C), parts: count heads; both written. S: what the cache's rows are of.
-template <class E, class S>
-inline void look_at(const Look& look, const Pass& pass, const Cache<S>& cache, const Group& group, i64 head, i64 heads,
-                    i64 span, const E* q, float* sums, Part* parts) {
-  constexpr bool coded = std::is_same_v<S, Code>;
-  const i64 C = look.channels, row = padded(C), M = group.count * heads, start = pass.starts[group.first];
-  const i64* table = start < 0 ? (const i64*)pass.tables[group.first] : nullptr;
-  const i64 from = (group.oldest / SPAN + span) * SPAN, to = std::min(from + SPAN, group.length);
-  Turned<E> turned;
-  float scores[MOST][TURN] = {};
-  std::conditional_t<coded, E, Code> numbers[coded ? TURN * WIDEST : 1];  // keys' codes: each is a number of E's
-  float key_factors[TURN] = {}, value_factors[TURN] = {};
-  for (i64 m = 0; m < M; m++) parts[m] = {-INFINITY, 0};
-  std::fill(sums, sums + M * row, 0.0f);
-  for (i64 at = from; at < to; at += TURN) {
-    const i64 count = to - at < TURN ? to - at : TURN;
-    if (at + count <= group.oldest) continue;
-    const E* keys[TURN];
-    const S *stored[TURN], *values[TURN];
-    const auto find = [&](i64 position, const S** key, const S** value) {
-      const i64 slot = table ? table[position] : start + position;
-      *key = cache.keys + slot * cache.key_slot + head * cache.key_head;
-      *value = cache.values + slot * cache.value_slot + head * cache.value_head;
-    };
-    for (i64 j = 0; j < count; j++) {
-      find(at + j, stored + j, values + j);
-      if constexpr (coded) {
-        key_factors[j] = factor_of(stored[j]), value_factors[j] = factor_of(values[j]);
-        for (i64 c = 0; c < C; c++) numbers[j * C + c] = narrow<E>(float(stored[j][SCALE + c].number));
-        keys[j] = numbers + j * C;
-        values[j] += SCALE;
-      } else {
-        keys[j] = stored[j];
-      }
-    }
-    for (i64 next = at + TURN; next < std::min(at + 2 * TURN, to); next++) {  // asked of the memory now
+// Where the keys and values of a sequence's positions are; of one head.
+template <class S> struct Past {
+  const Cache<S>& cache;
+  i64 start, head;
+  const i64* table;  // null where they lie together, from slot `start` on
+
+  Past(const Pass& pass, const Cache<S>& cache, i64 token, i64 head)
+      : cache(cache), start(pass.starts[token]), head(head),
+        table(start < 0 ? (const i64*)pass.tables[token] : nullptr) {}
+
+  void find(i64 position, const S** key, const S** value) const {
+    const i64 slot = table ? table[position] : start + position;
+    *key = cache.keys + slot * cache.key_slot + head * cache.key_head;
+    *value = cache.values + slot * cache.value_slot + head * cache.value_head;
+  }
+
+  void ask(i64 from, i64 to, i64 C) const {  // of the memory, now
+    for (i64 next = from; next < to; next++) {
       const S *key, *value;
       find(next, &key, &value);
       for (i64 c = 0; c < C; c += 64 / i64(sizeof(S))) {
@@ -319,20 +219,92 @@ inline void look_at(const Look& look, const Pass& pass, const Cache<S>& cache, c
         __builtin_prefetch(value + c);
       }
     }
-    turned.take(keys, count, C);
+  }
+};
+
+// Keys and values of a turn as numbers of E's: as they are stored, or what their codes stand for.
+template <class E, class S> struct Seen {
+  static constexpr bool coded = std::is_same_v<S, Code>;
+  const E *keys[TURN], *values[TURN];
+  float key_factors[TURN] = {}, value_factors[TURN] = {};
+  E numbers[coded ? 2 * TURN * WIDEST : 1];
+
+  void take(const Past<S>& past, i64 at, i64 count, i64 C) {
+    for (i64 j = 0; j < count; j++) {
+      const S *key, *value;
+      past.find(at + j, &key, &value);
+      if constexpr (coded) {
+        key_factors[j] = factor_of(key), value_factors[j] = factor_of(value);
+        E *k = numbers + 2 * j * C, *v = k + C;
+        for (i64 c = 0; c < C; c++) k[c] = narrow<E>(float(key[SCALE + c].number));
+        for (i64 c = 0; c < C; c++) v[c] = narrow<E>(float(value[SCALE + c].number));
+        keys[j] = k, values[j] = v;
+      } else {
+        keys[j] = key, values[j] = value;
+      }
+    }
+  }
+};
+
+// `heads` heads of each of a group's tokens look at span `span` of the keys of one head. q: count heads C, side by side.
+// sums: count heads padded(C), parts: count heads; both written. S: what the cache's rows are of.
+template <class E, class S>
+inline void look_at(const Look& look, const Pass& pass, const Cache<S>& cache, const Group& group, i64 head, i64 heads,
+                    i64 span, const E* q, float* sums, Part* parts) {
+  constexpr bool coded = Seen<E, S>::coded;
+  const i64 C = look.channels, row = padded(C), M = group.count * heads;
+  const i64 from = (group.oldest / SPAN + span) * SPAN, to = std::min(from + SPAN, group.length);
+  const Past<S> past(pass, cache, group.first, head);
+  Seen<E, S> seen;
+  const auto length_of = [&](i64 m) { return pass.lengths[group.first + m / heads]; };
+#ifdef LATHE_WORDS
+  if constexpr (WORDS<E>) {
+    const float *key_factors = coded ? seen.key_factors : nullptr, *value_factors = coded ? seen.value_factors : nullptr;
+    for (i64 m = 0; m < M; m += LOOKERS, q += LOOKERS * C, sums += LOOKERS * row, parts += LOOKERS) {
+      const i64 some = std::min(M - m, LOOKERS);
+      Abreast lookers(q, some, C, sums, row);
+      for (i64 at = from; at < to; at += TURN) {
+        const i64 count = std::min(to - at, TURN);
+        if (at + count <= group.oldest) continue;
+        seen.take(past, at, count, C);
+        past.ask(at + TURN, std::min(at + 2 * TURN, to), C);
+        const bool all = at + count <= length_of(m) && oldest(look, length_of(m + some - 1)) <= at;
+        uint32_t visible[LOOKERS] = {};
+        for (i64 i = 0; i < some && !all; i++) {
+          const i64 low = std::max(oldest(look, length_of(m + i)) - at, i64(0)), high = std::min(length_of(m + i) - at, count);
+          if (low < high) visible[i] = uint32_t((1ull << high) - (1ull << low));
+        }
+        lookers.look(seen.keys, seen.values, count, key_factors, value_factors, float(look.scale), float(look.softcap),
+                     all ? nullptr : visible);
+      }
+      for (i64 i = 0; i < some; i++) parts[i] = {lookers.largest_of(i), lookers.total_of(i)};
+    }
+    return;
+  }
+#endif
+  Turned<E> turned;
+  float scores[MOST][TURN] = {};
+  for (i64 m = 0; m < M; m++) parts[m] = {-INFINITY, 0};
+  std::fill(sums, sums + M * row, 0.0f);
+  for (i64 at = from; at < to; at += TURN) {
+    const i64 count = std::min(to - at, TURN);
+    if (at + count <= group.oldest) continue;
+    seen.take(past, at, count, C);
+    past.ask(at + TURN, std::min(at + 2 * TURN, to), C);
+    turned.take(seen.keys, count, C);
     for (i64 m = 0; m < M; m += MOST) {
       const i64 some = std::min(M - m, i64(MOST));
       turned.scores(q + m * C, some, C, count, scores);
       for (i64 i = 0; i < some; i++) {
-        const i64 length = pass.lengths[group.first + (m + i) / heads];
+        const i64 length = length_of(m + i);
         if constexpr (coded)
-          for (i64 j = 0; j < TURN; j++) scores[i][j] *= key_factors[j];
+          for (i64 j = 0; j < TURN; j++) scores[i][j] *= seen.key_factors[j];
         weigh(look, scores[i], oldest(look, length) - at, std::min(length - at, count), sums + (m + i) * row, row,
               parts[m + i]);
         if constexpr (coded)
-          for (i64 j = 0; j < TURN; j++) scores[i][j] *= value_factors[j];
+          for (i64 j = 0; j < TURN; j++) scores[i][j] *= seen.value_factors[j];
       }
-      gather_of<S, MOST>(some, values, count, C, scores, sums + m * row);
+      gather_of<E, MOST>(some, seen.values, count, C, scores, sums + m * row);
     }
   }
 }

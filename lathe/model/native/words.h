@@ -49,10 +49,11 @@ inline void lay(const bf16* x, i64 stride, i64 first, i64 last, i64 K, bf16* lai
   }
 }
 
-// Sums of 4 rows of weights with G fours of rows of x: out[t * step + r]. w: of each row, its first number. x: laid.
-// ask: whether weights AHEAD are asked of the memory, which finds them soonest in the order in which they lie.
+// Sums of 4 rows of weights with G fours of rows of x, gathered: lane 4 i + r of sums[g] has row i of four g with weights
+// r. w: of each row, its first number. x: laid. ask: whether weights AHEAD are asked of the memory, which finds them
+// soonest in the order in which they lie.
 template <int G>
-inline void word_tile(const bf16* const w[4], i64 K, const bf16* x, bool ask, float* out, i64 step) {
+inline void word_sums(const bf16* const w[4], i64 K, const bf16* x, bool ask, Sum* all) {
   const i64 four = 4 * worded(K);
   const char* ahead = (const char*)w[0] + AHEAD;
   Sum sums[G][4];
@@ -72,22 +73,15 @@ inline void word_tile(const bf16* const w[4], i64 K, const bf16* x, bool ask, fl
     products(k, [](const bf16* word) { return four_times(word); });
   }
   if (k < K) products(k, [n = K - k](const bf16* word) { return four_times(word, n); });
-  for (int g = 0; g < G; g++) {
-    const Sum all = gathered(sums[g]);
-    float* to = out + 4 * g * step;
-    _mm_storeu_ps(to, _mm512_castps512_ps128(all));
-    _mm_storeu_ps(to + step, _mm512_extractf32x4_ps(all, 1));
-    _mm_storeu_ps(to + 2 * step, _mm512_extractf32x4_ps(all, 2));
-    _mm_storeu_ps(to + 3 * step, _mm512_extractf32x4_ps(all, 3));
-  }
+  for (int g = 0; g < G; g++) all[g] = gathered(sums[g]);
 }
 
 template <int G = GROUPS>
-inline void word_tile_of(i64 g, const bf16* const w[4], i64 K, const bf16* x, bool ask, float* out, i64 step) {
+inline void word_sums_of(i64 g, const bf16* const w[4], i64 K, const bf16* x, bool ask, Sum* all) {
   if (g == G)
-    word_tile<G>(w, K, x, ask, out, step);
+    word_sums<G>(w, K, x, ask, all);
   else if constexpr (G > 1)
-    word_tile_of<G - 1>(g, w, K, x, ask, out, step);
+    word_sums_of<G - 1>(g, w, K, x, ask, all);
 }
 
 // Sums of one row x with 4 rows of weights, each in four lanes.
@@ -154,25 +148,24 @@ inline void products(const bf16* const (&w)[W], i64 first, i64 last, i64 K, cons
       for (i64 r = 0; r < count; r += 4)
         for (int i = 0; i < W; i++) {
           four(i, n + r, rows);
-          for (i64 j = tile; j < tile + at_once; j++)
-            word_tile_of(begin(j + 1) - begin(j), rows, K, x.x + begin(j) * 4 * x.stride, j == 0,
-                         out[i][4 * (begin(j) - start)] + r, PANEL);
+          for (i64 j = tile; j < tile + at_once; j++) {
+            const i64 from = begin(j), many = begin(j + 1) - from;
+            Sum all[GROUPS];
+            word_sums_of(many, rows, K, x.x + from * 4 * x.stride, j == 0, all);
+            for (i64 g = 0; g < many; g++) {
+              float* to = out[i][4 * (from + g - start)] + r;
+              _mm_storeu_ps(to, _mm512_castps512_ps128(all[g]));
+              _mm_storeu_ps(to + PANEL, _mm512_extractf32x4_ps(all[g], 1));
+              _mm_storeu_ps(to + 2 * PANEL, _mm512_extractf32x4_ps(all[g], 2));
+              _mm_storeu_ps(to + 3 * PANEL, _mm512_extractf32x4_ps(all[g], 3));
+            }
+          }
         }
       for (i64 t = 4 * start; t < std::min(4 * end, T); t++) {
         for (int i = 0; i < W; i++) sums[i] = out[i][t - 4 * start];
         done(t, n, count, sums);
       }
     }
-  }
-}
-
-// Numbers from `n` on of row t of what is laid, `stride` each. n: the first of a word.
-inline void put(const float* x, i64 count, i64 t, i64 n, i64 stride, bf16* laid) {
-  bf16* to = laid + t / 4 * 4 * stride + t % 4 * WORD + 4 * n;
-  for (i64 c = 0; c < count; c += WORD, to += 4 * WORD) {
-    bf16 word[WORD] = {};
-    for (i64 j = 0; j < std::min(count - c, WORD); j++) word[j] = narrow<bf16>(x[c + j]);
-    std::memcpy(to, word, sizeof word);
   }
 }
 
