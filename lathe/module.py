@@ -1,4 +1,4 @@
-"""A decoder and its tokenizer become a torch module, with LitGPT's methods to place, train, measure and look into it.
+"""A decoder and its tokenizer become a torch module, which LitGPT's methods place and train.
 
 What `lathe.LLM` is beside answering. Shapes: B texts, T tokens each, V vocabulary.
 """
@@ -6,11 +6,10 @@ What `lathe.LLM` is beside answering. Shapes: B texts, T tokens each, V vocabula
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +24,6 @@ from lathe.model.layout import Layout
 from lathe.source import Place, Source, places
 from lathe.tokenizer import Tokenizer
 from lathe.transforms.shard import Group
-
-if TYPE_CHECKING:
-    from lathe.llm import Completion
 
 ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
 STRATEGIES: dict[str | None, Literal["layers", "tensor"]] = {
@@ -74,19 +70,19 @@ class PromptStyle:
 class Module(nn.Module):
     """See `lathe.LLM`."""
 
-    tokenizer: Tokenizer
-    _answered: Callable[..., Completion]
-
-    def __init__(self, decoder: Decoder | None, drafter: Drafter | None, source: Source | None) -> None:
+    def __init__(
+        self, decoder: Decoder | None, tokenizer: Tokenizer, drafter: Drafter | None, source: Source | None
+    ) -> None:
         super().__init__()
         self.register_module("_decoder", decoder)
         self._decoder: Decoder | None
+        self.tokenizer = tokenizer
         self._drafter, self._source = drafter, source
-        self._tokens: int | None = None
+        self._tokens: int | None = None  # of all prompts and answers, as many as the engine has room for
         self._kv: torch.dtype | None = None
         self._engine: Engine | None = None
         self._running_at: tuple[torch.device, torch.dtype] | None = None
-        self._dice: random.Random | None = None
+        self._dice: random.Random | None = None  # the same on all processes that divide the model
         self.register_load_state_dict_pre_hook(_named)
 
     @property
@@ -104,7 +100,7 @@ class Module(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """What makes the answers. It is made anew when the weights have gone to another device or dtype."""
+        """What makes the answers. It is made anew when the weights have moved to another device or dtype."""
         weight = next(self.decoder.parameters())
         place = (weight.device, weight.dtype)
         if self._engine is None or self._running_at != place:
@@ -114,7 +110,7 @@ class Module(nn.Module):
 
     @property
     def preprocessor(self) -> Preprocessor:
-        """Text to tensors of ids, on the model's device, or on the one that it would be loaded to; and back."""
+        """Text to tensors of ids and back. The tensors are on the model's device, or where it would be loaded to."""
         here = places("auto")[0] if self._decoder is None else next(self._decoder.parameters()).device
         return Preprocessor(self.tokenizer, here)
 
@@ -134,18 +130,18 @@ class Module(nn.Module):
         generate_strategy: Literal["sequential", "tensor_parallel"] | None = None,
         fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
     ) -> None:
-        """Load the weights anew, to answer with them there.
+        """Load the weights anew, onto the devices that are to answer.
 
         accelerator: the kind of device, "cpu", "cuda" or "gpu", "mps", or "auto". devices: how many, or "auto" for all.
         precision: as `dtype` of `LLM.load`; None keeps that of the files. quantize: as there.
         generate_strategy: "sequential" spreads the layers over `devices` GPUs, one after the other;
-            "tensor_parallel" divides each layer among as many processes, which run this script with it: the first call
-            starts them (`processes.join`). None: one device.
-        fixed_kv_cache_size: tokens of all prompts and answers that are kept at once, so that none is longer; None for
-            as many as are needed.
+            "tensor_parallel" divides each layer among as many processes that run this script; the first call starts
+            them (`processes.join`). None: one device.
+        fixed_kv_cache_size: how many tokens of all prompts and answers are kept at once, which none may exceed; None
+            for as many as are needed.
 
         Raises:
-            UsageError: a device that is not there, or words that are not known.
+            UsageError: the device is not available, or a word is not known.
             CheckpointError: the files are damaged.
         """
         for word, known in ((accelerator, ACCELERATORS), (generate_strategy, STRATEGIES)):
@@ -170,10 +166,10 @@ class Module(nn.Module):
         self._tokens = context if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
 
     def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
-        """Load the weights to train them: float32, on the CPU, all of them learning; a Trainer moves them from there.
+        """Load the weights to train all of them: in float32, on the CPU, from where a Trainer moves them.
 
-        trainer_ckpt: take the weights from what Lightning's Trainer saved of a module that has this object, here or in
-            LitGPT.
+        trainer_ckpt: take the weights from a checkpoint in which Lightning's Trainer saved a module that holds this
+            object, or LitGPT's.
 
         Raises:
             UsageError: the object was not made by `load`.
@@ -200,11 +196,11 @@ class Module(nn.Module):
     def forward(
         self, input_ids: Tensor, target_ids: Tensor | None = None, loss_fn: Loss | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Scores of every next token, and how badly they foretell the targets; differentiable after `trainer_setup`.
+        """Scores of every next token and, with targets, their loss; differentiable after `trainer_setup`.
 
-        input_ids: (B, T) or (T,) int64, on the model's device. target_ids: of the same shape, the token that stands in
-        each place (they are moved by one here), or -100 where nothing is learned. loss_fn: from scores, ... T-1 V, and
-        targets, ... T-1; by default the mean natural cross-entropy of those that are not -100.
+        input_ids: (B, T) or (T,) int64, on the model's device. target_ids: of the same shape, the token in each place
+        (they are shifted by one here), or -100 where nothing is learned. loss_fn: from scores, ... T-1 V, and targets,
+        ... T-1, to a loss; by default the mean natural cross-entropy over those that are not -100.
 
         Returns B T V or T V, in the model's dtype; with targets, also the loss. Raises PromptError for no tokens or
         more than the context holds.
@@ -223,37 +219,9 @@ class Module(nn.Module):
         """The weights by their names on disk, as `model.embed_tokens.weight`.
 
         destination: a mapping that they are put into. prefix: what stands before each name. keep_vars: the parameters
-            themselves, and not what they hold.
+            themselves instead of their detached values.
         """
         return self.decoder.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-
-    # ------------------------------------------------------------ measuring
-
-    def benchmark(self, num_iterations: int = 1, **asked: Any) -> tuple[str, dict[str, list[float]]]:
-        """Answer a prompt several times, and time it.
-
-        num_iterations: how many times. asked: what `generate` takes.
-
-        Returns the last answer's text, and by their names, for each time: seconds until the first token and until the
-        last, tokens, tokens per second of all, and on a GPU the most memory, in GB. Raises as `generate`.
-        """
-        if num_iterations < 1:
-            raise UsageError(f"num_iterations is {num_iterations}.", "It must be at least 1.")
-        found: dict[str, list[float]] = {}
-        for told in ("stream", "return_as_token_ids"):
-            asked.pop(told, None)  # the work is the same
-        for _ in range(num_iterations):
-            begun = time.perf_counter()
-            answer: Completion = self._answered(**asked)
-            seconds, count = time.perf_counter() - begun, answer.usage.completion_tokens
-            found.setdefault("Seconds total", []).append(seconds)
-            found.setdefault("Seconds to first token", []).append(answer.prefill_seconds)
-            found.setdefault("Tokens generated", []).append(count)
-            found.setdefault("Inference speed in tokens/sec", []).append(count / seconds)
-            if self.engine.device.type == "cuda":
-                peak = torch.cuda.max_memory_allocated() / 1e9
-                found.setdefault("Total GPU memory allocated in GB", []).append(peak)
-        return answer.text, found
 
 
 def messages(prompt: str | Sequence[Mapping[str, Any]], system: str | None) -> list[Mapping[str, Any]]:

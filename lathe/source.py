@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import torch
 
-from lathe import checkpoint, families, hub
+from lathe import checkpoint, engine, families, hub
 from lathe.errors import UsageError, did_you_mean
 from lathe.model import initial
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 from lathe.tokenizer import Tokenizer
 from lathe.transforms import pack
-from lathe.transforms.shard import Group, Share
+from lathe.transforms.shard import Group, Share, echo
 
 DTYPES = {
     **dict.fromkeys(("bf16", "bfloat16", "bf16-true"), torch.bfloat16),
@@ -127,6 +127,24 @@ class Source:
             pack.pack(made)
         return made
 
+    def drafter(self, draft: str | Path, count: int | None, place: Place, checkpoints: Path) -> engine.Drafter:
+        """Who guesses ahead for this model: a smaller one, or for "ngram" none but the text itself.
+
+        count: how many tokens at once; None for the usual number. Raises LatheError as `LLM.load`.
+        """
+        if draft == "ngram":
+            return engine.Lookup(8 if count is None else count)
+        group, small = Group.joined(), checkpoint.open(hub.find(str(draft), checkpoints))
+        assert self.opened is not None  # random weights have no draft
+        _same_vocabulary(small, self.tokenizer, self.opened.path)
+        tensor = place.strategy == "tensor"
+        device = places(place.device, 1 if tensor else place.devices)[0]
+        guesser = small.load(device, number_format(place.dtype))
+        if place.native and device.type == "cpu":
+            pack.pack(guesser)
+        divided = tensor and group.count > 1
+        return engine.DraftModel(echo(guesser, group) if divided else guesser, 4 if count is None else count)
+
     def trainable(self, saved: Path | None = None) -> Decoder:
         """A float32 decoder on the CPU, all of whose parameters learn.
 
@@ -157,7 +175,7 @@ def _fits(words: Tokenizer, spec: Spec) -> None:
         raise UsageError(found, "Each needs a row in the embedding.", "Name the model's own tokenizer.")
 
 
-def same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
+def _same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
     """A draft's ids must mean what the model's mean; some more or fewer at the end do no harm. Raises UsageError."""
     theirs = draft.tokenizer()
     shared = min(words.vocab_size, theirs.vocab_size)
