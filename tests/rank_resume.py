@@ -14,7 +14,8 @@ from torch import Tensor
 from lathe.training import loop, loss, optim, state
 from lathe.training.limits import Limits
 from lathe.training.schedule import Schedule
-from lathe.training.spread import Grid, Spread
+from lathe.training.grid import Grid
+from lathe.training.spread import Spread
 from lathe.transforms import adapt
 from lathe.transforms.terms import Lora
 from lathe.weights import safetensors

@@ -18,7 +18,8 @@ from lathe.tokenizer import train_bpe
 from lathe.training import optim, saves, state
 from lathe.training.limits import Reached
 from lathe.training.run import Run
-from lathe.training.spread import Grid, Spread
+from lathe.training.grid import Grid
+from lathe.training.spread import Spread
 
 SIZES = {
     "vocab_size": 288,

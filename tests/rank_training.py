@@ -24,7 +24,8 @@ from lathe.training import blocks, loop, loss, optim, preference
 from lathe.training.limits import Limits
 from lathe.training.precision import Precision
 from lathe.training.schedule import Schedule
-from lathe.training.spread import Grid, Spread
+from lathe.training.grid import Grid
+from lathe.training.spread import Spread
 from lathe.transforms import adapt
 from lathe.transforms.terms import Lora
 from lathe.weights.tensors import Ref
@@ -73,7 +74,7 @@ SPECS = {
 
 def drawn(spec: s.Spec) -> Iterator[tuple[str, Ref]]:
     """Random weights, the same in every process, larger than a sound start."""
-    from lathe.checkpoint.filling import blank, slots
+    from lathe.model.blank import blank, slots
 
     generator = torch.Generator().manual_seed(3)
     for name, slot in slots(blank(spec)):

@@ -14,7 +14,7 @@ from families import CASES, REFUSED, Case
 from patterned import pattern
 
 from lathe import checkpoint, families
-from lathe.checkpoint.filling import blank, slots
+from lathe.model.blank import blank, slots
 from lathe.checkpoint.packing import pack
 from lathe.errors import CheckpointError, ConfigError, UsageError
 from lathe.families import ggml

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lathe import checkpoint, families
-from lathe.checkpoint.filling import blank, slots
+from lathe.model.blank import blank, slots
 from lathe.checkpoint.saving import save
 from lathe.errors import ConfigError
 from lathe.families import FAMILIES, ggml, litgpt

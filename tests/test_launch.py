@@ -19,7 +19,7 @@ from lathe.actions import launch
 from lathe.actions.launch import Place, near, started
 from lathe.cli import main
 from lathe.errors import UsageError
-from lathe.training.spread import Grid, divided
+from lathe.training.grid import Grid, divided
 
 CLUSTERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 

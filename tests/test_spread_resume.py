@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lathe import checkpoint, families
 from lathe.actions import ranks
 from lathe.model.layout import Layout
-from lathe.training.spread import Grid, divide
+from lathe.training.grid import Grid, divide
 
 ONE, COPIES, SHARDS, SLICES = Grid(), Grid(2), Grid(1, 2), Grid(1, 1, 2)
 WANTED = [

@@ -11,7 +11,7 @@ from rank_training import SPECS, Wanted, each, tell
 
 from lathe import checkpoint
 from lathe.actions import ranks
-from lathe.training.spread import Grid
+from lathe.training.grid import Grid
 
 COPIES, SHARDS, SLICES = Grid(2), Grid(1, 2), Grid(1, 1, 2)
 MANY, FEW = 20, 4

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lathe.evaluation.examination import Examination
     from lathe.model.decoder import Decoder
     from lathe.tokenizer import Tokenizer
-    from lathe.training.spread import Grid
+    from lathe.training.grid import Grid
 
 
 def examination(tasks: Sequence[str], limit: float | None, grid: Grid) -> Examination | None:

@@ -3,7 +3,8 @@
 from lathe.checkpoint import parts
 from lathe.checkpoint.adapters import Adapted, Adapter, Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml, write_json
-from lathe.checkpoint.filling import Checkpoint, blank, fit, slots
+from lathe.checkpoint.filling import Checkpoint, fit
+from lathe.model.blank import blank, slots
 from lathe.checkpoint.lightning import trained
 from lathe.checkpoint.llama_adapter import files as llama_adapter_files
 from lathe.checkpoint.merging import weights

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lathe.checkpoint.filling import Checkpoint, blank, fit
+from lathe.checkpoint.filling import Checkpoint, fit
+from lathe.model.blank import blank
 from lathe.model import layers
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout

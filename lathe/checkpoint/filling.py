@@ -15,6 +15,7 @@ from torch import nn
 from lathe.checkpoint.documents import read_yaml
 from lathe.errors import CheckpointError
 from lathe.families import litgpt
+from lathe.model.blank import blank, slots
 from lathe.model.decoder import Decoder
 from lathe.model.native.resident import Passing
 from lathe.model.spec import Spec
@@ -174,18 +175,6 @@ def main_dtype(refs: Iterable[Ref]) -> torch.dtype:
         if ref.dtype.is_floating_point:
             sizes[ref.dtype] += ref.nbytes
     return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
-
-
-def blank(spec: Spec) -> Decoder:
-    """A decoder on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
-        return Decoder(spec)
-
-
-def slots(decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
-    """Everything a checkpoint must fill, once each: a tied head is its embedding."""
-    yield from decoder.named_parameters()
-    yield from decoder.named_buffers()
 
 
 def fit(decoder: Decoder, tensors: Mapping[str, Ref], path: Path) -> None:

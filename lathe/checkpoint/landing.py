@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from lathe import families
-from lathe.checkpoint.filling import Checkpoint, blank, slots
+from lathe.checkpoint.filling import Checkpoint
+from lathe.model.blank import blank, slots
 from lathe.errors import CheckpointError
 from lathe.families import peft
 from lathe.model.spec import Spec

@@ -17,7 +17,8 @@ import yaml
 from lathe import families
 from lathe.checkpoint import merging, placing, quantized
 from lathe.checkpoint.documents import write_json
-from lathe.checkpoint.filling import blank, main_dtype
+from lathe.checkpoint.filling import main_dtype
+from lathe.model.blank import blank
 from lathe.checkpoint.packing import pack
 from lathe.errors import UsageError, did_you_mean
 from lathe.families import litgpt

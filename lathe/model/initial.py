@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lathe.model import layers
+from lathe.model.blank import blank, slots
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 
@@ -19,9 +20,9 @@ def decoder(spec: Spec, seed: int, device: torch.device | str = "cpu") -> Decode
     """A float32 decoder with random weights, ready to train; the same ones on every device."""
     with torch.device(device):
         made = Decoder(spec)
-    slots = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    there = dict(slots(made))
     for name, values in drawn(spec, seed):
-        slots[name].copy_(values)
+        there[name].copy_(values)
     return made
 
 
@@ -36,13 +37,11 @@ def drawn(spec: Spec, seed: int) -> Iterator[tuple[str, Tensor]]:
     attention sinks and what corrects a router begin at 0. For embeddings see `table`.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        made = Decoder(spec)
+    made = blank(spec)
     std = (2 / (5 * spec.width)) ** 0.5
     depth = (2 * len(spec.layers)) ** -0.5
     for name, module in sorted(made.named_modules()):
-        slots = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        for own_name, slot in slots:
+        for own_name, slot in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if module is made.lm_head and spec.tied and own_name == "weight":
                 continue
             values = torch.zeros(slot.shape)

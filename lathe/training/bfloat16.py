@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from lathe.model.native import learning
+from lathe.transforms.parts import local
 
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers that are float32 at once: as many as stay in a CPU's cache
 
@@ -135,8 +135,3 @@ def plain(kept: Kept, slope: Tensor, step: Tensor, lr: Tensor, by: Numbers) -> N
     kept.mean.copy_(moved)
     kept.square.copy_(squares)
     split(wide - lr / (1 - by.beta1**step) * moved / size, kept.upper, kept.lower)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

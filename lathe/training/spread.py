@@ -1,10 +1,4 @@
-"""A decoder on one process becomes one on many: copies of it, shards of it, slices of its layers, or all three.
-
-The processes are a grid, `copies` x `shards` x `slices`, slices nearest to each other:
-
-    slices   of every layer, computed together on the same batches (tensor parallel, transforms.parallel)
-    shards   of every parameter, brought together where a layer is computed (FSDP, Zhao et al., arXiv:2304.11277)
-    copies   of all that, each with its own batches (with shards: hybrid sharding)
+"""A decoder on one process becomes one on many, a `Grid` of copies, shards and slices that train it together.
 
 Every copy and every shard computes batches of its own; their gradients are added, never averaged, because the loop has
 divided by the whole step's tokens. Knows no file and no action.
@@ -12,12 +6,8 @@ divided by the whole step's tokens. Knows no file and no action.
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -26,65 +16,22 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lathe.errors import UsageError
+from lathe.model.blank import blank, emptied, slots
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 from lathe.training.buckets import Buckets
+from lathe.training.grid import Grid, divide, group
 from lathe.transforms import adapt, begin
 from lathe.transforms.begin import Made
-from lathe.transforms.parallel import Learning, Slices, local
+from lathe.transforms.parallel import Learning, Slices
+from lathe.transforms.parts import local, part
 from lathe.transforms.terms import Lora, Prefix, Scale
 from lathe.weights.tensors import Ref
 
 
-def divided(count: int, near: int, slices: int, strategy: str, need: int, room: float) -> Grid:
-    """How `count` processes, `near` of them on each machine, divide a training.
-
-    strategy: ddp copies, fsdp shards, hybrid shards on a machine and copies between machines. auto is ddp where
-    `need` bytes of weights, gradients and optimizer fit in the `room` of a device, else hybrid where they fit a
-    machine, else fsdp.
-
-    Raises UsageError for numbers that do not divide.
-    """
-    if count % slices or near % slices:
-        found = f"--tensor-parallel is {slices}, and there are {near} devices on a machine."
-        raise UsageError(found, "It must divide their number.")
-    batches, shards = count // slices, near // slices
-    if strategy == "auto":
-        several = 1 < shards < batches
-        fits = need / slices <= room
-        strategy = "ddp" if fits else "hybrid" if several and need / near <= room else "fsdp"
-    if strategy == "hybrid" and batches % shards:
-        raise UsageError(f"There are {count} devices, and {near} on a machine.", "Every machine must have as many.")
-    grids = {
-        "ddp": Grid(batches, 1, slices),
-        "fsdp": Grid(1, batches, slices),
-        "hybrid": Grid(batches // shards, shards, slices),
-    }
-    return grids[strategy]
-
-
-def room(device: torch.device) -> float:
-    """Bytes of a device's memory for weights and what belongs to each: half, the rest being for the work in hand."""
-    return torch.cuda.get_device_properties(device).total_memory / 2 if device.type == "cuda" else math.inf
-
-
 MAKERS: dict[type, Callable[..., Made]] = {Lora: begin.lora, Prefix: begin.prefix, Scale: begin.scale}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How many copies, shards and slices; their product is the number of processes."""
-
-    copies: int = 1
-    shards: int = 1
-    slices: int = 1
-
-    @property
-    def size(self) -> int:
-        return self.copies * self.shards * self.slices
 
 
 class Spread:
@@ -123,14 +70,14 @@ class Spread:
         weights. products: what they are multiplied in, where it is another (bf16-mixed).
         """
         decoder = self._decoder(spec, dtype, products)
-        slots: dict[str, Tensor] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+        waiting = dict(slots(decoder))
         for name, ref in tensors:
-            slot = slots.pop(name)
+            slot = waiting.pop(name)
             if self.slices is not None:
                 ref = self.slices.mine(name, ref, tuple(slot.shape))
             with torch.no_grad():
                 local(slot).copy_(ref[part(slot)].read())
-        assert not slots, f"nothing was read into {', '.join(slots)}"
+        assert not waiting, f"nothing was read into {', '.join(waiting)}"
         return decoder
 
     def _decoder(self, spec: Spec, dtype: torch.dtype, products: torch.dtype | None = None) -> Decoder:
@@ -146,11 +93,11 @@ class Spread:
             # Block by block, so that no process ever has room for more than one that is whole.
             for block in decoder.model.layers:
                 self._shard(block.to_empty(device=self.device), products)
-            self._shard(_emptied(decoder, self.device), None)
+            self._shard(emptied(decoder, self.device), None)
             assert isinstance(decoder, FSDPModule)
             self.sharded = decoder
         else:
-            _emptied(decoder, self.device)
+            emptied(decoder, self.device)
         for buffer in decoder.buffers():
             buffer.data = buffer.data.float()  # facts beside the weights, which keep their precision
         return decoder
@@ -166,9 +113,8 @@ class Spread:
     def learn(self, decoder: Decoder) -> None:
         """Take note of what learns, once adapters are on and gradients are asked for; before the first step."""
         if self.grid.size > 1:
-            with torch.device("meta"):
-                whole = Decoder(decoder.spec if self.slices is None else self.slices.share.spec)
-            sizes = {name: slot.nbytes for name, slot in (*whole.named_parameters(), *whole.named_buffers())}
+            whole = blank(decoder.spec if self.slices is None else self.slices.share.spec)
+            sizes = {name: slot.nbytes for name, slot in slots(whole)}
             self.owners = divide(sizes, self.grid.size)
         if self.slices is not None:
             self.slices.learn(decoder)
@@ -193,7 +139,7 @@ class Spread:
         return decoder if self.grid.size == 1 else self._share(decoder)
 
     def _share(self, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-        for name, slot in (*decoder.named_parameters(), *decoder.named_buffers()):
+        for name, slot in slots(decoder):
             tensor = self.gathered(name, slot)
             if self.writes(name):
                 yield name, tensor
@@ -209,11 +155,10 @@ class Spread:
         if self.grid.shards == self.grid.slices == 1:
             return decoder
         spec = decoder.spec if self.slices is None else self.slices.share.spec
-        with torch.device("meta"):
-            made = Decoder(spec)
+        made = blank(spec)
         for name in adapt.names(decoder):
             adapt.put(made, name, adapt.parts(decoder, name))
-        for name, slot in (*decoder.named_parameters(), *decoder.named_buffers()):
+        for name, slot in slots(decoder):
             if only is None or name in only:
                 tensor = self.gathered(name, slot)
                 if self.first:
@@ -298,43 +243,3 @@ class Spread:
         """How many processes have each number of this process's part of a parameter."""
         batches = self.grid.copies if isinstance(parameter, DTensor) else self.count
         return batches * (1 if self.slices is None else self.slices.copies(parameter))
-
-
-def group(name: str) -> str:
-    """What is written by one process as a whole: a layer, whose tensors may be one in files; an embedding; a head."""
-    found = re.match(r"model\.layers\.\d+|model\.\w+|\w+", name)
-    assert found is not None, name
-    return found[0]
-
-
-def divide(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Which of `count` processes has each group of names, by the bytes of each name: the largest first, each to who has
-    least by then."""
-    groups: Counter[str] = Counter()
-    for name, size in sizes.items():
-        groups[group(name)] += size
-    owners, loads = dict[str, int](), [0] * count
-    for which, size in groups.most_common():
-        owners[which] = rank = loads.index(min(loads))
-        loads[rank] += size
-    return owners
-
-
-def part(slot: Tensor) -> tuple[slice, ...]:
-    """Where this process's part of a parameter lies in the whole of it."""
-    if not isinstance(slot, DTensor):
-        return tuple(slice(0, n) for n in slot.shape)
-    shape, offset = compute_local_shape_and_global_offset(slot.shape, slot.device_mesh, slot.placements)
-    return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
-
-
-def _emptied(decoder: Decoder, device: torch.device) -> Decoder:
-    """Give memory to all that has none yet; a tied head stays its embedding."""
-    for module in decoder.modules():
-        for name, slot in (*module._parameters.items(), *module._buffers.items()):
-            if slot is not None and slot.is_meta:
-                empty = torch.empty_like(slot, device=device)
-                setattr(module, name, nn.Parameter(empty) if isinstance(slot, nn.Parameter) else empty)
-    if decoder.spec.tied:
-        decoder.lm_head.weight = decoder.model.embed_tokens.weight
-    return decoder

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lathe.errors import CheckpointError, MissingError
-from lathe.training.spread import part
+from lathe.transforms.parts import local, part
 from lathe.weights import distributed
 from lathe.weights.tensors import Ref
 
@@ -40,7 +40,7 @@ class Captured:
     @property
     def nbytes(self) -> int:
         """Of this process's part."""
-        return sum(_local(tensor).nbytes for tensor in self.tensors.values())
+        return sum(local(tensor).nbytes for tensor in self.tensors.values())
 
     def write(self, folder: Path, group: dist.ProcessGroup | None = None) -> None:
         """Write the folder, each process of `group` its part; the first one writes training.json, and it last.
@@ -88,7 +88,7 @@ def fill(tensor: Tensor, ref: Ref) -> None:
     if tuple(tensor.shape) != ref.shape:
         found = f"{ref.source} has shape {list(ref.shape)}, and this training needs {list(tensor.shape)}."
         raise CheckpointError(found, "They are of another model.", "Give the options of the run's recipe.yaml.")
-    _local(tensor).copy_(ref[part(tensor)].read())
+    local(tensor).copy_(ref[part(tensor)].read())
 
 
 def generators() -> dict[str, Tensor]:
@@ -121,9 +121,9 @@ def copied() -> None:
 
 
 def copy(tensor: Tensor) -> Tensor:
-    local = _local(tensor).detach()
-    pinned = local.device.type == "cuda"
-    apart = torch.empty(local.shape, dtype=local.dtype, pin_memory=pinned).copy_(local, non_blocking=pinned)
+    mine = local(tensor).detach()
+    pinned = mine.device.type == "cuda"
+    apart = torch.empty(mine.shape, dtype=mine.dtype, pin_memory=pinned).copy_(mine, non_blocking=pinned)
     if not isinstance(tensor, DTensor):
         return apart
     mesh = tensor.device_mesh
@@ -142,9 +142,6 @@ def _cause(error: dcp.CheckpointException) -> BaseException:
         inner = inner.__cause__ or inner.__context__
     return inner or first
 
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def leaves(name: str, tensor: Tensor) -> dict[str, Tensor]:

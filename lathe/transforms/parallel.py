@@ -15,15 +15,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lathe.errors import UsageError
+from lathe.model.blank import blank
 from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.spec import Spec
 from lathe.transforms.adapt import Part
 from lathe.transforms.begin import Made
 from lathe.transforms.lowrank import LowRank
+from lathe.transforms.parts import local
 from lathe.transforms.shard import Group, Share, cut_of, span
 
 if TYPE_CHECKING:
@@ -118,8 +119,7 @@ class Slices:
 
     def __init__(self, spec: Spec, group: Group) -> None:
         self.share, self.group = Share(spec, group), group
-        with torch.device("meta"):
-            self.whole = Decoder(spec)
+        self.whole = blank(spec)
         self.has: dict[nn.Parameter, Has] = {}
 
     def learn(self, decoder: Decoder) -> None:
@@ -206,8 +206,3 @@ class Slices:
         every = group.count // has.pieces  # several ranks have the same
         pieces = [x[..., :n] for x, n in zip(found[::every], lengths[::every], strict=True)]
         return torch.cat(pieces, dim=-1).movedim(-1, cut.dim).contiguous()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The numbers that this process has of a tensor."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor

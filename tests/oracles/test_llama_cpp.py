@@ -14,7 +14,7 @@ from families import CASES, REFUSED, Case
 from torch import Tensor
 
 from lathe import LLM, checkpoint, families
-from lathe.checkpoint.filling import blank, slots
+from lathe.model.blank import blank, slots
 from lathe.checkpoint.packing import pack
 from lathe.families import ggml
 from lathe.model.layout import Layout
