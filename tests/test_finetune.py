@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lathe import LLM
-from lathe.actions import finetune
+from lathe.actions import methods
 from lathe.cli import main
 from lathe.options import merge, read_recipe, to_yaml
 
@@ -80,7 +80,7 @@ def test_the_folder_is_an_adapter_that_peft_loads(taught: Path, stories: Path) -
 
 def test_the_recipe_gives_the_run_again(taught: Path) -> None:
     text = (taught / "final/recipe.yaml").read_text()
-    recipe = merge(finetune.Lora, read_recipe(str(taught / "final/recipe.yaml")))
+    recipe = merge(methods.Lora, read_recipe(str(taught / "final/recipe.yaml")))
     assert to_yaml(recipe) == text
     assert recipe.optimizer.lr == 1e-2
     assert recipe.train.max_steps == 25
@@ -143,7 +143,7 @@ def test_help_shows_what_the_method_takes(method: str, has: str, lacks: str, cap
 QUICK = ["--train.max-steps=4", "--train.global-batch-size=4", "--eval.interval=2", "--optimizer.lr=1e-3"]
 
 
-@pytest.mark.parametrize("method", finetune.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_learns_and_its_folder_opens(method: str, stories: Path, identity: Path, tmp_path: Path) -> None:
     words = ["--method", method, "--data", identity, "--out-dir", tmp_path, "--eval.max-new-tokens=0", *QUICK]
     assert lathe(stories, *words) == 0

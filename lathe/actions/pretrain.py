@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
-from lathe.actions import course, launch
+from lathe.actions import course, launch, outset, training
 from lathe.actions.place import weights_at
 from lathe.actions.shape import Shape, adopted, configuration, open_tokenizer
 from lathe.errors import CheckpointError, UsageError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(course.Options):
+class Options(training.Options):
     model: str
     """What gives the shape: a model's folder, a config.json or its text, a repo id, or a family (llama) with
     --shape."""
@@ -54,7 +54,7 @@ class Options(course.Options):
         super().__post_init__()
         if self.train_tokenizer and self.tokenizer:
             raise UsageError("--train-tokenizer and --tokenizer are both given.", "Keep one of them.")
-        course.check(self, "num_workers", above=False)
+        training.check(self, "num_workers", above=False)
 
 
 def run(options: Options) -> int | None:
@@ -74,11 +74,11 @@ def work(options: Options, device: torch.device) -> int | None:
 
     out, train = course.console(), options.train
     chosen = replace(precision.choose(device.type, options.precision), device=device)
-    step = course.begun(options)
+    step = outset.begun(options)
     sources.read(options.data)  # what is not there is said before anything is made of it
     config, tokenizer = model(options)
     corpus = tokens(options, config, tokenizer, out)
-    spread = course.spread(options, device, families.read(config), chosen.weights.itemsize, all_learn=True)
+    spread = outset.spread(options, device, families.read(config), chosen.weights.itemsize, all_learn=True)
     decoder = weights(options, config, tokenizer, chosen, step, spread)
     where: dict[str, Any] = {"device": device, "rank": spread.rank, "ranks": spread.count}
     steps = train.steps(corpus.length, lambda: corpus.targets)
@@ -136,7 +136,7 @@ def tokens(options: Options, config: dict[str, Any], tokenizer: Tokenizer, conso
     from lathe.data.presets import sides
 
     context = families.read(config).context
-    length = course.row(options, context, context)
+    length = outset.row(options, context, context)
 
     def waiting(chunks: int) -> None:
         if console.is_terminal:
@@ -170,7 +170,7 @@ def weights(
     from lathe.weights.tensors import Ref
 
     spec = families.read(config)
-    course.fits(tokenizer, spec, "Take the model's own tokenizer, or name it with --tokenizer.")
+    outset.fits(tokenizer, spec, "Take the model's own tokenizer, or name it with --tokenizer.")
     if options.initial_checkpoint is None and step is None:
         drawn = ((name, Ref.of(values)) for name, values in initial.drawn(spec, options.seed))
         return spread.load(spec, drawn, chosen.weights, chosen.autocast)
@@ -179,7 +179,7 @@ def weights(
     if given.spec != spec:
         found = f"{given.path} is another model than {options.model}, or of another size."
         raise CheckpointError(found, "Weights can only be continued in their own shape.")
-    return course.loaded(spread, given, chosen, dense=True).requires_grad_()
+    return outset.loaded(spread, given, chosen, dense=True).requires_grad_()
 
 
 def plan(options: Options, corpus: Corpus, decoder: Decoder, steps: int) -> str:

@@ -1,18 +1,32 @@
-"""The options that all kinds of training share, in LitGPT's words where it has good ones."""
+"""What can be asked of every kind of training, in LitGPT's words where it has good ones; knows no model and no data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lathe.actions.launch import Devices
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
     from lathe.training.limits import Limits
     from lathe.training.optim import Settings
     from lathe.training.schedule import Schedule
+
+# Options that must be above 0, where they are given, and those that may be 0.
+ABOVE_ZERO = (
+    *(f"train.{name}" for name in ("max_steps", "max_tokens", "epochs", "max_seconds", "max_seq_length", "max_norm")),
+    *(f"train.{name}" for name in ("global_batch_size", "micro_batch_size", "decay_fraction", "save_interval", "keep")),
+    *("eval.interval", "eval.max_iters", "optimizer.lr", "optimizer.eps"),
+)
+FROM_ZERO = (
+    *(f"train.{name}" for name in ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss")),
+    "optimizer.weight_decay",
+)
 
 
 @dataclass(frozen=True)
@@ -131,3 +145,72 @@ class Preference:
     """dpo: the part of pairs that are taken to be the wrong way round."""
     margin: float = 0.5
     """simpo: by how much the chosen answer is to be likelier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Devices):
+    """What can be asked of every training."""
+
+    data: tuple[str, ...]
+    """What is learned from. May be given several times."""
+    out_dir: Path = Path("out")
+    """Where the run writes; its model is OUT_DIR/final."""
+    overwrite: bool = False
+    """Replace the model of an earlier run in OUT_DIR, once the new one is finished."""
+    resume: str | None = None
+    """Go on from the newest step in OUT_DIR; or from a step's folder that is named. With auto, begin where there is
+    none. Everything goes on as if it had never stopped."""
+    precision: Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"] | None = None
+    """Number format. By default bf16-mixed on a GPU, 32-true on a CPU."""
+    activation_checkpointing: bool = False
+    """Compute what is between layers twice instead of remembering it: less memory, a third more time."""
+    compile: bool = False
+    """Compile the layers: a minute or more at first, then faster steps."""
+    float8: bool = False
+    """Compute the products of layers in 8-bit floats, on GPUs from Ada and Hopper on. Faster with --compile only."""
+    logger: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
+    """Also tell these what metrics.jsonl is told."""
+    seed: int = 42
+    """For the weights, the order of the data and what is held out."""
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for and downloaded to."""
+    val_split_fraction: float | None = None
+    """The part of the data that is held out for validation. By default 0.05, or what the data says: a folder with train
+    and val in it, or a name (see docs/sources.md)."""
+    val_data: tuple[str, ...] = ()
+    """Data to validate on, instead of a part of the other."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks to measure the model on whenever it is validated, as lathe evaluate has them: files of rows, and names."""
+    eval_limit: float | None = None
+    """Only so many samples of each of them; below 1, this part of them."""
+    train: Train = field(default_factory=Train)
+    """How long and how much."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """The method, and how far its steps go."""
+    eval: Eval = field(default_factory=Eval)
+    """Validation."""
+
+    def __post_init__(self) -> None:
+        self.check_devices()
+        for name in ABOVE_ZERO:
+            check(self, name, above=True)
+        for name in FROM_ZERO:
+            check(self, name, above=False)
+        if not 0 <= (self.val_split_fraction or 0) < 1:
+            raise UsageError(f"--val-split-fraction is {self.val_split_fraction}.", "It must be from 0 to below 1.")
+        if not 0 <= self.train.min_lr <= self.optimizer.lr:
+            found = f"--train.min-lr is {self.train.min_lr} and --optimizer.lr is {self.optimizer.lr}."
+            raise UsageError(found, "The learning rate falls to min-lr, so it cannot be higher.")
+
+    def bound(self) -> list[str]:
+        """The options that must not change in a run."""
+        train = ("train.global_batch_size", "train.max_seq_length")
+        return ["model", "data", "seed", "val_split_fraction", "precision", "optimizer.name", *train]
+
+
+def check(options: object, name: str, above: bool) -> None:
+    """Raise UsageError where an option is a number below 0, or is 0 and has to be above it."""
+    value = attrgetter(name)(options)
+    if value is not None and (value < 0 or (above and value == 0)):
+        spelt = f"--{name.replace('_', '-')}"
+        raise UsageError(f"{spelt} is {value}.", f"It must be {'above' if above else 'at least'} 0.")

@@ -30,9 +30,9 @@ def told(litgpt: Ask) -> dict[str, Any]:
 @cache
 def own(action: str) -> frozenset[str]:
     """The options of an action, by their names with underscores; of finetune, those of all its methods."""
-    from lathe.actions import finetune
+    from lathe.actions import methods
 
-    classes = finetune.METHODS.values() if action == "finetune" else [load(action)[0]]
+    classes = methods.METHODS.values() if action == "finetune" else [load(action)[0]]
     return frozenset(option.key for cls in classes for option in options(cls))
 
 
