@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from lathe.actions.loading import Loading
 from lathe.actions.place import weights_at
 from lathe.actions.roofline import Machine, Work
 from lathe.errors import UsageError
@@ -24,7 +25,7 @@ PREFILL = 512
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
@@ -38,18 +39,8 @@ class Options:
     """How many sequences are also answered at once; 1 leaves that out."""
     runs: int = 3
     """How often each is timed, in turn, after one round that does not count."""
-    device: str = "auto"
-    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
-    precision: str = "auto"
-    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
-    quantize: str | None = None
-    """Keep the matrices of layers in fewer bits, as in lathe generate."""
-    native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
     json: bool = False
     """Print one JSON object with every single value instead of a table."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
     def __post_init__(self) -> None:
         told = [("prompt-tokens", n, 1) for n in self.prompt_tokens]

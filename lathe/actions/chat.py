@@ -10,7 +10,7 @@ from pathlib import Path
 from lathe.actions.commands import COMMANDS, take
 from lathe.actions.conversation import Conversation
 from lathe.actions.lines import decoded, piped
-from lathe.actions.loading import Loading
+from lathe.actions.loading import Speaking
 from lathe.actions.place import weights_at
 from lathe.actions.session import Session
 from lathe.actions.terminal import Terminal, busy, dimmed, harmless, history_file, interrupt
@@ -19,7 +19,7 @@ from lathe.errors import LatheError, PromptError
 
 
 @dataclass(frozen=True)
-class Options(Loading, Settings):
+class Options(Speaking, Settings):
     model: str
     """Folder, file or repo id."""
     question: str | None = None

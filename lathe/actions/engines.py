@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lathe.actions.place import plain
 from lathe.errors import UsageError
 
 Command = list[str]
@@ -164,8 +165,3 @@ def told(wanted: Wanted, name: str, seats: str, dtype: str) -> list[str]:
         raise UsageError(f"{len(wanted.keys)} keys are given, and the engine knows one.", "", "Add --gate.")
     words += ["--api-key", *wanted.keys] if wanted.keys else []
     return words if wanted.precision == "auto" else [*words, dtype, PRECISIONS[wanted.precision]]
-
-
-def plain(name: str) -> str:
-    """A name as one part of a path."""
-    return name.replace("/", "--")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lathe import __version__, hub
-from lathe.actions import scores
-from lathe.actions.place import named, weights_at
+from lathe import __version__
+from lathe.actions import scores, subjects
+from lathe.actions.loading import Loading
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ EVERY = "list"  # LitGPT's word in MODEL's place for all tasks there are
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     model: tuple[str, ...] = ()
     """Folders, files or repo ids of the models, one or several; with --url what the server calls them."""
     _: KW_ONLY
@@ -70,16 +68,8 @@ class Options:
     """Print one JSON object instead of a table."""
     adapter: tuple[str, ...] = ()
     """A LoRA or another adapter for the models, a folder or repo id, or NAME=PATH. May be given several times."""
-    quantize: str | None = None
-    """Keep the matrices of layers in fewer bits: int8, int4, nf4 or nf4-dq."""
-    precision: str = "auto"
-    """Number format of the weights: bf16, fp16, fp32; auto keeps that of the files."""
-    device: str = "auto"
-    """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     devices: int | Literal["auto"] = 1
     """Over how many GPUs the layers are spread, one after the other; auto takes all."""
-    native: bool = True
-    """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
     prompt_style: str = "auto"
     """With --apply-chat-template: write conversations in this style, as alpaca, chatml or llama3."""
     url: str | None = None
@@ -90,8 +80,6 @@ class Options:
     """With --url: the folder or repo id of the model's tokenizer, for a server without /tokenize."""
     seed: int = 1234
     """For what lm-evaluation-harness draws, as examples."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_fewshot", 0), ("batch_tokens", 1), ("max_length", 2), ("max_new_tokens", 1)):
@@ -151,7 +139,7 @@ def evaluated(options: Options, model: str | None, asked: Examination) -> tuple[
     from lathe.evaluation import results
     from lathe.evaluation.journal import Journal
 
-    subject, place = _served(options, model) if options.url is not None else _loaded(options, str(model))
+    subject, place = subjects.of(options, model)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,87 +150,15 @@ def evaluated(options: Options, model: str | None, asked: Examination) -> tuple[
     with Journal(journal) as known, progress(subject.name) as tick:
         made = asked.run(subject, known, tick)
     path = results.save(place, made, told(options, subject))
-    print(f"{path}", file=sys.stderr)
+    print(path, file=sys.stderr)
     return subject.name, made, path
 
 
 def told(options: Options, subject: Subject) -> dict[str, Any]:
     """What is examined and how, for results.json."""
     names = ("adapter", "quantize", "precision", "prompt_style", "url", "seed")
-    about = {name: getattr(options, name) for name in names}
-    return {"model": subject.name, "identity": subject.identity, "max_length": subject.longest, **about} | {
-        "lathe": __version__
-    }
-
-
-def _served(options: Options, model: str | None) -> tuple[Subject, Path]:
-    from lathe.evaluation.remote import Remote
-    from lathe.tokenizer import Tokenizer
-
-    words = options.tokenizer
-    tokenizer = Tokenizer.open(hub.find(words, options.checkpoints, weights=False)) if words else None
-    key = options.api_key or os.environ.get("OPENAI_API_KEY")
-    subject = Remote(str(options.url), model, key=key, tokenizer=tokenizer, longest=options.max_length)
-    several = len(options.model) > 1
-    base = options.out_dir or Path("evaluate")
-    return subject, base / _plain(subject.name) if several or not options.out_dir else base
-
-
-def _loaded(options: Options, model: str) -> tuple[Subject, Path]:
-    from lathe.evaluation.local import Local
-    from lathe.llm import LLM
-
-    path = weights_at(model, options.checkpoints)
-    adapters = [hub.find(each.rpartition("=")[2], options.checkpoints) for each in options.adapter]
-    place = folder(options, model, path, adapters)
-    llm = LLM.load(
-        path,
-        device=options.device,
-        devices=options.devices,
-        dtype=options.precision,
-        quantize=options.quantize,
-        native=options.native,
-        adapter=options.adapter or None,
-        prompt_style=options.prompt_style,
-        checkpoints=options.checkpoints,
-    )
-    ways = (options.quantize, options.precision, options.prompt_style, str(next(llm.decoder.parameters()).device.type))
-    about = {"name": named(model), "identity": identity([path, *adapters], options.checkpoints, *ways)}
-    subject = Local(
-        llm.decoder,
-        llm.tokenizer,
-        llm.stops,
-        batch_tokens=options.batch_tokens,
-        longest=options.max_length,
-        **about,
-    )
-    return subject, place
-
-
-def folder(options: Options, model: str, path: Path, adapters: Sequence[Path]) -> Path:
-    """Where the results of a model go: beside it, if that is the user's to write to, each way to load it by itself."""
-    several = len(options.model) > 1
-    cached = any(part.startswith("models--") for part in path.resolve().parts)
-    home = path if path.is_dir() else path.parent
-    if options.out_dir is not None:
-        return options.out_dir / _plain(named(model)) if several else options.out_dir
-    if cached or not os.access(home, os.W_OK):
-        base = Path("evaluate") / _plain(named(model))
-    else:
-        base = home / "evaluate" if path.is_dir() else home / "evaluate" / path.stem
-    precision = None if options.precision == "auto" else options.precision
-    ways = [word for word in (*(place.name for place in adapters), options.quantize, precision) if word]
-    return base / "-".join(ways) if ways else base
-
-
-def identity(paths: Sequence[Path], checkpoints: Path, *ways: str | None) -> str:
-    """32 hex digits that are others where a model's answers may be: after its files, and how it is loaded."""
-    from lathe.checkpoint import adapters
-
-    stands = [adapters.base(path, checkpoints) for path in paths if adapters.describes(path)]
-    files = [file for path in (*paths, *stands) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    stats = [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in files if file.is_file()]
-    return blake2b(repr((__version__, stats, ways)).encode(), digest_size=16).hexdigest()
+    who = {"model": subject.name, "identity": subject.identity, "max_length": subject.longest}
+    return {**who, **{name: getattr(options, name) for name in names}, "lathe": __version__}
 
 
 @contextmanager
@@ -266,11 +182,8 @@ def progress(name: str) -> Iterator[Tick]:
 
 def _apart(name: str, others: Mapping[str, Any]) -> str:
     """A name that no other model has."""
-    number = 2
-    while (found := name if number == 2 else f"{name} ({number - 1})") in others:
+    found, number = name, 1
+    while found in others:
         number += 1
+        found = f"{name} ({number})"
     return found
-
-
-def _plain(name: str) -> str:
-    return name.replace("/", "--")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lathe import hub
 from lathe.actions import ranks
 from lathe.actions.lines import decoded
-from lathe.actions.loading import Loading
+from lathe.actions.loading import Speaking
 from lathe.actions.place import weights_at
 from lathe.actions.terminal import dimmed, harmless
 from lathe.actions.wishes import Settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(Loading, Settings):
+class Options(Speaking, Settings):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY

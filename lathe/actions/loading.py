@@ -14,15 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """What every action that lets a model speak has in common."""
+    """What every action that runs a model has in common."""
 
-    draft: str | None = None
-    """A smaller model with the same vocabulary that guesses ahead. The answers stay the same, or of the same
-    distribution where they are drawn; they come sooner where it guesses well. Or "ngram": no model guesses, but what
-    followed the last words before; the answers stay the same."""
-    prompt_style: str = "auto"
-    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
-    that LitGPT left beside the weights, else by the model's chat template."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     precision: str = "auto"
@@ -30,9 +23,6 @@ class Loading:
     quantize: str | None = None
     """Keep the matrices of layers in fewer bits: int8 or int4, which answer sooner on a CPU, nf4, or nf4-dq, which
     is a little smaller."""
-    kv: Literal["auto", "int8"] = "auto"
-    """How keys and values of what was read are kept: in 8 bits (int8), which takes half the room of bf16, or in the
-    number format of the weights (auto)."""
     native: bool = True
     """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
     checkpoints: Path = Path("checkpoints")
@@ -47,10 +37,26 @@ class Loading:
             device=self.device if device is None else device,
             dtype=self.precision,
             quantize=self.quantize,
-            kv=self.kv,
             native=self.native,
-            draft=self.draft,
-            prompt_style=self.prompt_style,
             checkpoints=self.checkpoints,
             **more,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaking(Loading):
+    """What every action that lets a model speak has in common."""
+
+    draft: str | None = None
+    """A smaller model with the same vocabulary that guesses ahead. The answers stay the same, or of the same
+    distribution where they are drawn; they come sooner where it guesses well. Or "ngram": no model guesses, but what
+    followed the last words before; the answers stay the same."""
+    prompt_style: str = "auto"
+    """Write conversations in this style, as alpaca, chatml or llama3; none for plain text; auto goes by the style
+    that LitGPT left beside the weights, else by the model's chat template."""
+    kv: Literal["auto", "int8"] = "auto"
+    """How keys and values of what was read are kept: in 8 bits (int8), which takes half the room of bf16, or in the
+    number format of the weights (auto)."""
+
+    def load(self, place: Path, device: str | torch.device | None = None, **more: Any) -> LLM:
+        return super().load(place, device, kv=self.kv, draft=self.draft, prompt_style=self.prompt_style, **more)

@@ -19,3 +19,8 @@ def weights_at(model: str, checkpoints: Path) -> Path:
 def named(model: str) -> str:
     """What a model is called by clients: its repo id, or the name of its folder or file, whose path is not theirs."""
     return Path(model).resolve().name if Path(model).exists() else model
+
+
+def plain(name: str) -> str:
+    """A name as one part of a path."""
+    return name.replace("/", "--")

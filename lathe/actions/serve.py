@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
-from lathe.actions.loading import Loading
+from lathe.actions.loading import Speaking
 from lathe.actions.occupant import load
 from lathe.actions.place import named, weights_at
 from lathe.actions.terminal import dimmed
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(Loading):
+class Options(Speaking):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
