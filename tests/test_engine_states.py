@@ -25,7 +25,7 @@ from test_speculate import Wrong, near
 from lathe.engine import DraftModel, Engine, Lookup, Sampling, Sequence
 from lathe.errors import UsageError
 from lathe.transforms import adapt
-from lathe.transforms.adapt import Parts
+from lathe.transforms.standing import Parts
 from lathe.transforms.roster import Roster
 
 NAMES = ("a", "b", "apart")

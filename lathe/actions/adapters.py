@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lathe.checkpoint import Adapted, Adapter
-    from lathe.transforms.adapt import Part
+    from lathe.transforms.standing import Part
 
 
 def facts(model: Adapted) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lathe.model.blank import blank, slots
 from lathe.errors import CheckpointError
 from lathe.families import peft
 from lathe.model.spec import Spec
-from lathe.transforms.adapt import Part
+from lathe.transforms.standing import Part
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.terms import Lora
 from lathe.transforms.whole import Whole

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.transforms import adapt
-from lathe.transforms.adapt import Part
+from lathe.transforms.standing import Part
 from lathe.transforms.adapted import Adapted
-from lathe.transforms.lowrank import LowRank, table
+from lathe.transforms.lowrank import LowRank
 from lathe.transforms.prefix import Tokens
 from lathe.transforms.quantize import Packed
 from lathe.transforms.whole import Scaled, Whole
@@ -99,7 +99,7 @@ def _merged(ref: Ref, terms: Sequence[Part]) -> Ref:
             if isinstance(part, Scaled):
                 changed = rows = rows * part.scale[box[0], None].float()
             elif isinstance(part, LowRank):
-                changed = changed + (table(part, box[0]) if part.table else part.change(rows, box[0]))
+                changed = changed + part.change(rows, box[0])
         return changed[(slice(None), *box[1:])].to(ref.dtype)
 
     return Ref(ref.shape, ref.dtype, fetch, ref.source)  # whose codes, if it had any, are no longer its

@@ -6,7 +6,7 @@ there; the results of those that are active add up. Whatever learns is called wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -15,31 +15,14 @@ import torch
 from torch import nn
 
 from lathe.errors import UsageError, did_you_mean
-from lathe.model.attention import Attention, LatentAttention
-from lathe.model.decoder import Decoder, Embedding
+from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
-from lathe.model.mlps import Router, SparseMixer, Stacked
 from lathe.transforms.adapted import Adapted
-from lathe.transforms.lowrank import LoraEmbedding, LoraLinear, LoraRouter, LoraStacked, LowRank
-from lathe.transforms.prefix import Prefixed, Tokens
-from lathe.transforms.whole import Replaced, Scaled, ScaledLinear, Whole
-
-Part = LowRank | Whole | Scaled | Tokens
-Parts = Mapping[str, Sequence[Part]]  # by the names of modules in memory
-
-# What stands in a module's place for a part of each kind.
-KINDS: dict[type, dict[type, type]] = {
-    LowRank: {
-        Linear: LoraLinear,
-        Embedding: LoraEmbedding,
-        Stacked: LoraStacked,
-        Router: LoraRouter,
-        SparseMixer: LoraRouter,
-    },
-    Scaled: {Linear: ScaledLinear},
-    Tokens: {Attention: Prefixed},
-}
-
+from lathe.transforms.lora import LoraLinear
+from lathe.transforms.lowrank import LowRank
+from lathe.transforms.prefix import Prefixed
+from lathe.transforms.standing import Part, Parts, place
+from lathe.transforms.whole import Replaced, Whole
 
 def put(decoder: Decoder, name: str, parts: Parts) -> None:
     """Put an adapter on, active beside those that are active already. Nothing of it asks for gradients.
@@ -53,48 +36,15 @@ def put(decoder: Decoder, name: str, parts: Parts) -> None:
     held: dict[int, Linear] = {}  # modules by the tensors they hold, of which several parts may share one
     for module in sorted(parts):
         for part in sorted(parts[module], key=lambda part: not isinstance(part, Whole)):
-            place = _place(decoder, module, part)
-            if isinstance(place, LoraLinear) and isinstance(part, LowRank):
-                place.put(name, part, held.get(id(part.a)))
-                held[id(part.a)] = cast("Linear", place.lora_A[name])
+            taker = place(decoder, module, part)
+            if isinstance(taker, LoraLinear) and isinstance(part, LowRank):
+                taker.put(name, part, held.get(id(part.a)))
+                held[id(part.a)] = cast("Linear", taker.lora_A[name])
             else:
-                place.put(name, part)
+                taker.put(name, part)
     for parameter in own(decoder, name).values():
         parameter.requires_grad_(False)
     activate(decoder, [*active(decoder), name])
-
-
-def _place(decoder: Decoder, name: str, part: Part) -> Any:
-    """The module that takes the part, put into the place of another where there is none yet."""
-    module = decoder.get_submodule(name)
-    above = decoder.get_submodule(name.rpartition(".")[0])
-    wanted = Replaced if isinstance(part, Whole) else _wanted(module, name, part, above)
-    inside = module
-    while isinstance(inside, Adapted | Prefixed):
-        if isinstance(inside, wanted):
-            return inside
-        inside = inside.base_layer if isinstance(inside, Adapted) else inside.plain()
-    if isinstance(module, LoraLinear | LoraEmbedding) and wanted is Replaced:  # terms stay terms of the new whole
-        module.base_layer = Replaced(module.base_layer)
-        return module.base_layer
-    if isinstance(module, Adapted) and not isinstance(module, Replaced):
-        raise UsageError(f"{name} has adapters of another kind already.", "", "Remove those first.")
-    made = wanted(module)
-    decoder.set_submodule(name, made)
-    return made
-
-
-def _wanted(module: nn.Module, name: str, part: Part, above: nn.Module) -> type:
-    base = module
-    while isinstance(base, Adapted):
-        base = base.base_layer
-    kind = next((made for of, made in KINDS[type(part)].items() if isinstance(base, of)), None)
-    if kind is None:
-        raise UsageError(f"{name} is a {type(base).__name__}.", f"A {type(part).__name__} cannot be put on it.")
-    if isinstance(above, LatentAttention) and name.endswith("kv_b_proj") and getattr(part, "bias", None) is not None:
-        # It is folded into the queries where there is a cache, and what is folded has no place for a bias.
-        raise UsageError(f"{name} unfolds keys and values.", "An adapter cannot give it a bias.")
-    return kind
 
 
 def check(decoder: Decoder, name: str) -> None:
@@ -261,12 +211,11 @@ def combine(decoder: Decoder, name: str, weights: Mapping[str, float]) -> None:
     """
     together: dict[str, list[tuple[LowRank, float]]] = {}
     for old, factor in weights.items():
-        for module, found in parts(decoder, old).items():
-            for part in found:
+        for module, some in parts(decoder, old).items():
+            for part in some:
                 if not isinstance(part, LowRank) or part.magnitude is not None or part.bias is not None:
-                    raise UsageError(
-                        f"{module} of the adapter {old} is not a plain low-rank term.", "Only those add up."
-                    )
+                    found = f"{module} of the adapter {old} is not a plain low-rank term."
+                    raise UsageError(found, "Only those add up.")
                 together.setdefault(module, []).append((part, factor))
     made = {
         module: [

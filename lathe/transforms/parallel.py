@@ -21,7 +21,7 @@ from lathe.model.blank import blank
 from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.spec import Spec
-from lathe.transforms.adapt import Part
+from lathe.transforms.standing import Part
 from lathe.transforms.begin import Made
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.parts import local

@@ -19,7 +19,8 @@ from lathe.model.kernels import Cache
 from lathe.model.layout import Layout
 from lathe.model.native import structures
 from lathe.transforms.adapted import shape_of
-from lathe.transforms.lowrank import LoraLinear, Terms
+from lathe.transforms.lora import LoraLinear
+from lathe.transforms.lowrank import Terms
 from lathe.transforms.panels import CODES, QuickPacked
 from lathe.transforms.products import QuickLinear
 

@@ -19,7 +19,7 @@ from lathe.model.layers import NORMS, Linear
 from lathe.model.mlps import Router, SparseMixer
 from lathe.transforms import adapt
 from lathe.transforms.adapted import Adapted, Ribbon
-from lathe.transforms.lowrank import LoraStacked
+from lathe.transforms.lora_tables import LoraStacked
 from lathe.transforms.prefix import Prefixed
 from lathe.transforms.whole import Replaced
 
