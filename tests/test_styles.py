@@ -15,7 +15,8 @@ from lathe.cli import main
 from lathe.errors import ConfigError, TokenizerError, UsageError
 from lathe.families import litgpt
 from lathe.tokenizer import Tokenizer, train_bpe
-from lathe.tokenizer.styles import PLAIN, STYLES, source, style
+from lathe.tokenizer.around import source
+from lathe.tokenizer.styles import PLAIN, STYLES, style
 from lathe.tokenizer.template import Template
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -56,7 +56,7 @@ def everything(files: TokenFiles) -> list[list[int]]:
 
 # ---- encoding -------------------------------------------------------------------------------------------------------
 def test_many_texts_are_encoded_as_each_alone(tokenizer: Tokenizer, shared: Path, monkeypatch) -> None:
-    monkeypatch.setattr("lathe.tokenizer.tokenizer.PART", 100)
+    monkeypatch.setattr("lathe.tokenizer.encoder.PART", 100)
     texts = ["", "one", "two\nthree\nfour\n\nfive \nsix " * 20, "no line " * 40]
     for some in (tokenizer, *(Tokenizer.open(shared / "data/tokenizers" / name) for name in ("minimind", "llama-2"))):
         assert some.encode_all(texts) == [some.encode(text) for text in texts]

@@ -1,50 +1,15 @@
-"""LitGPT's prompt styles, as data: a name -> what stands around each message -> the source of a chat template.
+"""LitGPT's prompt styles: a name becomes what stands around each message. Knows no tokenizer and no checkpoint.
 
-Knows no tokenizer and no checkpoint. Where they differ from LitGPT's own words it is said here: a system message is
-never dropped, an answer ends where the model's lineage ends it, and three slips of the pen are put right.
+Where they differ from LitGPT's own words it is said here: a system message is never dropped, an answer ends where the
+model's lineage ends it, and three slips of the pen are put right.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 from lathe.errors import UsageError, did_you_mean
+from lathe.tokenizer.around import Style
 
 PLAIN = ("none", "default")  # a text is continued as it is
-
-Around = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Style:
-    """What stands before and after each message. {bos} and {eos} are the tokenizer's.
-
-    Args:
-        user, answer, system: around a message of each role. What stands before an answer begins the assistant's turn.
-        default: the system message of a conversation that has none.
-        stops: texts or tokens, besides EOS, at which an answer ends.
-        begin: before everything.
-        between: before every question but the first.
-        inside: the system message stands within the first question, before its text.
-        extra: around the further `input` that a message has in instruction sets.
-        default_with_extra: the default system message where there is one.
-    """
-
-    user: Around
-    answer: Around
-    system: Around = ("", "\n\n")
-    default: str = ""
-    stops: tuple[str, ...] = ()
-    begin: str = ""
-    between: str = ""
-    inside: bool = False
-    extra: Around = ("\n\n", "")
-    default_with_extra: str = ""
-
 
 _TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 _PAIR = (
@@ -56,34 +21,14 @@ _QUESTION = ("### Instruction:\n", "\n\n")
 _INSTRUCTION = "\n### Instruction:"  # where a model of plain words begins to write the next question itself
 
 
+def _roles(before: str, after: str, default: str = "", begin: str = "") -> Style:
+    """The same marks around every message, with its role in the first; the second one ends an answer."""
+    user, answer, system = ((before.format(role), after) for role in ("user", "assistant", "system"))
+    return Style(user, answer, system, default=default, stops=(after.strip(),), begin=begin)
+
+
 def _chatml(default: str = "") -> Style:
-    return Style(
-        user=("<|im_start|>user\n", "<|im_end|>\n"),
-        answer=("<|im_start|>assistant\n", "<|im_end|>\n"),
-        system=("<|im_start|>system\n", "<|im_end|>\n"),
-        default=default,
-        stops=("<|im_end|>",),
-    )
-
-
-def _phi4(default: str = "") -> Style:
-    return Style(
-        user=("<|im_start|>user<|im_sep|>", "<|im_end|>"),
-        answer=("<|im_start|>assistant<|im_sep|>", "<|im_end|>"),
-        system=("<|im_start|>system<|im_sep|>", "<|im_end|>"),
-        default=default,
-        stops=("<|im_end|>",),
-    )
-
-
-def _phi4_mini(default: str = "") -> Style:
-    return Style(
-        user=("<|user|>", "<|end|>"),
-        answer=("<|assistant|>", "<|end|>"),
-        system=("<|system|>", "<|end|>"),
-        default=default,
-        stops=("<|end|>",),
-    )
+    return _roles("<|im_start|>{}\n", "<|im_end|>\n", default)
 
 
 STYLES: dict[str, Style] = {
@@ -113,19 +58,9 @@ STYLES: dict[str, Style] = {
         ),
         stops=("<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>"),
     ),
-    "stablelm-zephyr": Style(
-        user=("<|user|>\n", "<|endoftext|>\n"),
-        answer=("<|assistant|>\n", "<|endoftext|>\n"),
-        system=("<|system|>\n", "<|endoftext|>\n"),
-        stops=("<|endoftext|>",),
-    ),
+    "stablelm-zephyr": _roles("<|{}|>\n", "<|endoftext|>\n"),
     "falcon": Style(user=("", "\n"), answer=("Answer:", "\n"), stops=("\nUser", "User:")),
-    "falcon3": Style(
-        user=("<|user|>\n", "<|endoftext|>\n"),
-        answer=("<|assistant|>\n", "<|endoftext|>\n"),
-        system=("<|system|>\n", "<|endoftext|>\n"),
-        stops=("<|endoftext|>",),
-    ),
+    "falcon3": _roles("<|{}|>\n", "<|endoftext|>\n"),
     "llama2-function-calling": Style(
         # LitGPT doubles the braces of this sample.
         begin=(
@@ -157,13 +92,11 @@ STYLES: dict[str, Style] = {
         between="{bos}",
         inside=True,
     ),
-    "llama3": Style(
+    "llama3": _roles(
+        "<|start_header_id|>{}<|end_header_id|>\n\n",
+        "<|eot_id|>",
+        "You are a helpful assistant.",
         begin="<|begin_of_text|>",
-        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-        answer=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-        default="You are a helpful assistant.",
-        stops=("<|eot_id|>",),
     ),
     "r1-base": Style(
         user=("<｜User｜>", ""),
@@ -195,16 +128,12 @@ STYLES: dict[str, Style] = {
     ),
     "phi-1": Style(user=("", "\n\n"), answer=("Answer:", "\n\n"), stops=("\nAnswer:", "Answer:")),
     "phi-2": Style(user=("Instruct: ", "\n"), answer=("Output:", "\n"), stops=("\nInstruct:",)),
-    "phi-3": Style(
-        user=("<|user|>\n", "<|end|>\n"),
-        answer=("<|assistant|>\n", "<|end|>\n"),
-        system=("<|system|>\n", "<|end|>\n"),
-        default="You are a helpful assistant.",
-        stops=("<|end|>",),
-    ),
-    "phi-4": _phi4(),
+    "phi-3": _roles("<|{}|>\n", "<|end|>\n", "You are a helpful assistant."),
+    "phi-4": _roles("<|im_start|>{}<|im_sep|>", "<|im_end|>"),
     # LitGPT leaves the last bar out of the first <|im_start|>.
-    "phi-4-reasoning": _phi4(
+    "phi-4-reasoning": _roles(
+        "<|im_start|>{}<|im_sep|>",
+        "<|im_end|>",
         "You are Phi, a language model trained by Microsoft to help users. Your role as an assistant involves "
         "thoroughly exploring questions through a systematic thinking process before providing the final precise and "
         "accurate solutions. This requires engaging in a comprehensive cycle of analysis, summarizing, exploration, "
@@ -216,16 +145,14 @@ STYLES: dict[str, Style] = {
         "revisiting previous steps. In the Solution section, based on various attempts, explorations, and reflections "
         "from the Thought section, systematically present the final solution that you deem correct. The Solution "
         "section should be logical, accurate, and concise and detail necessary steps needed to reach the conclusion. "
-        "Now, try to solve the following question through the above guidelines:"
+        "Now, try to solve the following question through the above guidelines:",
     ),
-    "phi-4-mini": _phi4_mini(),
-    "phi-4-mini-reasoning": _phi4_mini("Your name is Phi, an AI math expert developed by Microsoft."),
-    "tinyllama": Style(
-        user=("<|user|>\n", "</s>\n"),
-        answer=("<|assistant|>\n", "</s>\n"),
-        system=("<|system|>\n", "</s>\n"),
-        default="You are a friendly chatbot who always gives helpful, detailed, and polite answers.",
-        stops=("</s>",),
+    "phi-4-mini": _roles("<|{}|>", "<|end|>"),
+    "phi-4-mini-reasoning": _roles(
+        "<|{}|>", "<|end|>", "Your name is Phi, an AI math expert developed by Microsoft."
+    ),
+    "tinyllama": _roles(
+        "<|{}|>\n", "</s>\n", "You are a friendly chatbot who always gives helpful, detailed, and polite answers."
     ),
     "gemma": Style(
         user=("<start_of_turn>user\n", "<end_of_turn>\n"),
@@ -271,49 +198,3 @@ def style(name: str) -> Style | None:
         known = ", ".join((PLAIN[0], *STYLES))
         raise UsageError(f"There is no prompt style {name}.", f"There are {known}.", did_you_mean(name, STYLES))
     return STYLES[name]
-
-
-_SOURCE = """\
-{%- if messages[0].role == 'system' %}{% set system, turns = messages[0].content, messages[1:] %}
-{%- elif DEFAULT_WITH_EXTRA and messages[0].input %}{% set system, turns = DEFAULT_WITH_EXTRA, messages %}
-{%- else %}{% set system, turns = DEFAULT, messages %}
-{%- endif %}
-{%- set system = SYSTEM_BEFORE ~ system ~ SYSTEM_AFTER if system else '' %}
-{{- BEGIN ~ (system if not INSIDE or not turns else '') }}
-{%- for message in turns %}
-    {%- if message.role == 'user' %}
-        {{- (BETWEEN if not loop.first else '') ~ USER_BEFORE ~ (system if INSIDE and loop.first else '') }}
-        {{- message.content ~ (EXTRA_BEFORE ~ message.input ~ EXTRA_AFTER if message.input else '') ~ USER_AFTER }}
-    {%- elif message.role == 'assistant' %}
-        {{- ANSWER_BEFORE }}
-        {%- generation %}{{ message.content ~ ANSWER_AFTER }}{% endgeneration %}
-    {%- else %}
-        {{- raise_exception('This prompt style has no place for a message of the role ' ~ message.role) }}
-    {%- endif %}
-{%- endfor %}
-{{- ANSWER_BEFORE if add_generation_prompt else '' }}
-"""
-
-
-def source(style: Style, bos: str = "") -> str:
-    """A style as a chat template, which transformers and llama.cpp understand too.
-
-    Args:
-        bos: what the tokenizer puts before every text; not a second time, if the style begins with it.
-    """
-    words = {name: value for name, value in vars(style).items() if isinstance(value, str)}
-    for name in ("user", "answer", "system", "extra"):
-        words[f"{name}_before"], words[f"{name}_after"] = getattr(style, name)
-    words["begin"] = ("" if style.begin.startswith(bos) else bos) + style.begin
-    given: Mapping[str, str] = {name.upper(): _quoted(text) for name, text in words.items()}
-    given = {**given, "INSIDE": "true" if style.inside else "false"}
-    return re.sub(r"\b[A-Z_]{5,}\b", lambda found: given.get(found[0], found[0]), _SOURCE)
-
-
-def _quoted(text: str) -> str:
-    """A text as Jinja writes it, with the tokenizer's own tokens where {bos} and {eos} stand."""
-    parts: list[Any] = re.split(r"\{(bos|eos)\}", text)
-    quoted = [
-        f"({part}_token or '')" if at % 2 else json.dumps(part, ensure_ascii=False) for at, part in enumerate(parts)
-    ]
-    return f"({' ~ '.join(quoted)})" if len(quoted) > 1 else quoted[0]

@@ -9,7 +9,8 @@ import pytest
 from conftest import Ask
 
 from lathe.families import litgpt as hand
-from lathe.tokenizer.styles import STYLES, source
+from lathe.tokenizer.around import source
+from lathe.tokenizer.styles import STYLES
 from lathe.tokenizer.template import Template
 
 QUESTION = {"role": "user", "content": "What is it?"}
