@@ -10,7 +10,7 @@ from pathlib import Path
 from lathe.actions.commands import COMMANDS, take
 from lathe.actions.conversation import Conversation
 from lathe.actions.lines import decoded, piped
-from lathe.actions.loading import Speaking
+from lathe.actions.loading import Adapters, Speaking
 from lathe.actions.place import weights_at
 from lathe.actions.session import Session
 from lathe.actions.terminal import Terminal, busy, dimmed, harmless, history_file, interrupt
@@ -19,7 +19,7 @@ from lathe.errors import LatheError, PromptError
 
 
 @dataclass(frozen=True)
-class Options(Speaking, Settings):
+class Options(Speaking, Adapters, Settings):
     model: str
     """Folder, file or repo id."""
     question: str | None = None
@@ -33,9 +33,6 @@ class Options(Speaking, Settings):
     """Tell tokens per second after every answer."""
     history: bool = True
     """Keep what you type for the Up key, in this session and later ones."""
-    adapter: tuple[str, ...] = ()
-    """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
-    what they do adds up."""
 
 
 def run(options: Options) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
 from lathe.actions import modelfile
-from lathe.actions.place import weights_at
+from lathe.actions.place import Places, weights_at
 from lathe.errors import MissingError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MIXES = ("Q8_0", "Q4_0", "Q4_K_M")  # GGUF only
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Places):
     source: str
     """Folder, file or repo id of the model."""
     target: Path
@@ -48,8 +48,6 @@ class Options:
     """Open what was written and compare tensors, scores and greedy tokens with the source."""
     force: bool = False
     """Replace what is at the target, once the new one is whole."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
 
 def run(options: Options) -> int:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
 from lathe.actions import estimate, marked
 from lathe.actions.inspect import human
+from lathe.actions.place import Places
 from lathe.errors import LatheError, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ WIDTH = 17  # of the names of facts
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Places):
     model: str
     """Folder, file or repo id of the model that shall learn. Its weights are not needed."""
     data: tuple[str, ...]
@@ -56,8 +56,6 @@ class Options:
     """The part of the rows that may say what an earlier one says."""
     json: bool = False
     """Print one JSON object instead of a page."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
     def __post_init__(self) -> None:
         if not self.data:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import __version__
 from lathe.actions import scores, subjects
-from lathe.actions.loading import Loading
+from lathe.actions.loading import Adapters, Loading
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ EVERY = "list"  # LitGPT's word in MODEL's place for all tasks there are
 
 
 @dataclass(frozen=True)
-class Options(Loading):
+class Options(Loading, Adapters):
     model: tuple[str, ...] = ()
     """Folders, files or repo ids of the models, one or several; with --url what the server calls them."""
     _: KW_ONLY
@@ -66,8 +66,6 @@ class Options(Loading):
     samples. May be given several times."""
     json: bool = False
     """Print one JSON object instead of a table."""
-    adapter: tuple[str, ...] = ()
-    """A LoRA or another adapter for the models, a folder or repo id, or NAME=PATH. May be given several times."""
     devices: int | Literal["auto"] = 1
     """Over how many GPUs the layers are spread, one after the other; auto takes all."""
     prompt_style: str = "auto"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lathe import hub
 from lathe.actions import ranks
 from lathe.actions.lines import decoded
-from lathe.actions.loading import Speaking
+from lathe.actions.loading import Adapters, Speaking
 from lathe.actions.place import weights_at
 from lathe.actions.terminal import dimmed, harmless
 from lathe.actions.wishes import Settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(Speaking, Settings):
+class Options(Speaking, Adapters, Settings):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
@@ -46,9 +46,6 @@ class Options(Speaking, Settings):
     """Print one JSON object with texts, tokens and timings when all is done, instead of text as it comes."""
     logprobs: int | None = None
     """With --json, tell how likely so many of the likeliest tokens were in each place."""
-    adapter: tuple[str, ...] = ()
-    """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
-    what they do adds up."""
     draft_tokens: int | None = None
     """How many tokens it guesses at once. By default 4, and up to 8 with ngram."""
     devices: int | Literal["auto"] = 1

@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from dataclasses import KW_ONLY, asdict, dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe import hub
 from lathe.actions import adapters, memory, soundness
+from lathe.actions.place import Places
 from lathe.errors import LatheError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Places):
     model: str
     """Folder, file or repo id."""
     _: KW_ONLY
@@ -32,8 +32,6 @@ class Options:
     """Rows at once, for the same."""
     draft: str | None = None
     """Check that this model can guess for MODEL (see lathe generate --draft)."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
     json: bool = False
     """Print one JSON object instead of a page."""
 

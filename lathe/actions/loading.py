@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lathe.actions.place import Places
+
 if TYPE_CHECKING:
     import torch
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading:
+class Loading(Places):
     """What every action that runs a model has in common."""
 
     device: str = "auto"
@@ -25,8 +27,6 @@ class Loading:
     is a little smaller."""
     native: bool = True
     """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
     def load(self, place: Path, device: str | torch.device | None = None, **more: Any) -> LLM:
         """The model that lies there. device: instead of --device. more: further arguments of `LLM.load`."""
@@ -60,3 +60,12 @@ class Speaking(Loading):
 
     def load(self, place: Path, device: str | torch.device | None = None, **more: Any) -> LLM:
         return super().load(place, device, kv=self.kv, draft=self.draft, prompt_style=self.prompt_style, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """What actions have in common whose model may have adapters on it."""
+
+    adapter: tuple[str, ...] = ()
+    """A LoRA or another adapter for the model, a folder or repo id, or NAME=PATH. May be given several times: then
+    what they do adds up."""

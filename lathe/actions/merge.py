@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lathe import hub
 from lathe.actions import convert
+from lathe.actions.place import Places
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ WRITTEN = 64  # tokens of an answer that are compared
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Places):
     adapter: str
     """Folder, file or repo id of the adapter, as OUT_DIR/final of a finetuning."""
     out: Path
@@ -33,8 +34,6 @@ class Options:
     """Ask the adapter on its base and the merged model the same, and compare their answers token by token."""
     force: bool = False
     """Replace what is at OUT, once the new one is whole."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
 
 def run(options: Options) -> int:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from lathe import hub
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What every action that finds a model has in common."""
+
+    checkpoints: Path = Path("checkpoints")
+    """Where models named by their repo id are looked for and downloaded to."""
 
 
 def weights_at(model: str, checkpoints: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe.actions import convert, quality
-from lathe.actions.place import weights_at
+from lathe.actions.place import Places, weights_at
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ TEXT = 1 << 14  # tokens
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Places):
     source: str
     """Folder, file or repo id of the model; of an adapter, which is merged into its base on the way."""
     target: Path
@@ -37,8 +37,6 @@ class Options:
     """How many tokens of it, up to its end."""
     force: bool = False
     """Replace what is at the target, once the new one is whole."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
     def __post_init__(self) -> None:
         if self.calibrate is not None and self.to != "int4":

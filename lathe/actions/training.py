@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe.actions.launch import Devices
+from lathe.actions.place import Places
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Preference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Devices):
+class Options(Devices, Places):
     """What can be asked of every training."""
 
     data: tuple[str, ...]
@@ -172,8 +173,6 @@ class Options(Devices):
     """Also tell these what metrics.jsonl is told."""
     seed: int = 42
     """For the weights, the order of the data and what is held out."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
     val_split_fraction: float | None = None
     """The part of the data that is held out for validation. By default 0.05, or what the data says: a folder with train
     and val in it, or a name (see docs/sources.md)."""
