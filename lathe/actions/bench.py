@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from lathe.actions.bounds import at_least
 from lathe.actions.loading import Loading
 from lathe.actions.place import weights_at
 from lathe.actions.roofline import Machine, Work
@@ -43,13 +44,8 @@ class Options(Loading):
     """Print one JSON object with every single value instead of a table."""
 
     def __post_init__(self) -> None:
-        told = [("prompt-tokens", n, 1) for n in self.prompt_tokens]
-        told += [("new-tokens", self.new_tokens, 2), ("sequences", self.sequences, 1), ("runs", self.runs, 1)]
-        if self.prefill_tokens is not None:
-            told.append(("prefill-tokens", self.prefill_tokens, 1))
-        for name, value, least in told:
-            if value < least:
-                raise UsageError(f"--{name} is {value}.", f"It must be at least {least}.")
+        at_least(1, self, "prompt_tokens", "prefill_tokens", "sequences", "runs")
+        at_least(2, self, "new_tokens")
 
 
 @dataclass

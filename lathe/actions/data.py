@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
 from lathe.actions import estimate, marked
+from lathe.actions.bounds import at_least
 from lathe.actions.inspect import human
 from lathe.actions.place import Places
 from lathe.errors import LatheError, UsageError
@@ -60,9 +61,7 @@ class Options(Places):
     def __post_init__(self) -> None:
         if not self.data:
             raise UsageError("No data is named.", fix="Write lathe data MODEL FILE.")
-        for name in ("max_seq_length", "global_batch_size", "micro_batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}.", "It must be at least 1.")
+        at_least(1, self, "max_seq_length", "global_batch_size", "micro_batch_size")
         if any(row < 1 for row in self.row):
             raise UsageError("--row is below 1.", "Rows are counted from 1.")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import __version__
 from lathe.actions import scores, subjects
+from lathe.actions.bounds import above, at_least
 from lathe.actions.loading import Adapters, Loading
 from lathe.errors import UsageError
 
@@ -80,11 +81,10 @@ class Options(Loading, Adapters):
     """For what lm-evaluation-harness draws, as examples."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_fewshot", 0), ("batch_tokens", 1), ("max_length", 2), ("max_new_tokens", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
-        if self.limit is not None and self.limit <= 0:
-            raise UsageError(f"--limit is {self.limit}.", "It must be above 0.")
+        at_least(0, self, "num_fewshot")
+        at_least(1, self, "batch_tokens", "max_new_tokens")
+        at_least(2, self, "max_length")
+        above(0, self, "limit")
         if self.tokenizer is not None and self.url is None:
             raise UsageError("--tokenizer is for --url.", "A model has its own.")
         if self.url is not None and (self.adapter or self.quantize):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
 from lathe.actions import ranks
+from lathe.actions.bounds import at_least
 from lathe.actions.lines import decoded
 from lathe.actions.loading import Adapters, Speaking
 from lathe.actions.place import weights_at
@@ -55,14 +56,11 @@ class Options(Speaking, Adapters, Settings):
     the layers on each, one after the other, which only makes room."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UsageError(f"--num-samples is {self.num_samples}.", "It must be at least 1.")
+        at_least(1, self, "num_samples", "draft_tokens")
         if self.devices != "auto" and self.devices < 1:
             raise UsageError(f"--devices is {self.devices}.", "It must be at least 1, or auto.")
         if self.logprobs is not None and not self.json:
             raise UsageError("--logprobs is given, and only JSON has room for them.", fix="Add --json.")
-        if self.draft_tokens is not None and self.draft_tokens < 1:
-            raise UsageError(f"--draft-tokens is {self.draft_tokens}.", "It must be at least 1.")
         if self.system is not None and self.raw:
             raise UsageError("There is a --system message, and --raw takes the prompt as it is.", fix="Leave one out.")
         if self.prompt is not None and self.prompt_file is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lathe import hub
 from lathe.actions import adapters, memory, soundness
+from lathe.actions.bounds import at_least
 from lathe.actions.place import Places
 from lathe.errors import LatheError, UsageError
 
@@ -36,9 +37,7 @@ class Options(Places):
     """Print one JSON object instead of a page."""
 
     def __post_init__(self) -> None:
-        for name in ("max_seq_length", "micro_batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}.", "It must be at least 1.")
+        at_least(1, self, "max_seq_length", "micro_batch_size")
 
 
 def run(options: Options) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lathe.actions import ranks
+from lathe.actions.bounds import above
 from lathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ class Devices:
         """Raise UsageError for numbers that make no sense together."""
         if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
             raise UsageError(f"--devices is {self.devices}.", "It must be a number above 0, or auto.")
-        for name in ("num_nodes", "tensor_parallel"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}.", "It must be above 0.")
+        above(0, self, "num_nodes", "tensor_parallel")
         if self.num_nodes > 1 and self.meet is None and started() is None:
             raise UsageError(
                 f"--num-nodes is {self.num_nodes}, and nothing says where the machines meet.",

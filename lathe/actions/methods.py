@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lathe import compat
 from lathe.actions import training
+from lathe.actions.bounds import above, at_least, below
 from lathe.actions.training import Eval, Optimizer, Preference, Train
 from lathe.errors import UsageError
 from lathe.options import fields, read_recipe
@@ -116,10 +117,8 @@ class Finetune(training.Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        training.check(self, "preference.beta", above=True)
-        if not 0 <= self.preference.label_smoothing < 0.5:
-            found = f"--preference.label-smoothing is {self.preference.label_smoothing}."
-            raise UsageError(found, "It must be from 0 to below 0.5.")
+        above(0, self, "preference.beta")
+        below(0.5, self, "preference.label_smoothing")
         if not isinstance(self, METHODS[self.method]):
             raise UsageError(f"The options are those of another method than {self.method}.", "", "Type lathe finetune.")
 
@@ -147,10 +146,8 @@ class Lora(Finetune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        training.check(self, "lora_r", above=True)
-        training.check(self, "lora_alpha", above=True)
-        if not 0 <= self.lora_dropout < 1:
-            raise UsageError(f"--lora-dropout is {self.lora_dropout}.", "It must be from 0 to below 1.")
+        above(0, self, "lora_r", "lora_alpha")
+        below(1, self, "lora_dropout")
 
     def settings(self) -> terms.Lora:
         """The adapter that these options describe."""
@@ -189,8 +186,8 @@ class Adapter(Finetune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        training.check(self, "adapter_length", above=True)
-        training.check(self, "adapter_start", above=False)
+        above(0, self, "adapter_length")
+        at_least(0, self, "adapter_start")
 
     def settings(self) -> terms.Prefix | terms.Scale:
         """The adapter that these options describe."""

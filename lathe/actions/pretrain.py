@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import hub
 from lathe.actions import course, launch, outset, training
+from lathe.actions.bounds import at_least
 from lathe.actions.place import weights_at
 from lathe.actions.shape import Shape, adopted, configuration, open_tokenizer
 from lathe.errors import CheckpointError, UsageError
@@ -54,7 +55,7 @@ class Options(training.Options):
         super().__post_init__()
         if self.train_tokenizer and self.tokenizer:
             raise UsageError("--train-tokenizer and --tokenizer are both given.", "Keep one of them.")
-        training.check(self, "num_workers", above=False)
+        at_least(0, self, "num_workers")
 
 
 def run(options: Options) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe.actions import convert, quality
+from lathe.actions.bounds import at_least
 from lathe.actions.place import Places, weights_at
 from lathe.errors import UsageError
 
@@ -42,9 +43,7 @@ class Options(Places):
         if self.calibrate is not None and self.to != "int4":
             found = f"--calibrate is given, and --to is {self.to}."
             raise UsageError(found, "Only int4 is calibrated.", "Take --to int4, or leave --calibrate out.")
-        for name in ("calibrate_tokens", "check_tokens"):
-            if getattr(self, name) < 2:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}.", "It must be at least 2.")
+        at_least(2, self, "calibrate_tokens", "check_tokens")
         if self.to not in convert.MIXES and self.target.suffix == ".gguf":
             fix = f"Choose {', '.join(convert.MIXES)}, or a folder."
             raise UsageError(f"{self.target} is to be a GGUF file, which has no {self.to}.", fix=fix)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lathe import hub
+from lathe.actions.bounds import at_least
 from lathe.actions.loading import Speaking
 from lathe.actions.occupant import load
 from lathe.actions.place import named, weights_at
@@ -98,17 +99,13 @@ class Options(Speaking):
     """Print the commands that run another --engine, and run none."""
 
     def __post_init__(self) -> None:
-        numbers = ("port", 0), ("max_queue", 0), ("max_seqs", 1), ("max_body", 1), ("drain", 0), ("replicas", 1)
-        usual = ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("top_p", 0)
-        for name, least in (*numbers, *usual):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}.", f"It must be at least {least}.")
+        at_least(0, self, "port", "max_queue", "drain", "temperature", "top_k", "top_p")
+        at_least(1, self, "max_seqs", "max_body", "replicas", "max_new_tokens")
+        at_least(16, self, "cache_tokens")
         if self.port > 65535:
             raise UsageError(f"--port is {self.port}.", "It must be at most 65535.")
         if self.adapter_dir is not None and self.admin_key is None:
             raise UsageError("--adapter-dir is given, and there is no --admin-key.", "Nobody could load any.")
-        if self.cache_tokens is not None and self.cache_tokens < 16:
-            raise UsageError(f"--cache-tokens is {self.cache_tokens}.", "It must be at least 16.")
         for option, values in (("--also", self.also), ("--adapter", self.adapter)):
             if wrong := next((value for value in values if not re.fullmatch(r"[\w.-]+=.+", value)), None):
                 raise UsageError(f"{option} is {wrong}.", "It must be NAME=PATH.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lathe.actions.bounds import above, at_least, below
 from lathe.actions.launch import Devices
 from lathe.actions.place import Places
 from lathe.errors import UsageError
@@ -191,12 +191,9 @@ class Options(Devices, Places):
 
     def __post_init__(self) -> None:
         self.check_devices()
-        for name in ABOVE_ZERO:
-            check(self, name, above=True)
-        for name in FROM_ZERO:
-            check(self, name, above=False)
-        if not 0 <= (self.val_split_fraction or 0) < 1:
-            raise UsageError(f"--val-split-fraction is {self.val_split_fraction}.", "It must be from 0 to below 1.")
+        above(0, self, *ABOVE_ZERO)
+        at_least(0, self, *FROM_ZERO)
+        below(1, self, "val_split_fraction")
         if not 0 <= self.train.min_lr <= self.optimizer.lr:
             found = f"--train.min-lr is {self.train.min_lr} and --optimizer.lr is {self.optimizer.lr}."
             raise UsageError(found, "The learning rate falls to min-lr, so it cannot be higher.")
@@ -205,11 +202,3 @@ class Options(Devices, Places):
         """The options that must not change in a run."""
         train = ("train.global_batch_size", "train.max_seq_length")
         return ["model", "data", "seed", "val_split_fraction", "precision", "optimizer.name", *train]
-
-
-def check(options: object, name: str, above: bool) -> None:
-    """Raise UsageError where an option is a number below 0, or is 0 and has to be above it."""
-    value = attrgetter(name)(options)
-    if value is not None and (value < 0 or (above and value == 0)):
-        spelt = f"--{name.replace('_', '-')}"
-        raise UsageError(f"{spelt} is {value}.", f"It must be {'above' if above else 'at least'} 0.")
