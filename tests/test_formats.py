@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lathe.data import sources
-from lathe.data.formats import Chat, Completion, Judged, Preference, Samples, Text, parse_columns, sample
+from lathe.data.formats import Samples, parse_columns, sample
+from lathe.data.samples import Chat, Completion, Judged, Preference, Text
 from lathe.errors import DataError
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}

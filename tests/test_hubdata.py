@@ -11,6 +11,7 @@ import pytest
 from hubserver import HubServer, Repo
 
 from lathe.data import formats, hubdata, presets, sources
+from lathe.data.samples import Chat
 from lathe.errors import DataError, MissingError, UsageError
 
 
@@ -174,7 +175,7 @@ def test_presets_read_real_rows(shared: Path, hub: HubServer, monkeypatch, name:
     data, held = presets.sides(name, None)
     rows = sources.rows(data)
     samples = formats.Samples(rows)
-    assert all(isinstance(samples[at], formats.Chat) for at in range(len(rows)))
+    assert all(isinstance(samples[at], Chat) for at in range(len(rows)))
     assert [record.fields for record in rows] == json.loads(real["train"])
     assert fields <= set(rows[0].fields)
     if "val" in real:
@@ -205,5 +206,5 @@ def test_a_folder_can_say_what_is_held_out(tmp_path: Path) -> None:
 )
 def test_rows_of_the_other_presets_are_recognised(row: dict) -> None:
     (sample,) = formats.Samples([row])
-    assert isinstance(sample, formats.Chat)
+    assert isinstance(sample, Chat)
     assert [message["content"] for message in sample.messages] == ["Say it.", "It."]

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lathe.data.formats import Chat, Completion, Preference, Sample, Samples, Text
+from lathe.data.formats import Samples
+from lathe.data.samples import Chat, Completion, Preference, Sample, Text
 from lathe.data.render import Example, Renderer
 from lathe.errors import TokenizerError
 from lathe.tokenizer import Tokenizer, train_bpe

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from lathe.data import kinds, sources
 from lathe.data.files import File
+from lathe.data.rows import interleaved
 from lathe.errors import DataError, MissingError, UsageError
 
 ROWS = [{"a": f"line {i}\n“{i}”, and so on", "b": i * i} for i in range(7)]
@@ -197,7 +198,7 @@ def test_sources_follow_each_other(tmp_path: Path) -> None:
 def test_weights_hold_in_every_beginning_and_no_row_is_left_out(some: list[tuple[int, float]]) -> None:
     places = [np.arange(100 * s, 100 * s + count) for s, (count, _) in enumerate(some)]
     weights = [weight for _, weight in some]
-    order = sources.interleaved(places, weights)
+    order = interleaved(places, weights)
     assert set(order) == {item for place in places for item in place}
     for end in range(1, len(order) + 1):
         for s, weight in enumerate(weights):

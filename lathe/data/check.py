@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lathe.data.formats import Chat, Completion, Judged, Preference, Sample, Samples, Text
+from lathe.data.formats import Samples
+from lathe.data.samples import Chat, Completion, Judged, Preference, Sample, Text
 from lathe.data.pack import fitted
 from lathe.data.render import Example, Group, Renderer
 from lathe.errors import DataError, LatheError

@@ -22,7 +22,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from lathe.data.files import Piece
-from lathe.data.sources import Source, text
+from lathe.data.rows import text
+from lathe.data.sources import Source
 from lathe.errors import DataError
 from lathe.tokenizer import Tokenizer
 
@@ -82,12 +83,8 @@ class Recipe:
         if self.held and self.few == 1:
             texts = list(zip(parted(texts[0][0], self.held), (False, True), strict=True))
         sides = [[text for text, held in texts if held is side] for side in (False, True)]
-        learned, held = ([self._ended(ids) for ids in self.tokenizer.encode_all(side)] for side in sides)
+        learned, held = ([self.tokenizer.closed(ids) for ids in self.tokenizer.encode_all(side)] for side in sides)
         return learned, held
-
-    def _ended(self, ids: list[int]) -> list[int]:
-        eos = self.tokenizer.eos_id
-        return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
 def drawn(fraction: float, seed: int, count: int | None) -> Iterator[bool]:

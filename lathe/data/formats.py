@@ -13,57 +13,16 @@ text                            a document
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeAlias, overload
 
 from lathe.data import messages as turns
 from lathe.data.files import Record
 from lathe.data.messages import Message
+from lathe.data.samples import Chat, Completion, Judged, Preference, Sample, Text
 from lathe.errors import DataError, did_you_mean
 
 
-@dataclass(frozen=True)
-class Chat:
-    """A conversation.
-
-    messages: as `lathe.data.messages` makes them; a user's may have `input`, what an instruction is about.
-    muted: places of messages that have no loss whatever they are.
-    """
-
-    messages: tuple[Message, ...]
-    tools: tuple[Message, ...] = ()
-    muted: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Completion:
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Two ways to go on from one beginning, `shared` messages long (nothing, for texts)."""
-
-    chosen: Chat | Completion
-    rejected: Chat | Completion
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An answer and whether it is wanted."""
-
-    answer: Chat | Completion
-    wanted: bool
-
-
-Sample: TypeAlias = Chat | Completion | Text | Preference | Judged
 Row: TypeAlias = Mapping[str, Any] | str | Record
 
 _TALKS = ("messages", "conversations", "conversation", "dialogue")

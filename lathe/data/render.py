@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lathe.data.formats import Chat, Completion, Judged, Preference, Sample, Text
+from lathe.data.samples import Chat, Completion, Judged, Preference, Sample, Text
 from lathe.data.writing import ASKED, Part, Talk, Writer
 from lathe.tokenizer import Tokenizer
 from lathe.tokenizer.styles import PLAIN
@@ -108,7 +108,7 @@ class Renderer:
     # ------------------------------------------------------------ texts
 
     def _text(self, text: str) -> Example:
-        ids = self._ended(self.tokenizer.encode(text))
+        ids = self.tokenizer.closed(self.tokenizer.encode(text))
         begun = int(ids[:1] == [self.tokenizer.bos_id])
         return _example(ids[:begun], ids[begun:])
 
@@ -120,11 +120,7 @@ class Renderer:
         encode = self.tokenizer.encode
         asked_ids = encode(sample.prompt)
         answer = self._after(asked_ids, encode(sample.prompt + sample.completion), sample.completion)
-        return self._learned(_Turn(asked_ids, self._ended(answer)))
-
-    def _ended(self, ids: list[int]) -> list[int]:
-        eos = self.tokenizer.eos_id
-        return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+        return self._learned(_Turn(asked_ids, self.tokenizer.closed(answer)))
 
     def _after(self, asked: list[int], whole: list[int], text: str) -> list[int]:
         """The ids of `text` after those of `asked`: of both together, unless a token would lie across the place."""
@@ -175,7 +171,7 @@ class Renderer:
     def _turn(self, part: Part) -> _Turn:
         asked = self.tokenizer.encode(part.asked, special=False)
         ids = self._after(asked, self.tokenizer.encode(part.asked + part.answer, special=False), part.answer)
-        return _Turn(asked, ids if part.closed else self._ended(ids))
+        return _Turn(asked, ids if part.closed else self.tokenizer.closed(ids))
 
     def _standing(self, part: Part, whole: _Whole) -> _Turn | None:
         """What `_turn` gives, read off the ids of a whole conversation; None where that takes more than a look.

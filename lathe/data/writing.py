@@ -19,7 +19,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from lathe.data.formats import Chat
+from lathe.data.samples import Chat
 from lathe.data.messages import Message
 from lathe.errors import TokenizerError
 from lathe.tokenizer import Tokenizer

@@ -65,7 +65,7 @@ class Encoder:
             TokenizerError: the text holds half a character, or one that the vocabulary has no token for.
         """
         (ids,) = self._ids([self._prepared(text)])
-        return self._ended(ids) if special else ids
+        return self._framed(ids) if special else ids
 
     @property
     def begin(self) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class Encoder:
             parts = [[text] for text in prepared]
         ids = self._ids([part for some in parts for part in some])
         found = [[number for _ in some for number in next(ids)] for some in parts]
-        return [self._ended(numbers) for numbers in found] if special else found
+        return [self._framed(numbers) for numbers in found] if special else found
 
     @cached_property
     def _divisible(self) -> bool:
@@ -122,9 +122,13 @@ class Encoder:
             fix = "It knows the characters of the texts that it was made from, and no others."
             raise TokenizerError(f"The tokenizer has no token for {lacking!r}.", fix=fix) from error
 
-    def _ended(self, ids: list[int]) -> list[int]:
+    def _framed(self, ids: list[int]) -> list[int]:
         begun = ids[: len(self._before)] == self._before
         return [*([] if begun else self._before), *ids, *self._after]
+
+    def closed(self, ids: list[int]) -> list[int]:
+        """A document's ids with EOS after them, unless they end with it or there is none."""
+        return [*ids, *([] if self.eos_id is None or ids[-1:] == [self.eos_id] else [self.eos_id])]
 
     @cached_property
     def digest(self) -> str:
