@@ -136,7 +136,7 @@ class Source:
             return engine.Lookup(8 if count is None else count)
         group, small = Group.joined(), checkpoint.open(hub.find(str(draft), checkpoints))
         assert self.opened is not None  # random weights have no draft
-        _same_vocabulary(small, self.tokenizer, self.opened.path)
+        same_vocabulary(small, self.tokenizer, self.opened.path)
         tensor = place.strategy == "tensor"
         device = places(place.device, 1 if tensor else place.devices)[0]
         guesser = small.load(device, number_format(place.dtype))
@@ -175,7 +175,7 @@ def _fits(words: Tokenizer, spec: Spec) -> None:
         raise UsageError(found, "Each needs a row in the embedding.", "Name the model's own tokenizer.")
 
 
-def _same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
+def same_vocabulary(draft: checkpoint.Checkpoint, words: Tokenizer, model: Path) -> None:
     """A draft's ids must mean what the model's mean; some more or fewer at the end do no harm. Raises UsageError."""
     theirs = draft.tokenizer()
     shared = min(words.vocab_size, theirs.vocab_size)

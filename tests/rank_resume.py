@@ -12,9 +12,9 @@ from rank_training import SPECS, data, drawn, weights_of
 from torch import Tensor
 
 from lathe.training import loop, loss, optim, state
+from lathe.training.grid import Grid
 from lathe.training.limits import Limits
 from lathe.training.schedule import Schedule
-from lathe.training.grid import Grid
 from lathe.training.spread import Spread
 from lathe.transforms import adapt
 from lathe.transforms.terms import Lora

@@ -16,9 +16,9 @@ from lathe import families
 from lathe.errors import UsageError
 from lathe.tokenizer import train_bpe
 from lathe.training import optim, saves, state
+from lathe.training.grid import Grid
 from lathe.training.limits import Reached
 from lathe.training.run import Run
-from lathe.training.grid import Grid
 from lathe.training.spread import Spread
 
 SIZES = {

@@ -21,10 +21,10 @@ from lathe.data.stages import Shuffled
 from lathe.model import spec as s
 from lathe.model.decoder import Decoder
 from lathe.training import blocks, loop, loss, optim, preference
+from lathe.training.grid import Grid
 from lathe.training.limits import Limits
 from lathe.training.precision import Precision
 from lathe.training.schedule import Schedule
-from lathe.training.grid import Grid
 from lathe.training.spread import Spread
 from lathe.transforms import adapt
 from lathe.transforms.terms import Lora

@@ -16,8 +16,8 @@ from lathe.engine import DraftModel, Engine, Sampling
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.transforms import adapt, begin
-from lathe.transforms.standing import Parts
 from lathe.transforms.roster import Roster
+from lathe.transforms.standing import Parts
 from lathe.transforms.terms import Lora, Prefix, Scale
 
 METHODS: dict[str, Callable[[Decoder], Parts]] = {

@@ -25,8 +25,8 @@ from test_speculate import Wrong, near
 from lathe.engine import DraftModel, Engine, Lookup, Sampling, Sequence
 from lathe.errors import UsageError
 from lathe.transforms import adapt
-from lathe.transforms.standing import Parts
 from lathe.transforms.roster import Roster
+from lathe.transforms.standing import Parts
 
 NAMES = ("a", "b", "apart")
 METHODS = {"a": "lora", "b": "dora", "apart": "lora"}

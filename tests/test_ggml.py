@@ -14,10 +14,10 @@ from families import CASES, REFUSED, Case
 from patterned import pattern
 
 from lathe import checkpoint, families
-from lathe.model.blank import blank, slots
 from lathe.checkpoint.packing import pack
 from lathe.errors import CheckpointError, ConfigError, UsageError
 from lathe.families import ggml
+from lathe.model.blank import blank, slots
 from lathe.weights import gguf as lathe_gguf
 from lathe.weights.tensors import Ref
 

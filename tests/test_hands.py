@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lathe import checkpoint, families
-from lathe.model.blank import blank, slots
 from lathe.checkpoint.saving import save
 from lathe.errors import ConfigError
 from lathe.families import FAMILIES, ggml, litgpt
 from lathe.model import rope
+from lathe.model.blank import blank, slots
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.spec import LongRope, RMSNorm, Spec

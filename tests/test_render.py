@@ -17,8 +17,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lathe.data.formats import Samples
-from lathe.data.samples import Chat, Completion, Preference, Sample, Text
 from lathe.data.render import Example, Renderer
+from lathe.data.samples import Chat, Completion, Preference, Sample, Text
 from lathe.errors import TokenizerError
 from lathe.tokenizer import Tokenizer, train_bpe
 from lathe.tokenizer.styles import STYLES

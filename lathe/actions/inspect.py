@@ -12,7 +12,7 @@ from lathe import hub
 from lathe.actions import adapters, memory, soundness
 from lathe.actions.bounds import at_least
 from lathe.actions.place import Places
-from lathe.errors import LatheError, UsageError
+from lathe.errors import LatheError
 
 if TYPE_CHECKING:
     from lathe.checkpoint import Checkpoint

@@ -4,7 +4,6 @@ from lathe.checkpoint import parts
 from lathe.checkpoint.adapters import Adapted, Adapter, Named, by_name, put_on
 from lathe.checkpoint.documents import read_json, read_yaml, write_json
 from lathe.checkpoint.filling import Checkpoint, fit
-from lathe.model.blank import blank, slots
 from lathe.checkpoint.lightning import trained
 from lathe.checkpoint.llama_adapter import files as llama_adapter_files
 from lathe.checkpoint.merging import weights
@@ -14,6 +13,7 @@ from lathe.checkpoint.peft_folder import files as adapter_files
 from lathe.checkpoint.peft_folder import write as write_adapter
 from lathe.checkpoint.placing import beside, recover, refuse, remove, room
 from lathe.checkpoint.saving import kept, save
+from lathe.model.blank import blank, slots
 
 __all__ = [
     "Adapted",

@@ -14,11 +14,11 @@ from lathe import hub
 from lathe.checkpoint import landing, litgpt_parts, llama_adapter
 from lathe.checkpoint.documents import generation, read_json, read_yaml
 from lathe.checkpoint.filling import Checkpoint, named
-from lathe.model.blank import blank
 from lathe.checkpoint.landing import EMBEDDING, HEAD, Landing, Parts
 from lathe.checkpoint.merging import merge
 from lathe.errors import MissingError, UsageError
 from lathe.families import peft
+from lathe.model.blank import blank
 from lathe.model.decoder import Decoder
 from lathe.transforms import adapt
 from lathe.transforms.shard import Share

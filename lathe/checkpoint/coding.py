@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lathe.checkpoint.filling import Checkpoint, fit
-from lathe.model.blank import blank
 from lathe.model import layers
+from lathe.model.blank import blank
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.transforms import gptq

@@ -16,12 +16,12 @@ import torch
 
 from lathe import families
 from lathe.checkpoint.filling import Checkpoint
-from lathe.model.blank import blank, slots
 from lathe.errors import CheckpointError
 from lathe.families import peft
+from lathe.model.blank import blank, slots
 from lathe.model.spec import Spec
-from lathe.transforms.standing import Part
 from lathe.transforms.lowrank import LowRank
+from lathe.transforms.standing import Part
 from lathe.transforms.terms import Lora
 from lathe.transforms.whole import Whole
 from lathe.weights import rules

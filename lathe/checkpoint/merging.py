@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
 from lathe.transforms import adapt
-from lathe.transforms.standing import Part
 from lathe.transforms.adapted import Adapted
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.prefix import Tokens
 from lathe.transforms.quantize import Packed
+from lathe.transforms.standing import Part
 from lathe.transforms.whole import Scaled, Whole
 from lathe.weights.rules import Refs
 from lathe.weights.tensors import Box, Ref

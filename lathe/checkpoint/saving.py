@@ -18,10 +18,10 @@ from lathe import families
 from lathe.checkpoint import merging, placing, quantized
 from lathe.checkpoint.documents import write_json
 from lathe.checkpoint.filling import main_dtype
-from lathe.model.blank import blank
 from lathe.checkpoint.packing import pack
 from lathe.errors import UsageError, did_you_mean
 from lathe.families import litgpt
+from lathe.model.blank import blank
 from lathe.model.decoder import Decoder
 from lathe.weights import pickled, rules, safetensors
 from lathe.weights.rules import Refs

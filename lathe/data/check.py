@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lathe.data.formats import Samples
-from lathe.data.samples import Chat, Completion, Judged, Preference, Sample, Text
 from lathe.data.pack import fitted
 from lathe.data.render import Example, Group, Renderer
+from lathe.data.samples import Chat, Completion, Judged, Preference, Sample, Text
 from lathe.errors import DataError, LatheError
 
 SHOWN = 5  # rows that an error names

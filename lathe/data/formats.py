@@ -22,7 +22,6 @@ from lathe.data.messages import Message
 from lathe.data.samples import Chat, Completion, Judged, Preference, Sample, Text
 from lathe.errors import DataError, did_you_mean
 
-
 Row: TypeAlias = Mapping[str, Any] | str | Record
 
 _TALKS = ("messages", "conversations", "conversation", "dialogue")

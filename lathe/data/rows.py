@@ -95,5 +95,3 @@ def interleaved(places: Sequence[np.ndarray], weights: Sequence[float]) -> np.nd
     due = np.concatenate([(np.arange(count) + 0.5) / share for count, share in zip(counts, shares, strict=True)])
     items = np.concatenate([np.resize(some, count) for some, count in zip(places, counts, strict=True)])
     return items[np.argsort(due, kind="stable")]
-
-

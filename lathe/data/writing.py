@@ -19,8 +19,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from lathe.data.samples import Chat
 from lathe.data.messages import Message
+from lathe.data.samples import Chat
 from lathe.errors import TokenizerError
 from lathe.tokenizer import Tokenizer
 

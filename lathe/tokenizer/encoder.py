@@ -128,7 +128,7 @@ class Encoder:
 
     def closed(self, ids: list[int]) -> list[int]:
         """A document's ids with EOS after them, unless they end with it or there is none."""
-        return [*ids, *([] if self.eos_id is None or ids[-1:] == [self.eos_id] else [self.eos_id])]
+        return ids if self.eos_id is None or ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
     @cached_property
     def digest(self) -> str:

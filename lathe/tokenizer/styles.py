@@ -148,9 +148,7 @@ STYLES: dict[str, Style] = {
         "Now, try to solve the following question through the above guidelines:",
     ),
     "phi-4-mini": _roles("<|{}|>", "<|end|>"),
-    "phi-4-mini-reasoning": _roles(
-        "<|{}|>", "<|end|>", "Your name is Phi, an AI math expert developed by Microsoft."
-    ),
+    "phi-4-mini-reasoning": _roles("<|{}|>", "<|end|>", "Your name is Phi, an AI math expert developed by Microsoft."),
     "tinyllama": _roles(
         "<|{}|>\n", "</s>\n", "You are a friendly chatbot who always gives helpful, detailed, and polite answers."
     ),

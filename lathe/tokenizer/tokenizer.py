@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lathe.errors import TokenizerError
-from lathe.tokenizer import around, files, ggml, styles
+from lathe.tokenizer import around, files, ggml_reading, ggml_writing, styles
 from lathe.tokenizer.encoder import Encoder
 from lathe.tokenizer.vocab import Vocab
 
@@ -90,7 +90,9 @@ class Tokenizer(Encoder):
         named = {
             name[len(_TEMPLATE) + 1 :]: text for name, text in metadata.items() if name.startswith(_TEMPLATE + ".")
         }
-        return cls(ggml.read(metadata), named | ({"default": metadata[_TEMPLATE]} if _TEMPLATE in metadata else {}))
+        return cls(
+            ggml_reading.read(metadata), named | ({"default": metadata[_TEMPLATE]} if _TEMPLATE in metadata else {})
+        )
 
     def to_gguf(self) -> dict[str, Any]:
         """The tokenizer as a GGUF file's metadata: what `from_gguf` takes, and what llama.cpp gives the same ids from.
@@ -98,7 +100,7 @@ class Tokenizer(Encoder):
         Raises:
             TokenizerError: GGUF has no words for it.
         """
-        words = ggml.write(self._words, self._before, self._after, self.eos_ids)
+        words = ggml_writing.write(self._words, self._before, self._after, self.eos_ids)
         default = {} if self.template is None else {_TEMPLATE: self.template}
         others = {name: text for name, text in self._templates.items() if name != "default"}
         named: dict[str, Any] = {f"{_TEMPLATE}.{name}": text for name, text in others.items()}

@@ -33,6 +33,9 @@ class Grid:
         return self.copies * self.shards * self.slices
 
 
+ONE = Grid()  # process alone
+
+
 def divided(count: int, near: int, slices: int, strategy: str, need: int, room: float) -> Grid:
     """How `count` processes, `near` of them on each machine, divide a training.
 

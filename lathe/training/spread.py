@@ -22,14 +22,13 @@ from lathe.model.blank import blank, emptied, slots
 from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 from lathe.training.buckets import Buckets
-from lathe.training.grid import Grid, divide, group
+from lathe.training.grid import ONE, Grid, divide, group
 from lathe.transforms import adapt, begin
 from lathe.transforms.begin import Made
 from lathe.transforms.parallel import Learning, Slices
 from lathe.transforms.parts import local, part
 from lathe.transforms.terms import Lora, Prefix, Scale
 from lathe.weights.tensors import Ref
-
 
 MAKERS: dict[type, Callable[..., Made]] = {Lora: begin.lora, Prefix: begin.prefix, Scale: begin.scale}
 
@@ -41,7 +40,7 @@ class Spread:
     rank, count: which part of each step's rows is this process's, of how many.
     """
 
-    def __init__(self, device: torch.device, grid: Grid = Grid()) -> None:
+    def __init__(self, device: torch.device, grid: Grid = ONE) -> None:
         self.device, self.grid = device, grid
         self.count = grid.copies * grid.shards
         self.rank = 0

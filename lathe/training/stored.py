@@ -143,7 +143,6 @@ def _cause(error: dcp.CheckpointException) -> BaseException:
     return inner or first
 
 
-
 def leaves(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if isinstance(tensor, DTensor) or not is_traceable_wrapper_subclass(tensor):
         return {name: tensor}

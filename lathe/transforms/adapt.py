@@ -24,6 +24,7 @@ from lathe.transforms.prefix import Prefixed
 from lathe.transforms.standing import Part, Parts, place
 from lathe.transforms.whole import Replaced, Whole
 
+
 def put(decoder: Decoder, name: str, parts: Parts) -> None:
     """Put an adapter on, active beside those that are active already. Nothing of it asks for gradients.
 

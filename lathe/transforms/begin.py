@@ -14,10 +14,10 @@ from lathe.model.attention import Attention
 from lathe.model.decoder import Decoder, Embedding
 from lathe.model.layers import Linear
 from lathe.model.mlps import Stacked
-from lathe.transforms.standing import Part
 from lathe.transforms.adapted import Adapted, kind_of, shape_of
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.prefix import Tokens
+from lathe.transforms.standing import Part
 from lathe.transforms.terms import Lora, Prefix, Scale, named
 from lathe.transforms.whole import Scaled, Whole
 

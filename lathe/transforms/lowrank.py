@@ -1,6 +1,6 @@
 """Two low matrices become a term that is added to a module's weight, and a module one that holds such terms by name.
 
-LoRA (Hu et al., arXiv:2106.09685) and DoRA's magnitudes (Liu et al., arXiv:2402.09353). What a term does to a linear map
+LoRA (Hu et al., arXiv:2106.09685) and DoRA's magnitudes (Liu et al., arXiv:2402.09353). What terms do to a linear map
 is in `lora`, to an embedding or a stack of experts in `lora_tables`.
 """
 

@@ -21,11 +21,11 @@ from lathe.model.blank import blank
 from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.spec import Spec
-from lathe.transforms.standing import Part
 from lathe.transforms.begin import Made
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.parts import local
 from lathe.transforms.shard import Group, Share, cut_of, span
+from lathe.transforms.standing import Part
 
 if TYPE_CHECKING:
     from lathe.weights.tensors import Ref

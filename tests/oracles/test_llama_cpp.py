@@ -14,9 +14,9 @@ from families import CASES, REFUSED, Case
 from torch import Tensor
 
 from lathe import LLM, checkpoint, families
-from lathe.model.blank import blank, slots
 from lathe.checkpoint.packing import pack
 from lathe.families import ggml
+from lathe.model.blank import blank, slots
 from lathe.model.layout import Layout
 from lathe.weights import gguf
 from lathe.weights.blocks import PACKINGS
