@@ -1,4 +1,4 @@
-"""A sequence that an engine is writing becomes pieces of text as they come, and in the end an answer and its figures."""
+"""A sequence that an engine is writing becomes pieces of text as they come, and in the end an answer with figures."""
 
 from __future__ import annotations
 
