@@ -177,7 +177,7 @@ class Encoder:
         return token
 
     def token(self, number: int) -> str:
-        """As `get`, for an id that must be there.
+        """The token of the id `number` as the vocabulary writes it; there must be one.
 
         Raises:
             TokenizerError: no token has this id.
