@@ -166,12 +166,10 @@ def in_panels(module: quantize.PackedLinear) -> panels.QuickPacked:
     return panels.QuickPacked(module, native.library(), room.panels(module.how, module.shape))
 
 
-@pytest.mark.parametrize("how", ["int8", "int8-32", "nf4", "int4"])
+@pytest.mark.parametrize("how", panels.CODES)
 @pytest.mark.parametrize("shape", [(5, 64), (40, 80), (49, 576), (16, 1000)])
 def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
     """Within what 8 bits for each 32 numbers of x, and for nf4's values, leave: 1.5 % of the product's size."""
-    if not native.library().lathe_codes():
-        pytest.skip("this processor has no instructions for it")
     torch.manual_seed(0)
     linear = Linear(shape[1], shape[0], bias=True)
     for parameter in linear.parameters():
@@ -189,11 +187,9 @@ def test_codes_are_multiplied_as_the_numbers_they_stand_for(how, shape):
         assert torch.equal(quick(x.repeat(11, 1)), y.repeat(11, 1))  # more than are made into codes at once
 
 
-@pytest.mark.parametrize("how", ["int8", "int8-32", "nf4", "int4"])
+@pytest.mark.parametrize("how", panels.CODES)
 @pytest.mark.parametrize("shape", [(5, 64), (40, 80), (16, 1000)])
 def test_codes_are_there_once_and_come_back_bit_for_bit(how, shape):
-    if not native.library().lathe_codes():
-        pytest.skip("this processor has no instructions for it")
     module = quantize.PackedLinear(Linear(shape[1], shape[0], bias=True), how)
     module.take(KINDS[how].pack([torch.randn(shape)], torch.Size(shape), CPU))
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
@@ -211,7 +207,7 @@ def test_codes_are_there_once_and_come_back_bit_for_bit(how, shape):
     assert torch.equal(module.weight, weight)
 
 
-@pytest.mark.parametrize("how", ["int8", "int8-32", "nf4", "int4"])
+@pytest.mark.parametrize("how", panels.CODES)
 def test_quantized_decoders_score_as_their_plain_way(how):
     decoder, plain = made(), made()
     for one in (decoder, plain):
@@ -230,8 +226,6 @@ def test_quantized_decoders_score_as_their_plain_way(how):
 @pytest.mark.parametrize("shape", [(5, 64), (40, 80), (2500, 97)])
 def test_rows_are_looked_up_as_their_codes_say(shape, dtype):
     """Bit for bit what unpacking all of them gives; made some rows at a time."""
-    if not native.library().lathe_codes():
-        pytest.skip("this processor has no instructions for it")
     table = torch.randn(shape).to(dtype)
     for how in ("int8", "int8-32"):
         made = panels.Room(native.library(), [(how, table.shape)]).panels(how, table.shape).rounded(table)
@@ -250,8 +244,6 @@ def test_rows_are_looked_up_as_their_codes_say(shape, dtype):
 @pytest.mark.parametrize("tied", [True, False])
 def test_embedding_and_head_are_codes_once_where_they_are_one(tied, tmp_path):
     """The numbers stay where they are: who learns has them, what is saved is them, and so is what comes back."""
-    if not native.library().lathe_codes():
-        pytest.skip("this processor has no instructions for it")
     config = {**LLAMA, "tie_word_embeddings": tied}
     decoder, plain = made(config=config), made(config=config)
     quantize.pack(decoder, "int8")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from lathe import checkpoint, families
 from lathe.checkpoint import quantized
 from lathe.errors import CheckpointError, ConfigError
 from lathe.model import native
+from lathe.model.layers import Linear
 from lathe.model.layout import Layout
-from lathe.transforms import pack
+from lathe.transforms import pack, panels
 from lathe.transforms.grids import NF4
 from lathe.transforms.kinds import KINDS
-from lathe.transforms.quantize import Packed, matrices
+from lathe.transforms.quantize import Packed, PackedLinear, matrices
+from lathe.weights import rules
+from lathe.weights.coded import Coded
+from lathe.weights.tensors import Ref
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
@@ -127,30 +132,37 @@ def told_gptq(bits: int, group: int, form: str = "gptq", **more: Any) -> dict[st
     ("group", "v1", "ordered"), [(32, True, False), (64, False, False), (32, True, True), (-1, True, False)]
 )
 def test_gptq(tmp_path, bits, group, v1, ordered):
-    numbers = model(
-        tmp_path, told_gptq(bits, group, "gptq" if v1 else "gptq_v2"), gptq(bits, group, v1=v1, sorted_columns=ordered)
-    )
-    found = same(tmp_path, numbers)
+    told = told_gptq(bits, group, "gptq" if v1 else "gptq_v2", sym=False)
+    found = same(tmp_path, model(tmp_path, told, gptq(bits, group, v1=v1, sorted_columns=ordered)))
     assert found.quantized == "gptq" and "gptq" in found.form
+    if bits == 4 and not ordered:
+        assert kept(found) == {"int4-zp": 14}
+    else:
+        with pytest.warns(UserWarning, match="unpacked"):
+            assert kept(found) == {}
+
+
+def test_a_gptq_that_is_not_as_symmetric_as_it_says_is_unpacked(tmp_path):
+    found = same(tmp_path, model(tmp_path, told_gptq(4, 32), gptq(4, 32, v1=True)))
     with pytest.warns(UserWarning, match="unpacked"):
         assert kept(found) == {}
 
 
 @pytest.mark.parametrize("group", [32, 64, -1])
-def test_a_symmetric_gptq_of_4_bits_stays_in_its_codes(tmp_path, group):
-    numbers = model(tmp_path, told_gptq(4, group), gptq(4, group, v1=True, symmetric=True))
+@pytest.mark.parametrize(("bits", "kind"), [(4, "int4"), (8, "int8-32")])
+def test_a_symmetric_gptq_stays_in_its_codes(tmp_path, group, bits, kind):
+    numbers = model(tmp_path, told_gptq(bits, group), gptq(bits, group, v1=True, symmetric=True))
     found = same(tmp_path, numbers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kept(found) == {"int4": 14}
+        assert kept(found) == {kind: 14}
     decoder = found.load(quantize="int8")  # which is asked for, and rounds once more
     assert {module.how for module in decoder.modules() if isinstance(module, Packed)} == {"int8"}
 
 
 def test_in_float16_which_kernels_do_not_know_its_codes_are_multiplied_too(tmp_path):
-    library = native.library()
-    if library is None or not library.lathe_codes():
-        pytest.skip("no kernels for codes on this machine")
+    if native.library() is None:
+        pytest.skip("no C++ compiler")
     model(tmp_path, told_gptq(4, 64), gptq(4, 64, v1=True, symmetric=True))
     decoder, tokens = checkpoint.open(tmp_path).load(dtype=torch.float16), torch.arange(20) * 7 % 96
     with torch.inference_mode():
@@ -190,25 +202,60 @@ def test_autogptq_before_it_wrote_into_config_json(tmp_path):
     same(tmp_path, numbers)
 
 
-def awq(module: str, rows: int, inputs: int) -> Made:
+def awq(module: str, rows: int, inputs: int, group: int = 32) -> Made:
     generator = random(rows + inputs)
     codes = torch.randint(0, 16, (inputs, rows), generator=generator)
-    zeros = torch.randint(0, 16, (inputs // 32, rows), generator=generator)
-    scales = (torch.rand(inputs // 32, rows, generator=generator) * 0.05).half()
+    zeros = torch.randint(0, 16, (inputs // group, rows), generator=generator)
+    scales = (torch.rand(inputs // group, rows, generator=generator) * 0.05).half()
 
     def pack(some: Tensor) -> Tensor:  # a word has columns 0, 2, 4, 6, 1, 3, 5, 7, from its lowest bits up
         order = [block + n for block in range(0, rows, 8) for n in (0, 2, 4, 6, 1, 3, 5, 7)]
         return words(some[:, order].tolist(), 4).T
 
     parts = {"qweight": pack(codes), "qzeros": pack(zeros), "scales": scales}
-    return parts, ((codes - zeros.repeat_interleave(32, 0)) * scales.float().repeat_interleave(32, 0)).T
+    return parts, ((codes - zeros.repeat_interleave(group, 0)) * scales.float().repeat_interleave(group, 0)).T
 
 
 def test_awq(tmp_path):
     told = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
     numbers = model(tmp_path, told | {"modules_to_not_convert": None}, awq)
-    with pytest.warns(UserWarning, match="unpacked"):
-        assert kept(same(tmp_path, numbers)) == {}
+    assert kept(same(tmp_path, numbers)) == {"int4-zp": 14}
+
+
+def coded(told: dict[str, Any], parts: dict[str, Tensor]) -> Ref:
+    """One matrix of a checkpoint."""
+    _, laws = quantized.rules(CONFIG | {"quantization_config": told}, [])
+    return rules.into(laws, {f"some.{name}": Ref.of(part.contiguous()) for name, part in parts.items()})["some.weight"]
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2", "awq", "compressed-tensors"])
+def test_products_of_codes_with_zero_points(form, group):
+    """Those of the numbers, within what rounding the other factor to 8 bits leaves; alone, and many at once."""
+    if form == "compressed-tensors":
+        told, make = compressed(
+            "pack-quantized", num_bits=4, symmetric=False, strategy="group", group_size=group
+        )
+    elif form == "awq":
+        told = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm"}
+        make = partial(awq, group=group)
+    else:
+        told, make = told_gptq(4, group, form, sym=False), gptq(4, group, v1=form == "gptq")
+    parts, exact = make("some", 48, 256)
+    ref = coded(told, parts)
+    assert isinstance(ref, Coded) and ref.kind == "int4-zp" and ref.sure()
+    module = PackedLinear(Linear(256, 48), "int4-zp")
+    module.take({name: part.read().contiguous() for name, part in ref.parts.items()})
+    torch.testing.assert_close(module.weight, exact, rtol=0, atol=1e-6)
+    if (kernels := native.library()) is None:
+        pytest.skip("no C++ compiler")
+    x = torch.randn(70, 256, generator=random())
+    room = panels.Room(kernels, [("int4-zp", module.shape)])
+    quick = panels.QuickPacked(module, kernels, room.panels("int4-zp", module.shape))
+    with torch.inference_mode():
+        product, y = x @ exact.T, quick(x)
+        assert (y - product).square().mean() <= (0.01 * product.std()) ** 2
+        assert torch.equal(quick(x[5:6])[0], y[5])
 
 
 # ---- floats of 8 bits ------------------------------------------------------------------------------------------------
@@ -292,10 +339,13 @@ GROUP_32 = {"strategy": "group", "group_size": 32}
 @pytest.mark.parametrize(("form", "weights", "kinds"), [
     ("pack-quantized", {"num_bits": 4, **GROUP_32}, {"int4": 14}),
     ("pack-quantized", {"num_bits": 4, "strategy": "channel"}, {"int4": 14}),
-    ("pack-quantized", {"num_bits": 4, "symmetric": False, **GROUP_32}, {}),
+    ("pack-quantized", {"num_bits": 4, "symmetric": False, **GROUP_32}, {"int4-zp": 14}),
+    ("pack-quantized", {"num_bits": 4, "symmetric": False, "strategy": "channel"}, {"int4-zp": 14}),
+    ("pack-quantized", {"num_bits": 8, "symmetric": False, **GROUP_32}, {}),
     ("pack-quantized", {"num_bits": 8, "strategy": "channel"}, {"int8": 14}),
-    ("pack-quantized", {"num_bits": 8, **GROUP_32}, {}),
+    ("pack-quantized", {"num_bits": 8, **GROUP_32}, {"int8-32": 14}),
     ("int-quantized", {"num_bits": 8, "strategy": "channel"}, {"int8": 14}),
+    ("int-quantized", {"num_bits": 8, **GROUP_32}, {"int8-32": 14}),
     ("int-quantized", {"num_bits": 8, "strategy": "tensor"}, {}),
     ("naive-quantized", {"num_bits": 8, "strategy": "channel"}, {"int8": 14}),
     ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}, {}),

@@ -275,3 +275,14 @@ def test_an_adapter_goes_on_a_packed_base(shared):
         for adapter, how in ((place, "int8"), (place, None), (None, None))
     )
     assert 0 < (packed - plain).std() < 0.05 * (plain - without).std()
+
+
+def test_zero_points_are_for_groups_that_lie_to_one_side_of_zero():
+    """Then they make errors half as large; and numbers that are on a grid already are found again."""
+    weight = torch.rand(64, 256, generator=torch.Generator().manual_seed(0)) + 0.2
+    errors = {kind: float((again(kind, weight) - weight).square().mean().sqrt()) for kind in ("int4", "int4-zp")}
+    assert errors["int4-zp"] < 0.7 * errors["int4"]
+    codes = torch.randint(0, 16, (64, 8, 32), generator=torch.Generator().manual_seed(1))
+    codes[..., 0], codes[..., 1] = 0, 15
+    grid = ((codes - 5) * 0.25).flatten(1)
+    assert torch.equal(again("int4-zp", grid), grid)

@@ -28,8 +28,11 @@ class Options(Places):
     _: KW_ONLY
     to: Literal["int8", "int4", "nf4", "fp8", "Q8_0", "Q4_0", "Q4_K_M"]
     """int8, int4, nf4 or fp8, for Lathe, transformers and vLLM; Q8_0, Q4_0 or Q4_K_M, for llama.cpp too."""
+    method: Literal["nearest", "hqq", "gptq"] | None = None
+    """How int4's numbers are chosen: each the nearest; with zero points, for the least error of most (hqq); or by a text
+    (gptq, which --calibrate means)."""
     calibrate: Path | None = None
-    """A text to choose int4's numbers by (GPTQ), so that what the model makes of such text changes least."""
+    """A text to choose int4's numbers by (gptq), so that what the model makes of such text changes least."""
     calibrate_tokens: int = 1 << 15
     """How many tokens of it, from its beginning."""
     check: Path | None = None
@@ -43,10 +46,22 @@ class Options(Places):
         if self.calibrate is not None and self.to != "int4":
             found = f"--calibrate is given, and --to is {self.to}."
             raise UsageError(found, "Only int4 is calibrated.", "Take --to int4, or leave --calibrate out.")
+        if self.method is not None and self.to != "int4":
+            found = f"--method is given, and --to is {self.to}."
+            raise UsageError(found, "Only int4 is made in several ways.", "Take --to int4, or leave --method out.")
+        if self.method is not None and (self.method == "gptq") != (self.calibrate is not None):
+            fix = "Name one with --calibrate." if self.method == "gptq" else "Leave --calibrate or --method out."
+            wish = "is" if self.method == "gptq" else "is not"
+            raise UsageError(f"--method is {self.method}, which {wish} guided by a text.", fix=fix)
         at_least(2, self, "calibrate_tokens", "check_tokens")
         if self.to not in convert.MIXES and self.target.suffix == ".gguf":
             fix = f"Choose {', '.join(convert.MIXES)}, or a folder."
             raise UsageError(f"{self.target} is to be a GGUF file, which has no {self.to}.", fix=fix)
+
+    @property
+    def kind(self) -> str:
+        """What transforms.quantize calls these codes."""
+        return "int4-zp" if self.method == "hqq" else self.to
 
 
 def run(options: Options) -> None:
@@ -80,7 +95,7 @@ def run(options: Options) -> None:
     if options.to in convert.MIXES:
         convert.write(source, place, "gguf", options.to, options.force)
     else:
-        write(source, place, codes(source, options.to, learned or None), options.force)
+        write(source, place, codes(source, options.kind, learned or None), options.force)
     made, before, after = checkpoint.open(place), size(source), weights(place)
     print(f"Wrote {place}: {after / 1e6:,.1f} MB, {after / before:.0%} of what it was", file=sys.stderr)
     if options.to not in convert.MIXES and (left := whole(made)):

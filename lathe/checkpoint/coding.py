@@ -15,7 +15,7 @@ from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.transforms import gptq
 from lathe.transforms.grids import BLOCK, GROUP
-from lathe.transforms.kinds import KINDS
+from lathe.transforms.kinds import FOURS, KINDS
 from lathe.transforms.quantize import matrices
 from lathe.weights.coded import Coded
 from lathe.weights.tensors import Box, Ref
@@ -25,7 +25,7 @@ TOKENS = 2048  # of calibration in one pass
 
 
 def nearest(found: Checkpoint, how: str) -> Iterator[tuple[str, Coded]]:
-    """The codes of every matrix that is wide enough for them, by names. how: int8, int4, nf4 or fp8.
+    """The codes of every matrix that is wide enough for them, by names. how: int8, int4, int4-zp, nf4 or fp8.
 
     Raises CheckpointError as `Checkpoint.load`.
     """
@@ -39,11 +39,11 @@ def nearest(found: Checkpoint, how: str) -> Iterator[tuple[str, Coded]]:
 
 def rounded(ref: Ref, how: str) -> Coded | None:
     """A matrix, or a stack of them, in the nearest codes. 4 bits go by groups of a row: rows that are no whole groups
-    are kept in 8 bits (int4), or not coded (nf4)."""
+    are kept in 8 bits (int4, int4-zp), or not coded (nf4)."""
     inputs = ref.shape[-1]
     if how == "nf4" and inputs % BLOCK:
         return None
-    kind = "int8" if how == "int4" and inputs % GROUP else how
+    kind = "int8" if how in FOURS and inputs % GROUP else how
     if isinstance(ref, Coded) and ref.kind == kind and ref.sure():
         return ref
     return _coded(ref, kind, KINDS[kind].pack(ref.pieces(), torch.Size(ref.shape), CPU))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.model.native import encoding
+from lathe.transforms import hqq
 
 Table = tuple[float, ...]
 BLOCK, GROUP = 64, 32
@@ -134,5 +135,15 @@ def int4_scales(groups: Tensor, ends: Sequence[float] = ENDS) -> Tensor:
 
 
 def from_int4(codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
-    whole = torch.stack((codes >> 4, codes & 15), dim=-1).flatten(-2).float() - 8
-    return (whole.unflatten(-1, (-1, GROUP)) * scales.float()[..., None]).flatten(-2)[..., :inputs]
+    return from_int4_with_zeros(codes, scales, scales.new_tensor([8]), inputs)
+
+
+def to_int4_with_zeros(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """n D to n D/2 codes as in int4, n D/32 scales, and as many zero points, uint8."""
+    codes, scales, zeros = hqq.fitted(F.pad(rows.float(), (0, -rows.shape[1] % GROUP)).unflatten(1, (-1, GROUP)))
+    return halves(codes.flatten(1)), scales, zeros
+
+
+def from_int4_with_zeros(codes: Tensor, scales: Tensor, zeros: Tensor, inputs: int) -> Tensor:
+    whole = torch.stack((codes >> 4, codes & 15), dim=-1).flatten(-2).float().unflatten(-1, (-1, GROUP))
+    return ((whole - zeros.float()[..., None]) * scales.float()[..., None]).flatten(-2)[..., :inputs]

@@ -6,6 +6,7 @@ nf4-dq   the same, with those largest numbers in 8 bits, in blocks of 256 about 
 int8     whole numbers, times a 127th of the largest of each row (arXiv:2208.07339, without its outliers): 8 bits
 int8-32  whole numbers, times a 127th of the largest of each 32 numbers of a row (GGUF's Q8_0): 8.5 bits
 int4     whole numbers from -8 to 7, times a scale for each 32 numbers of a row, chosen for the least error: 4.5 bits
+int4-zp  whole numbers from 0 to 15, less a zero point, times a scale, both for each 32 numbers of a row: 4.75 bits (hqq)
 fp4      as nf4, with the sixteen values that floats of 4 bits have; fp4-dq as nf4-dq
 fp8      floats of 8 bits (4 of exponent, 3 of mantissa), times a 448th of the largest of each row: 8 bits
 
@@ -33,15 +34,17 @@ CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are
 @dataclass(frozen=True)
 class Kind:
     """One way. code: the type of codes. width, scales: how many codes a row of so many inputs has, and how many numbers
-    that they are multiplied by. rows: n D to both; back: both to ... D. double: the scales are packed too."""
+    that they are multiplied by. rows: n D to both; back: both to ... D. double: the scales are packed too. zeros: beside
+    each scale is a zero point, which is taken from the codes before."""
 
     code: torch.dtype
     width: Callable[[int], int]
     scales: Callable[[int], int]
-    rows: Callable[[Tensor], tuple[Tensor, Tensor]]
-    back: Callable[[Tensor, Tensor, int], Tensor]
+    rows: Callable[[Tensor], tuple[Tensor, ...]]
+    back: Callable[..., Tensor]
     double: bool = False
     scale: torch.dtype = torch.float32
+    zeros: bool = False
 
     def blank(self, shape: torch.Size) -> dict[str, Tensor]:
         """Parts without values for a matrix, or a stack of them, of this shape."""
@@ -49,7 +52,8 @@ class Kind:
         count = self.scales(inputs)
         found = {"codes": torch.empty(*lead, self.width(inputs), dtype=self.code)}
         if not self.double:
-            return found | {"scales": torch.empty(*lead, count, dtype=self.scale)}
+            found["scales"] = torch.empty(*lead, count, dtype=self.scale)
+            return found | ({"zeros": torch.empty(*lead, count, dtype=torch.uint8)} if self.zeros else {})
         coarse = -(-torch.Size(lead).numel() * count // COARSE)
         return found | {
             "scales": torch.empty(*lead, count, dtype=torch.int8),
@@ -61,15 +65,17 @@ class Kind:
         """Parts of a matrix that comes some rows at a time (of a stack: some matrices), in any floating-point type."""
         with device:
             found = self.blank(shape)
-            scales = torch.empty(*shape[:-1], self.scales(shape[-1]), dtype=self.scale)
-        codes, start = found["codes"].flatten(0, -2), 0
+            if self.double:  # numbers, until all are known
+                found["scales"] = torch.empty(*shape[:-1], self.scales(shape[-1]))
+        parts, start = [found[name].flatten(0, -2) for name in ("codes", "scales", "zeros") if name in found], 0
         step = max((CHUNK if device.type == "cpu" else LARGE) // shape[-1], 1)
         for piece in pieces:
             for rows in piece.flatten(0, -2).split(step):
                 end = start + len(rows)
-                codes[start:end], scales.flatten(0, -2)[start:end] = self.rows(rows.to(device))
+                for part, some in zip(parts, self.rows(rows.to(device)), strict=True):
+                    part[start:end] = some
                 start = end
-        return found | (_doubled(scales) if self.double else {"scales": scales})
+        return found | _doubled(found["scales"]) if self.double else found
 
     def unpack(
         self, parts: Sequence[Tensor], inputs: int, dtype: torch.dtype, which: slice | int = slice(None)
@@ -77,7 +83,8 @@ class Kind:
         """Rows (of a stack: matrices) of the matrix, computed in float32 and rounded once. parts: the values of what
         `pack` gives; inputs: columns of the matrix."""
         codes, scales, *rest = parts
-        return self.back(codes[which], _single(which, scales, *rest) if rest else scales[which], inputs).to(dtype)
+        others = [_single(which, scales, *rest)] if self.double else [part[which] for part in (scales, *rest)]
+        return self.back(codes[which], *others, inputs).to(dtype)
 
 
 def _doubled(scales: Tensor) -> dict[str, Tensor]:
@@ -131,8 +138,19 @@ KINDS = {
         grids.from_int4,
         scale=torch.float16,
     ),
+    "int4-zp": Kind(
+        torch.uint8,
+        lambda inputs: _groups(inputs) * GROUP // 2,
+        _groups,
+        grids.to_int4_with_zeros,
+        grids.from_int4_with_zeros,
+        scale=torch.float16,
+        zeros=True,
+    ),
 }
-KEPT = ("int8", "int8-32", "int4", "nf4")  # stay in codes where a checkpoint has them: they are also multiplied so
+FOURS = ("int4", "int4-zp")  # whole numbers of 4 bits
+# These stay in codes where a checkpoint has them: they are also multiplied so.
+KEPT = ("int8", "int8-32", *FOURS, "nf4")
 LITGPT = {
     **{f"bnb.{name}": name for name in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")},
     "bnb.int8-training": "int8",

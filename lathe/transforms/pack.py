@@ -22,7 +22,7 @@ from lathe.transforms.quantize import Packed, PackedLinear
 from lathe.transforms.quick import Quick, QuickTrunk
 
 ENDS = "int8-32"  # codes of embedding and head
-QUICK = {"int8", "int8-32", "int4"}  # decoders that these go with; nf4 is for room, and keeps them as they are
+QUICK = {"int8", "int8-32", "int4", "int4-zp"}  # decoders that these go with; nf4 is for room, and keeps them as they are
 
 
 def pack(decoder: Decoder) -> None:
@@ -30,16 +30,15 @@ def pack(decoder: Decoder) -> None:
     kernels = native.library()
     if kernels is None:
         return
-    codes = bool(kernels.lathe_codes())
     # What no kernel multiplies: latent attention takes its matrix apart.
     folded = [one.kv_b_proj for one in decoder.modules() if isinstance(one, attention.LatentAttention)]
     packed: dict[str, PackedLinear] = {}
     ends: dict[str, Embedding | layers.Linear] = {}
-    quick = codes and any(isinstance(one, Packed) and one.how in QUICK for one in decoder.modules())
+    quick = any(isinstance(one, Packed) and one.how in QUICK for one in decoder.modules())
     for name, module in [*decoder.named_modules()]:
         if module in folded or hooked(module):
             continue
-        if type(module) is PackedLinear and module.how in CODES and codes:
+        if type(module) is PackedLinear and module.how in CODES:
             packed[name] = module
         elif quick and (module is decoder.lm_head or module is decoder.model.embed_tokens) and _known(module):
             ends[name] = module

@@ -18,7 +18,8 @@ from lathe.model.native import resident
 from lathe.transforms.kinds import KINDS
 from lathe.transforms.quantize import PackedLinear
 
-CODES = {"int8": 1, "nf4": 2, "int4": 3, "int8-32": 4}  # ways to quantize that the kernels know, as in codes.h
+# Ways to quantize that the kernels know, as in codes.h.
+CODES = {"int8": 1, "nf4": 2, "int4": 3, "int8-32": 4, "int4-zp": 5}
 ABREAST = 16  # rows of a panel
 ROWS = 1024  # of a matrix that are made into codes at once
 
@@ -52,7 +53,7 @@ class Panels:
         self.kernels, self.how, self.shape, self.all = kernels, how, shape, panels
 
     def put(self, parts: Sequence[Tensor], start: int = 0) -> None:
-        """Rows from `start` on, which begins a panel, from their codes and scales."""
+        """Rows from `start` on, which begins a panel, from their codes, scales and zero points."""
         self._move(parts, start, len(parts[0]), False)
 
     def rounded(self, weight: Tensor) -> Panels:
@@ -64,7 +65,7 @@ class Panels:
         return self
 
     def parts(self) -> list[Tensor]:
-        """Codes and scales of all rows."""
+        """Codes, scales and what else the kind has, of all rows."""
         blank = [*KINDS[self.how].blank(self.shape).values()]
         self._move(blank, 0, self.shape[0], True)
         return blank

@@ -13,7 +13,7 @@ import torch
 
 from lathe import families
 from lathe.checkpoint.documents import read_json
-from lathe.checkpoint.quantized import bitsandbytes, compressed, float8, gptq
+from lathe.checkpoint.quantized import bitsandbytes, compressed, float8, gptq, written
 from lathe.errors import ConfigError, UsageError, did_you_mean
 from lathe.families.keys import Keys
 from lathe.weights.coded import Coded
@@ -30,7 +30,7 @@ METHODS: dict[str, Callable[[Keys, torch.dtype], list[Rule]]] = {
     "bitsandbytes": bitsandbytes.bitsandbytes,
 }
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
-TARGETS = {"int8": compressed, "int4": compressed, "fp8": compressed, "nf4": bitsandbytes}
+TARGETS = {"int8": written, "int4": written, "int4-zp": written, "fp8": written, "nf4": bitsandbytes}
 
 
 def amended(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

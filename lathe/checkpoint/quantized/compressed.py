@@ -13,12 +13,9 @@ too, is for those who do so: here they keep their precision.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.checkpoint.quantized.matrices import (
@@ -28,12 +25,15 @@ from lathe.checkpoint.quantized.matrices import (
     Parts,
     bounded,
     exact,
+    factors,
     in_order,
     needed,
-    repeated,
     shaped,
+    swapped,
     typed,
+    whole,
 )
+from lathe.checkpoint.quantized.written import WRITE
 from lathe.errors import CheckpointError
 from lathe.families.keys import Keys
 from lathe.transforms.grids import GROUP
@@ -41,7 +41,6 @@ from lathe.weights.coded import Coded, folded, made, scaled, unpacked
 from lathe.weights.rules import Drop, Rule
 from lathe.weights.tensors import Ref
 
-METHOD = "compressed-tensors"
 FORMS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 PARTS = ("weight", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx")
 # For activations and caches in fewer bits.
@@ -148,14 +147,15 @@ def _matrix(module: str, parts: Parts, scheme: Scheme, dtype: torch.dtype) -> Re
     if groups is not None:
         groups = bounded(shaped(groups, inputs), count[1])
     numbers = scaled(signed, scales, dtype, block, zero, groups)
-    known = _known(parts, scheme, signed, scales, block, groups) if zero is None else None
+    zeros = None if zero is None else zero.plus(8)  # of codes as they are stored
+    known = _known(parts, scheme, signed, scales, zeros, block, groups)
     if known is None:
         return numbers
     kind, kept = known
-    same = scales if kind == "int4" else None
 
     def sure() -> bool:
-        return in_order(groups, block[1]) and (same is None or exact(same))
+        held = kind in ("int8", "fp8") or (exact(scales) and (zeros is None or whole(zeros)))
+        return held and in_order(groups, block[1])
 
     return Coded(numbers.shape, dtype, numbers.fetch, numbers.source, kind=kind, parts=kept, sure=sure)
 
@@ -172,89 +172,34 @@ def _size(ref: Ref) -> int:
 
 
 def _known(
-    parts: Parts, scheme: Scheme, signed: Ref, scales: Ref, block: tuple[int, int], groups: Ref | None
+    parts: Parts,
+    scheme: Scheme,
+    signed: Ref,
+    scales: Ref,
+    zeros: Ref | None,
+    block: tuple[int, int],
+    groups: Ref | None,
 ) -> tuple[str, dict[str, Ref]] | None:
     """The kind of the codes and their parts, where they are one that is computed with as it is."""
     rows, inputs = signed.shape
     packed = scheme.form == "pack-quantized"
-    if packed and scheme.bits == 4 and block[0] == 1 and block[1] % GROUP == inputs % GROUP == 0:
-        codes = made(parts["weight_packed"], (rows, inputs // 2), torch.uint8, _swapped)
-        return "int4", {"codes": codes, "scales": repeated(scales, inputs, block[1])}
-    if scheme.strategy == "channel" and scheme.bits == 8 and groups is None:
-        kept = {"scales": scales.to(torch.float32)}
-        if scheme.floats:
-            return ("fp8", {"codes": signed, **kept}) if signed.dtype == torch.float8_e4m3fn else None
-        if packed:
-            words = parts["weight_packed"]
-            return "int8", {"codes": made(words, (rows, inputs), torch.int8, lambda w: _bytes(w)[:, :inputs]), **kept}
-        return ("int8", {"codes": signed, **kept}) if signed.dtype == torch.int8 else None
+    grouped = block[0] == 1 and block[1] % GROUP == inputs % GROUP == 0
+    if packed and scheme.bits == 4 and grouped:
+        codes = made(parts["weight_packed"], (rows, inputs // 2), torch.uint8, swapped)
+        kind = "int4" if zeros is None else "int4-zp"
+        return kind, {"codes": codes, **factors(scales, inputs, block[1], zeros)}
+    if zeros is not None or scheme.bits != 8:
+        return None
+    if packed:
+        signed = made(parts["weight_packed"], (rows, inputs), torch.int8, lambda words: _bytes(words)[:, :inputs])
+    if scheme.strategy == "group" and grouped and signed.dtype == torch.int8:
+        return "int8-32", {"codes": signed, **factors(scales, inputs, block[1], None)}
+    if scheme.strategy == "channel" and groups is None:
+        kept = {"codes": signed, "scales": scales.to(torch.float32)}
+        return {torch.float8_e4m3fn: ("fp8", kept), torch.int8: ("int8", kept)}.get(signed.dtype)
     return None
-
-
-def _swapped(words: Tensor) -> Tensor:
-    """Words of eight codes as bytes of two, the first of which is in the lower half there and in the upper here, or the
-    other way round."""
-    pairs = words.contiguous().view(torch.uint8)
-    return pairs >> 4 | pairs << 4
 
 
 def _bytes(words: Tensor) -> Tensor:
     """Words of four codes, 128 more than whole numbers, as these."""
     return (words.contiguous().view(torch.uint8) ^ 0x80).view(torch.int8)
-
-
-# ---- back ------------------------------------------------------------------------------------------------------------
-def _pack4(ref: Coded) -> Parts:
-    rows, inputs = ref.shape
-    words = made(ref.parts["codes"], (rows, inputs // 8), torch.int32, lambda c: _swapped(c).view(torch.int32))
-    return {"weight_packed": words, "weight_shape": _size_of(ref), "weight_scale": ref.parts["scales"]}
-
-
-def _pack8(ref: Coded) -> Parts:
-    rows, inputs = ref.shape
-
-    def turn(codes: Tensor) -> Tensor:
-        padded = F.pad(codes, (0, -inputs % 4)).view(torch.uint8) ^ 0x80
-        return padded.view(torch.int32)
-
-    words = made(ref.parts["codes"], (rows, -(-inputs // 4)), torch.int32, turn)
-    return {"weight_packed": words, "weight_shape": _size_of(ref), "weight_scale": ref.parts["scales"]}
-
-
-def _floats(ref: Coded) -> Parts:
-    return {"weight": ref.parts["codes"], "weight_scale": ref.parts["scales"]}
-
-
-def _size_of(ref: Ref) -> Ref:
-    return Ref.of(torch.tensor(ref.shape))
-
-
-WRITE = {"int4": _pack4, "int8": _pack8, "fp8": _floats}
-
-
-def told(matrices: Mapping[str, Coded], ignored: Iterable[str]) -> dict[str, Any]:
-    """What quantization_config says of matrices that are written by these rules. matrices: by their modules. ignored:
-    modules that other programs would take for quantized too."""
-    kinds = sorted({ref.kind for ref in matrices.values()}, key=list(WRITE).index)
-    groups = {}
-    for number, kind in enumerate(kinds):
-        few = [name for name, ref in matrices.items() if ref.kind == kind] if number else []
-        groups[f"group_{number}"] = {
-            "targets": few or ["Linear"],
-            "weights": {
-                "num_bits": 4 if kind == "int4" else 8,
-                "type": "float" if kind == "fp8" else "int",
-                "symmetric": True,
-                "dynamic": False,
-                **({"strategy": "group", "group_size": GROUP} if kind == "int4" else {"strategy": "channel"}),
-            },
-            "input_activations": None,
-            "output_activations": None,
-        }
-    return {
-        "quant_method": METHOD,
-        "format": "float-quantized" if kinds == ["fp8"] else "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": sorted(ignored),
-    }

@@ -16,6 +16,7 @@ from lathe.checkpoint.quantized.matrices import (
     Matrices,
     Parts,
     bounded,
+    eights,
     exact,
     fours,
     in_order,
@@ -37,7 +38,7 @@ HISTORY = """
     tokenizer batch_size cache_block_outputs exllama_config use_exllama disable_exllama use_cuda_fp16 max_input_length
     module_name_preceding_first_block modules_in_block_to_quantize block_name_to_quantize model_seqlen pad_token_id
     backend lm_head act_group_aware offload_to_disk use_triton mse hyb_act quant_method is_marlin_format
-    modules_to_not_convert do_fuse fuse_max_seq_len modules_to_fuse adapter desc_act sym rotation
+    modules_to_not_convert do_fuse fuse_max_seq_len modules_to_fuse adapter desc_act rotation
 """.split()
 
 
@@ -52,6 +53,7 @@ def gptq(keys: Keys, dtype: torch.dtype) -> list[Rule]:
         raise keys.wrong("checkpoint_format", form, "gptq or gptq_v2")
     keys.ignore("format")
     keys.expect("pack_dtype", "int32")
+    symmetric = keys.take("sym", False) is True
     told = None if keys.take("dynamic", None) else bits  # else some modules have others, as their shapes say
     off = 1 if form == "gptq" else 0
 
@@ -60,9 +62,8 @@ def gptq(keys: Keys, dtype: torch.dtype) -> list[Rule]:
         groups = parts.get("g_idx")
         some = told or (words.shape[0] * 32 // groups.shape[0] if groups else bits)
         inputs = words.shape[0] * 32 // some
-        return _matrix(
-            shaped(words, inputs * some // 32, scales.shape[-1]), points, scales, groups, group, some, dtype, off
-        )
+        words = shaped(words, inputs * some // 32, scales.shape[-1])
+        return _matrix(words, points, scales, groups, group, some, dtype, off, symmetric)
 
     return [Matrices("qweight", ("qzeros", "scales", "g_idx"), read, {})]
 
@@ -76,6 +77,7 @@ def _matrix(
     bits: int,
     dtype: torch.dtype,
     off: int,
+    symmetric: bool,
 ) -> Ref:
     count, rows = typed(scales, *FLOATS).shape
     inputs = typed(words, torch.int32).shape[0] * 32 // bits
@@ -86,11 +88,11 @@ def _matrix(
         shaped(groups, inputs)
     codes = unpacked(words, bits, inputs, 0).transposed()
     zeros = unpacked(points, bits, rows, 1).plus(off).transposed()
-    return _coded(codes, zeros, scales.transposed(), groups, size, bits, dtype)
+    return _coded(codes, zeros, scales.transposed(), groups, size, bits, dtype, symmetric)
 
 
 def awq(keys: Keys, dtype: torch.dtype) -> list[Rule]:
-    keys.ignore(*HISTORY, "zero_point")
+    keys.ignore(*HISTORY, "zero_point", "sym")
     for name in ("bits", "w_bit"):
         keys.expect(name, 4)
     version = keys.take("version", None) or keys.take("format", "gemm")
@@ -112,14 +114,27 @@ def awq(keys: Keys, dtype: torch.dtype) -> list[Rule]:
     return [Matrices("qweight", ("qzeros", "scales"), read, {})]
 
 
-def _coded(codes: Ref, zeros: Ref, scales: Ref, groups: Ref | None, size: int, bits: int, dtype: torch.dtype) -> Ref:
-    """Numbers that know their codes where these may be int4's."""
+def _coded(
+    codes: Ref,
+    zeros: Ref,
+    scales: Ref,
+    groups: Ref | None,
+    size: int,
+    bits: int,
+    dtype: torch.dtype,
+    symmetric: bool = False,
+) -> Ref:
+    """Numbers that know their codes: those of int4 or int8-32, if they are said to be symmetric, or of int4-zp."""
     numbers = scaled(codes, scales, dtype, (1, size), zeros, groups and bounded(groups, scales.shape[1]))
-    if bits != 4 or size % GROUP or codes.shape[1] % GROUP:
+    if bits not in ((4, 8) if symmetric else (4,)) or size % GROUP or codes.shape[1] % GROUP:
         return numbers
 
     def sure() -> bool:
-        return in_order(groups, size) and bool((zeros.read() == 8).all()) and exact(scales)
+        middle = not symmetric or bool((zeros.read() == 1 << bits - 1).all())
+        return middle and in_order(groups, size) and exact(scales)
 
-    parts = fours(codes, scales, size)
-    return Coded(numbers.shape, dtype, numbers.fetch, numbers.source, kind="int4", parts=parts, sure=sure)
+    if bits == 8:
+        kind, parts = "int8-32", eights(codes, scales, size)
+    else:
+        kind, parts = "int4" if symmetric else "int4-zp", fours(codes, scales, size, None if symmetric else zeros)
+    return Coded(numbers.shape, dtype, numbers.fetch, numbers.source, kind=kind, parts=parts, sure=sure)

@@ -83,27 +83,45 @@ def shaped(ref: Ref, *shape: int) -> Ref:
     return ref
 
 
-def fours(codes: Ref, scales: Ref, group: int) -> dict[str, Ref]:
-    """Codes of 4 bits, 8 more than whole numbers, in the layout of int4. codes: N K; scales: N K/group."""
+def fours(codes: Ref, scales: Ref, group: int, zeros: Ref | None = None) -> dict[str, Ref]:
+    """Codes of 4 bits in the layout of int4, or with zero points of int4-zp. codes: N K; scales, zeros: N K/group."""
     rows, inputs = codes.shape
     packed = made(codes, (rows, inputs // 2), torch.uint8, halves)
-    return {"codes": packed, "scales": repeated(scales, inputs, group)}
+    return {"codes": packed, **factors(scales, inputs, group, zeros)}
 
 
-def repeated(scales: Ref, inputs: int, group: int) -> Ref:
-    """Scales of groups as those of the smaller groups that int4 has, in its type."""
+def eights(codes: Ref, scales: Ref, group: int) -> dict[str, Ref]:
+    """Codes of 8 bits, 128 more than whole numbers, in the layout of int8-32. codes: N K; scales: N K/group."""
+    whole = made(codes, codes.shape, torch.int8, lambda some: (some ^ 0x80).view(torch.int8))
+    return {"codes": whole, **factors(scales, codes.shape[1], group, None)}
+
+
+def factors(scales: Ref, inputs: int, group: int, zeros: Ref | None) -> dict[str, Ref]:
+    """What int4 has beside its codes; with zero points, int4-zp."""
+    found = {"scales": repeated(scales, inputs, group)}
+    return found if zeros is None else found | {"zeros": repeated(zeros, inputs, group, torch.uint8)}
+
+
+def repeated(values: Ref, inputs: int, group: int, dtype: torch.dtype = torch.float16) -> Ref:
+    """Scales, or zero points, of groups as those of the smaller groups that int4 has, in its type."""
     small = inputs // GROUP
 
     def turn(rows: torch.Tensor) -> torch.Tensor:
-        return rows[:, torch.arange(small) * GROUP // group].half()
+        return rows[:, torch.arange(small) * GROUP // group].to(dtype)
 
-    return made(scales, (scales.shape[0], small), torch.float16, turn)
+    return made(values, (values.shape[0], small), dtype, turn)
 
 
 def exact(scales: Ref) -> bool:
     """Whether float16, in which int4 has its scales, holds these."""
     values = scales.read().float()
     return bool((values.half().float() == values).all())
+
+
+def whole(zeros: Ref) -> bool:
+    """Whether int4-zp, which has its zero points in 8 bits, holds these."""
+    values = zeros.read().float()
+    return bool(((values == values.round()) & (values >= 0) & (values <= 255)).all())
 
 
 def in_order(groups: Ref | None, group: int) -> bool:
@@ -121,3 +139,10 @@ def bounded(groups: Ref, count: int) -> Ref:
         return some
 
     return Ref(groups.shape, groups.dtype, fetch, groups.source)
+
+
+def swapped(words: torch.Tensor) -> torch.Tensor:
+    """Words of eight codes as bytes of two, the first of which is in the lower half there and in the upper here, or the
+    other way round."""
+    pairs = words.contiguous().view(torch.uint8)
+    return pairs >> 4 | pairs << 4

@@ -34,15 +34,6 @@ static void linear(const Matrix& m, const E* x, E* y, i64 T, i64 K, i64 threads)
 
 }  // namespace lathe
 
-// Whether this processor multiplies codes.
-LATHE_API int64_t lathe_codes() {
-#ifdef LATHE_CODES
-  return 1;
-#else
-  return 0;
-#endif
-}
-
 // Ask for large pages for memory that nothing has been written to: a thread reads it up to half as fast again. Where the
 // system has none, nothing is lost.
 LATHE_API void lathe_large_pages(void* memory, int64_t bytes) {

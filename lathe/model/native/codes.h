@@ -10,9 +10,11 @@
 // kind 2: nf4, a scale (float32) for each 64, before each block.         table[code], as a 127th of its largest
 // kind 3: int4, a scale (float16) for each 32, before each block.        code - 8
 // kind 4: int8, a scale (float16) for each 32, before each block.        code - 128
+// kind 5: int4, a scale (float16) and a zero point (8 bits) for each 32. code - zero
 #pragma once
 #include <type_traits>
 
+#include "sixteen.h"
 #include "words.h"
 
 namespace lathe {
@@ -30,9 +32,11 @@ constexpr i64 ABREAST = 16, BLOCK_OF = 64;  // rows; columns
 inline i64 blocks_of(i64 K) { return (K + BLOCK_OF - 1) / BLOCK_OF; }
 inline i64 panels_of(i64 rows) { return (rows + ABREAST - 1) / ABREAST; }
 
-// Bytes of a block's scales and codes.
-constexpr i64 head_bytes(i64 kind) { return kind == 1 ? 0 : 64; }
-constexpr i64 block_bytes(i64 kind) { return head_bytes(kind) + (kind == 2 || kind == 3 ? 512 : 1024); }
+// Whether codes have 4 bits; and bytes of a block's scales, of these and zero points, and of all.
+constexpr bool halved(i64 kind) { return kind == 2 || kind == 3 || kind == 5; }
+constexpr i64 scale_bytes(i64 kind) { return kind == 1 ? 0 : 64; }
+constexpr i64 head_bytes(i64 kind) { return scale_bytes(kind) + (kind == 5 ? 32 : 0); }
+constexpr i64 block_bytes(i64 kind) { return head_bytes(kind) + (halved(kind) ? 512 : 1024); }
 inline i64 panel_bytes(i64 kind, i64 K) { return (kind == 1 ? 64 : 0) + blocks_of(K) * block_bytes(kind); }
 
 // 64 neighbours of a row of x.
@@ -44,107 +48,87 @@ struct Chunk {
 
 constexpr i64 SLICE = 64;  // rows of x whose codes stay near a core while all weights pass by
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define LATHE_CODES 1
-
-constexpr int SHIFT[] = {0, 128, 128, 8, 128};  // how much larger codes are than what they stand for
-// The values of nf4 in 127ths, shifted (Dettmers et al., arXiv:2305.14314).
-constexpr uint8_t NF4[16] = {1, 40, 61, 78, 92, 105, 116, 128, 138, 148, 159, 171, 184, 199, 220, 255};
-
-inline __m512 sixteen(const float* x, i64 n) {
-  return n >= 16 ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(__mmask16(n > 0 ? (1u << n) - 1 : 0), x);
-}
-inline __m512 sixteen(const bf16* x, i64 n) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16(n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1 : 0), x);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
 // A row of K numbers as codes.
 template <class E> inline void coded_row(const E* x, i64 K, Chunk* to) {
-  for (i64 at = 0; at < K; at += BLOCK_OF, to++) {
+  for (i64 at = 0; at < K; at += BLOCK_OF, to++)
     for (int h = 0; h < 2; h++) {
       const i64 from = at + 32 * h;
-      const __m512 a = sixteen(x + from, K - from), b = sixteen(x + from + 16, K - from - 16);
-      const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-      const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0);
-      const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));  // the nearest whole numbers
-      const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-      _mm_storeu_si128((__m128i*)(to->codes + 32 * h), _mm512_cvtepi32_epi8(first));
-      _mm_storeu_si128((__m128i*)(to->codes + 32 * h + 16), _mm512_cvtepi32_epi8(second));
-      to->sum[h] = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
-      to->scale[h] = largest / 127.0f;
+      to->scale[h] = sixteen::coded(x + from, K - from, to->codes + 32 * h, to->sum[h]);
     }
-  }
 }
+
+// How much larger a code is than what it stands for, when it is multiplied.
+constexpr int shift(int kind) { return kind == 3 ? 8 : kind == 5 ? 0 : 128 - sixteen::LEVEL; }
 
 // Sums of P panels with each of M rows of x: out[m][p], 16 numbers. x: rows are `stride` chunks apart. Nothing is asked
 // of the memory ahead: processors find one stream sooner than they are told (by a quarter, of pages of 2 MiB).
 template <int kind, int P, int M>
 __attribute__((noinline))  // else a compiler copies it to everywhere
 void panel_tile(const uint8_t* const w[P], i64 blocks, const Chunk* x, i64 stride, float out[][2][ABREAST]) {
-  constexpr bool half = kind == 2 || kind == 3;
-  constexpr int steps = half ? 4 : 8;  // vectors of a group's codes
-  const __m512i low = _mm512_set1_epi8(15);
-  const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)NF4));
-  __m512 sums[M][P];
+  using namespace sixteen;
+  constexpr bool half = halved(kind);
+  constexpr int steps = half ? 4 : 8;  // times 64 bytes of a group's codes
+  Floats sums[M][P];
   for (int m = 0; m < M; m++)
-    for (int p = 0; p < P; p++) sums[m][p] = _mm512_setzero_ps();
+    for (int p = 0; p < P; p++) sums[m][p] = floats(0.0f);
   const uint8_t* at[P];
   for (int p = 0; p < P; p++) at[p] = w[p] + (kind == 1 ? 64 : 0);
   for (i64 b = 0; b < blocks; b++) {
     for (int h = 0; h < 2; h++) {
-      __m512i d[M][P];
-      for (int m = 0; m < M; m++)
-        for (int p = 0; p < P; p++) d[m][p] = _mm512_set1_epi32(-SHIFT[kind] * x[m * stride + b].sum[h]);
+      Ints d[M][P];
+      for (int m = 0; m < M; m++) {
+        const int32_t sum = x[m * stride + b].sum[h];
+        for (int p = 0; p < P; p++)
+          d[m][p] = kind == 5 ? multiples(at[p] + 64 + 16 * h, -sum) : ints(-shift(kind) * sum);
+      }
       for (int s = 0; s < steps; s++) {
-        __m512i v[P], upper[P];
+        Bytes v[P], next[P];
         for (int p = 0; p < P; p++) {
           const uint8_t* from = at[p] + head_bytes(kind) + 64 * (h * steps + s);
-          v[p] = _mm512_loadu_si512(from);
           if constexpr (half) {
-            upper[p] = _mm512_and_si512(_mm512_srli_epi16(v[p], 4), low);
-            v[p] = _mm512_and_si512(v[p], low);
-          }
-          if constexpr (kind == 2) {
-            upper[p] = _mm512_shuffle_epi8(table, upper[p]);
-            v[p] = _mm512_shuffle_epi8(table, v[p]);
+            v[p] = lower(from), next[p] = upper(from);
+            if constexpr (kind == 2) v[p] = valued(v[p]), next[p] = valued(next[p]);
+          } else {
+            v[p] = eights(from);
           }
         }
         for (int m = 0; m < M; m++) {
           const int8_t* codes = x[m * stride + b].codes + 32 * h + (half ? 8 : 4) * s;
-          int32_t four, next;
+          int32_t four, beyond;  // each by itself: so it goes from memory to all lanes
           std::memcpy(&four, codes, 4);
-          for (int p = 0; p < P; p++) d[m][p] = _mm512_dpbusd_epi32(d[m][p], v[p], _mm512_set1_epi32(four));
-          if constexpr (half) {
-            std::memcpy(&next, codes + 4, 4);
-            for (int p = 0; p < P; p++) d[m][p] = _mm512_dpbusd_epi32(d[m][p], upper[p], _mm512_set1_epi32(next));
+          if constexpr (half) std::memcpy(&beyond, codes + 4, 4);
+#ifdef LATHE_PAIRS
+          if constexpr (kind == 3 || kind == 5) {
+            for (int p = 0; p < P; p++) d[m][p] = dots(d[m][p], v[p], next[p], four, beyond);
+            continue;
           }
+#endif
+          for (int p = 0; p < P; p++) d[m][p] = dot(d[m][p], v[p], four);
+          if constexpr (half)
+            for (int p = 0; p < P; p++) d[m][p] = dot(d[m][p], next[p], beyond);
         }
       }
-      __m512 scale[P];
+      Floats scale[P];
       for (int p = 0; p < P; p++) {
-        if constexpr (kind == 2) scale[p] = _mm512_loadu_ps(at[p]);
-        if constexpr (kind >= 3) scale[p] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)at[p] + h));
+        if constexpr (kind == 2) scale[p] = singles(at[p]);
+        if constexpr (kind >= 3) scale[p] = halves(at[p] + 32 * h);
       }
       for (int m = 0; m < M; m++) {
-        const __m512 by = _mm512_set1_ps(x[m * stride + b].scale[h]);
-        for (int p = 0; p < P; p++) {
-          const __m512 times = kind == 1 ? by : _mm512_mul_ps(scale[p], by);
-          sums[m][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[m][p]), times, sums[m][p]);
-        }
+        const Floats by = floats(x[m * stride + b].scale[h]);
+        for (int p = 0; p < P; p++) sums[m][p] = plus(sums[m][p], floats(d[m][p]), kind == 1 ? by : times(scale[p], by));
       }
     }
     for (int p = 0; p < P; p++) at[p] += block_bytes(kind);
   }
   for (int m = 0; m < M; m++)
     for (int p = 0; p < P; p++) {
-      if constexpr (kind == 1) sums[m][p] = _mm512_mul_ps(sums[m][p], _mm512_loadu_ps(w[p]));
-      if constexpr (kind == 2) sums[m][p] = _mm512_mul_ps(sums[m][p], _mm512_set1_ps(1.0f / 127.0f));
-      _mm512_storeu_ps(out[m][p], sums[m][p]);
+      if constexpr (kind == 1) sums[m][p] = times(sums[m][p], singles(w[p]));
+      if constexpr (kind == 2) sums[m][p] = times(sums[m][p], floats(1.0f / 127.0f));
+      store(sums[m][p], out[m][p]);
     }
 }
 
-constexpr int MOST_CODED = 6;  // rows of x in a tile
+constexpr int MOST_CODED = sixteen::ROWS;  // rows of x in a tile
 
 template <int kind, int P, int M>
 inline void panel_tile_of(i64 m, const uint8_t* const w[P], i64 blocks, const Chunk* x, i64 stride,
@@ -200,16 +184,9 @@ inline void code_products(const Matrix* const (&w)[W], i64 first, i64 last, i64 
     if (w[0]->kind == 2) panels<2>(w, first, last, K, x, some, told);
     if (w[0]->kind == 3) panels<3>(w, first, last, K, x, some, told);
     if (w[0]->kind == 4) panels<4>(w, first, last, K, x, some, told);
+    if (w[0]->kind == 5) panels<5>(w, first, last, K, x, some, told);
   }
 }
-
-#else  // no codes: the Python side asks
-
-template <class E> inline void coded_row(const E*, i64, Chunk*) {}
-template <int W, class Done>
-inline void code_products(const Matrix* const (&)[W], i64, i64, i64, const Chunk*, i64, Done) {}
-
-#endif
 
 // Rows that a matrix is multiplied with: as they are, and where its weights are codes, as codes.
 template <class E> struct Given {

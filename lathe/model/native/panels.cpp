@@ -1,10 +1,8 @@
-// Codes, scales and zero points as transforms/kinds.py has them become panels as codes.h has them, and come back; rows of panels
-// become numbers.
+// Codes, scales and zero points as transforms/kinds.py has them become panels as codes.h has them, and come back; rows
+// of panels become numbers.
 #include "codes.h"
 
 namespace lathe {
-
-constexpr bool halved(i64 kind) { return kind == 2 || kind == 3 || kind == 5; }  // two codes in a byte
 
 // Sixteen rows of codes, which may be fewer, and their panel.
 struct Abreast {
