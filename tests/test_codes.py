@@ -1,5 +1,5 @@
-"""Products with codes, on every kind of processor that this machine can stand in for: those of the numbers that codes and
-rounded rows stand for."""
+"""Products with codes, on every kind of processor that this machine can stand in for: those of the numbers that codes
+and rounded rows stand for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lathe.model import native
 from lathe.model.native import building
-from lathe.transforms.panels import CODES
 from lathe.transforms.kinds import KINDS
+from lathe.transforms.panels import CODES
 
 INTEL = platform.machine() in ("x86_64", "AMD64")
 PROCESSORS = {  # by which of the files sixteen_*.h is compiled: what the compiler is told, and the processor must have

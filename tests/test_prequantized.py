@@ -233,9 +233,7 @@ def coded(told: dict[str, Any], parts: dict[str, Tensor]) -> Ref:
 def test_products_of_codes_with_zero_points(form, group):
     """Those of the numbers, within what rounding the other factor to 8 bits leaves; alone, and many at once."""
     if form == "compressed-tensors":
-        told, make = compressed(
-            "pack-quantized", num_bits=4, symmetric=False, strategy="group", group_size=group
-        )
+        told, make = compressed("pack-quantized", num_bits=4, symmetric=False, strategy="group", group_size=group)
     elif form == "awq":
         told = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm"}
         make = partial(awq, group=group)

@@ -29,8 +29,8 @@ class Options(Places):
     to: Literal["int8", "int4", "nf4", "fp8", "Q8_0", "Q4_0", "Q4_K_M"]
     """int8, int4, nf4 or fp8, for Lathe, transformers and vLLM; Q8_0, Q4_0 or Q4_K_M, for llama.cpp too."""
     method: Literal["nearest", "hqq", "gptq"] | None = None
-    """How int4's numbers are chosen: each the nearest; with zero points, for the least error of most (hqq); or by a text
-    (gptq, which --calibrate means)."""
+    """How int4's numbers are chosen: each the nearest; with zero points beside scales (hqq); or by a text (gptq, which
+    --calibrate means)."""
     calibrate: Path | None = None
     """A text to choose int4's numbers by (gptq), so that what the model makes of such text changes least."""
     calibrate_tokens: int = 1 << 15

@@ -1,10 +1,10 @@
 """Groups of numbers become codes of 4 bits with a scale and a zero point each, chosen by the numbers alone.
 
-Half-quadratic quantization (Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023): the
-zero point is sought with which the sum of the errors' sizes, to a power below 1, is least, so that a few numbers far from
-all others do not decide. That is done in turns: what of each error to leave as it is, which has a closed form, and the
-zero point that fits the rest best. Here zero points end as whole numbers, as files have them; so some widths of the grid
-are tried, each scale is fitted to its codes (least squares), and that is taken which errs least.
+Half-quadratic quantization (Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023):
+the zero point is sought with which the sum of the errors' sizes, to a power below 1, is least, so that a few numbers
+far from all others do not decide. That is done in turns: what of each error to leave as it is, which has a closed
+form, and the zero point that fits the rest best. Here zero points end as whole numbers, as files have them; so some
+widths of the grid are tried, each scale is fitted to its codes (least squares), and that is taken which errs least.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ nf4-dq   the same, with those largest numbers in 8 bits, in blocks of 256 about 
 int8     whole numbers, times a 127th of the largest of each row (arXiv:2208.07339, without its outliers): 8 bits
 int8-32  whole numbers, times a 127th of the largest of each 32 numbers of a row (GGUF's Q8_0): 8.5 bits
 int4     whole numbers from -8 to 7, times a scale for each 32 numbers of a row, chosen for the least error: 4.5 bits
-int4-zp  whole numbers from 0 to 15, less a zero point, times a scale, both for each 32 numbers of a row: 4.75 bits (hqq)
+int4-zp  whole numbers from 0 to 15, less a zero point, times a scale, for each 32 numbers of a row (hqq): 4.75 bits
 fp4      as nf4, with the sixteen values that floats of 4 bits have; fp4-dq as nf4-dq
 fp8      floats of 8 bits (4 of exponent, 3 of mantissa), times a 448th of the largest of each row: 8 bits
 
@@ -34,8 +34,8 @@ CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are
 @dataclass(frozen=True)
 class Kind:
     """One way. code: the type of codes. width, scales: how many codes a row of so many inputs has, and how many numbers
-    that they are multiplied by. rows: n D to both; back: both to ... D. double: the scales are packed too. zeros: beside
-    each scale is a zero point, which is taken from the codes before."""
+    that they are multiplied by. rows: n D to both; back: both to ... D. double: the scales are packed too. zeros:
+    beside each scale is a zero point, which is taken from the codes before."""
 
     code: torch.dtype
     width: Callable[[int], int]
