@@ -13,6 +13,9 @@ LORA, FULL = "finetune a/b --out-dir out/finetune/lora", "finetune a/b --method 
 ADAPTER = "finetune a/b --method adapter --out-dir out/finetune/adapter"
 ADAPTER_V2 = "finetune a/b --method adapter_v2 --out-dir out/finetune/adapter-v2"
 
+# Lines of its pages that name no model. LitGPT ends with status 2 and names what is missing, and so does Lathe.
+REFUSED = ("finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2")
+
 LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     # ---- download
     "download list": "",
@@ -43,8 +46,8 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     f"generate a/b {FIELDS} --quantize bnb.int8 --precision 16-true": (
         f"generate a/b {FIELDS} --quantize int8 --precision fp16"
     ),
-    "generate a/b --prompt Hello --sys_prompt Hi --num_samples 2": (
-        "generate a/b --prompt Hello --system Hi --num-samples 2"
+    "generate c/d --prompt Hello --sys_prompt Hi --num_samples 2": (
+        "generate c/d --prompt Hello --system Hi --num-samples 2"
     ),
     "generate a/b --prompt Hello --finetuned_path f.pth": "generate f.pth --prompt Hello",
     "generate_full a/b --prompt Hello": "generate out/finetune/full/final --prompt Hello",
@@ -79,7 +82,7 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     "finetune_lora a/b --data Alpaca --precision 16-true": f"{LORA} --data Alpaca --precision 16-mixed",
     'finetune_lora a/b --data Alpaca --quantize "bnb.nf4"': f"{LORA} --data Alpaca --quantize nf4",
     "finetune_adapter a/b --data Alpaca --quantize bnb.nf4-dq": f"{ADAPTER} --data Alpaca --quantize nf4-dq",
-    "finetune_lora a/b --data Alpaca --devices 4 --num_nodes 1": f"{LORA} --data Alpaca --devices 4 --num-nodes 1",
+    "finetune_lora a/b --data Alpaca --devices 2 --num_nodes 1": f"{LORA} --data Alpaca --devices 2 --num-nodes 1",
     "finetune a/b --data Alpaca --train.max_steps 10": "",
     "finetune_lora a/b --data Alpaca --lora_r 4": f"{LORA} --data Alpaca --lora-r 4",
     "finetune_lora a/b --data Alpaca --lora_key true": (
@@ -135,6 +138,12 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     "finetune_lora a/b --data Alpaca --optimizer torch.optim.AdamW --optimizer.fused true": (
         f"{LORA} --data Alpaca --optimizer.name adamw"
     ),
+    "finetune_lora a/b --data Alpaca --optimizer SGD --optimizer.momentum 0.9 --optimizer.nesterov true": (
+        f"{LORA} --data Alpaca --optimizer.name sgd --optimizer.momentum 0.9 --optimizer.more nesterov=true"
+    ),
+    "finetune_full a/b --data Alpaca --optimizer torch.optim.RAdam --optimizer.eps 1e-6": (
+        f"{FULL} --data Alpaca --optimizer.name radam --optimizer.eps 1e-6"
+    ),
     "finetune_lora a/b --data Alpaca --optimizer bitsandbytes.optim.PagedAdamW8bit": (
         f"{LORA} --data Alpaca --optimizer.name adamw-8bit"
     ),
@@ -175,8 +184,9 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     # ---- serve
     "serve a/b": "",
     "serve a/b --stream true": "",
-    "serve a/b --openai_spec true": "serve a/b",
-    "serve a/b --timeout 90 --devices 1 --accelerator auto": "serve a/b",
+    "serve c/d --openai_spec true": "serve c/d --any-model-name",
+    "serve a/b --timeout 90 --devices 1 --accelerator auto": "serve a/b --devices 1",
+    "serve a/b --devices 2 --generate_strategy sequential": "serve a/b --devices 2",
     "serve a/b --accelerator cpu --port 8001 --api_path /ask": "serve a/b --device cpu --port 8001 --api-path /ask",
     "serve a/b --temperature 0.5 --top_k 5 --top_p 0.9 --max_new_tokens 9": "",
     # ---- evaluate
@@ -198,3 +208,6 @@ LINES: dict[str, str] = {  # as typed: as meant; "" where it is the same
     "merge_lora a/b": "",
     "merge_lora a/b --pretrained_checkpoint_dir c/d --precision bf16-true": "",
 }
+SERVERS = [line for line in LINES if line.startswith("serve ")]
+TRAININGS = [line for line in LINES if line.startswith(("finetune", "pretrain ")) and line != "pretrain list"]
+OTHERS = [line for line in LINES if line not in (*SERVERS, *TRAININGS)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import memory
 import pytest
+import tokenizers
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -232,6 +233,20 @@ def test_litgpt_gets_the_tokenizers_settings_that_it_asks_for(model, tmp_path):
     text = "a lathe turns"
     one, two = (checkpoint.open(folder).tokenizer() for folder in (bare, tmp_path / "lit"))
     assert one.encode(text) == two.encode(text)
+
+
+def test_litgpt_gets_a_tokenizer_json_where_there_are_only_merges(model, tmp_path):
+    bare = shutil.copytree(model, tmp_path / "bare")
+    tokenizers.Tokenizer.from_file(str(bare / "tokenizer.json")).model.save(str(bare))  # vocab.json and merges.txt
+    (bare / "tokenizer.json").unlink()
+    (bare / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    words = checkpoint.open(bare).tokenizer()
+    assert cli.main(["convert", str(bare), str(tmp_path / "lit"), "--to", "litgpt"]) == 0
+    assert cli.main(["convert_to_litgpt", str(bare)]) == 0
+    for folder in (tmp_path / "lit", bare):
+        theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        for text in ("a lathe turns", " it's 12,\n\n  x"):
+            assert theirs.encode(text).ids == words.encode(text) == checkpoint.open(folder).tokenizer().encode(text)
 
 
 def test_convert_pretrained_checkpoint_leaves_the_training_behind(model, tmp_path):

@@ -83,13 +83,16 @@ def test_an_optimizer_gets_what_an_adapter_learns() -> None:
 
 # ---- methods --------------------------------------------------------------------------------------------------------
 METHODS = {"adamw": 1e-2, "muon": 1e-2, "adafactor": 5e-2}
+METHODS |= dict.fromkeys(("adam", "nadam", "radam", "adamax", "rmsprop"), 1e-2)
+METHODS |= {"sgd": 0.1, "adagrad": 0.1, "adadelta": 1.0, "asgd": 0.5}
+MORE = {"sgd": {"momentum": 0.9, "more": {"nesterov": True}}}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_learns_a_small_text_by_heart(name: str) -> None:
     text = np.frombuffer(b"It is never too late to be what you might have been.", dtype=np.uint8) % VOCAB
     model = initial.decoder(families.read(LLAMA), seed=0)
-    optimizers = optim.build(model, Settings(name, lr=METHODS[name], weight_decay=0.0))
+    optimizers = optim.build(model, Settings(name, METHODS[name], weight_decay=0.0, **MORE.get(name, {})))
     data = Steps(Packed(Shuffled([text], seed=0), 64), 1, 1)
     seen: list[loop.Step] = []
     after = lambda step: seen.append(step) or step.loss > 0.1  # noqa: E731
@@ -121,10 +124,32 @@ def test_eight_bits_are_nearly_as_good() -> None:
     assert losses["adamw-8bit"][-1] < losses["adamw-8bit"][0] - 0.3
 
 
-@pytest.mark.parametrize("name", ["muon", "adafactor"])
+@pytest.mark.parametrize("name", ["muon", "adafactor", "sgd"])
 def test_small_steps_on_bfloat16_weights_are_refused_where_they_would_be_lost(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} and --precision bf16-true.*Take bf16-mixed"):
         optim.build(decoder(LLAMA).bfloat16(), Settings(name))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings("adam", momentum=0.9), "--optimizer.momentum is given, and Adam has none"),
+        (Settings("sgd", more={"nestrov": True}), "--optimizer.more is nestrov=..., and SGD has none.*nesterov"),
+        (Settings("sgd", more={"nesterov": True}), "SGD is not to be had so"),
+        (Settings("adamw", more={"lr": 1.0}), "--optimizer.more is lr=..., and AdamW has none"),
+        (Settings("muon", more={"nesterov": True}), "--optimizer.more is given, and --optimizer.name is muon"),
+    ],
+)
+def test_what_an_optimizer_has_not_is_refused(settings: Settings, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        optim.build(decoder(LLAMA), settings)
+
+
+def test_further_arguments_reach_torchs_class() -> None:
+    [made] = optim.build(decoder(LLAMA), Settings("adamw", more={"amsgrad": True}))
+    assert made.defaults["amsgrad"] is True
+    [made] = optim.build(decoder(LLAMA), Settings("rmsprop", eps=0.5, more={"alpha": 0.5}))
+    assert (type(made), made.defaults["alpha"], made.defaults["eps"]) == (torch.optim.RMSprop, 0.5, 0.5)
 
 
 # ---- bfloat16 -------------------------------------------------------------------------------------------------------

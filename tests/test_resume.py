@@ -19,7 +19,7 @@ from lathe.errors import CheckpointError, DataError, MissingError, UsageError
 from lathe.model import initial
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer, train_bpe
-from lathe.training import loop, loss, metrics, optim, saves, state
+from lathe.training import loop, loss, methods, metrics, optim, saves, state
 from lathe.training.limits import Limits, Reached
 from lathe.training.run import Run
 from lathe.transforms import adapt, begin
@@ -70,7 +70,7 @@ class Trainee:
         method: str,
         folder: Path | None = None,
         documents: int = 12,
-        optimizer: optim.Name = "adamw",
+        optimizer: methods.Name = "adamw",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.method, self.data = config, method, steps(documents)
@@ -138,6 +138,7 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
         (CONFIG, "full", "adamw", torch.bfloat16),
         (CONFIG, "full", "muon", torch.float32),
         (TIED, "full", "adafactor", torch.float32),
+        *[(TIED, "full", name, torch.float32) for name in methods.CLASSES],
         (CONFIG, "full", "adamw-8bit", torch.bfloat16),
         (CONFIG, "lora", "adamw", torch.float32),
         (TIED, "dora", "adamw", torch.float32),
@@ -145,7 +146,7 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
     ],
 )
 def test_resumed_is_never_stopped(
-    config: dict, method: str, optimizer: optim.Name, dtype: torch.dtype, tokenizer: Tokenizer, tmp_path: Path
+    config: dict, method: str, optimizer: methods.Name, dtype: torch.dtype, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     if optimizer == "adamw-8bit":
         pytest.importorskip("torchao")

@@ -75,6 +75,10 @@ def run(options: Options) -> None:
     """
     prompt = read(options.prompt, options.prompt_file)
     path = weights_at(options.model, options.checkpoints)
+    if options.devices == "auto" and options.strategy == "tensor":
+        from lathe.source import places
+
+        options = replace(options, devices=len(places(options.device, "auto")))
     if options.devices == 1 or options.strategy == "layers":
         return answer(options.device, options, path, prompt)
     if options.draft not in (None, "ngram"):

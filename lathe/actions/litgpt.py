@@ -33,8 +33,11 @@ def to_litgpt(options: ToLitgpt) -> None:
     source = checkpoint.open(hub.find(options.checkpoint_dir, options.checkpoints), options.checkpoints)
     with TemporaryDirectory(dir=source.folder, prefix=".litgpt-") as beside:
         convert.write(source, Path(beside) / "whole", "litgpt", dtype)
-        for name in ("model_config.yaml", "lit_model.pth"):
-            (Path(beside) / "whole" / name).replace(source.folder / name)
+        whole = Path(beside) / "whole"
+        lacking = [n for n in ("tokenizer.json", "tokenizer_config.json") if not (source.folder / n).exists()]
+        for name in ("model_config.yaml", *lacking, "lit_model.pth"):
+            if (whole / name).exists():
+                (whole / name).replace(source.folder / name)
     print(f"Wrote lit_model.pth and model_config.yaml into {source.folder}", file=sys.stderr)
 
 

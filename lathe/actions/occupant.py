@@ -21,7 +21,7 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
     from lathe.server.room import Loaded
     from lathe.transforms.roster import Roster
 
-    llm = options.load(place)
+    llm = options.load(place, devices=options.devices)
     roster = Roster(llm.decoder)
 
     def adapt(name: str, path: Path) -> None:

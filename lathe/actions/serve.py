@@ -48,6 +48,8 @@ class Options(Speaking):
     """Let the admin put on adapters from this folder while the server runs, by /v1/load_lora_adapter."""
     admin_key: str | None = None
     """The admin's key. It is one of the keys, too."""
+    devices: int | Literal["auto"] = 1
+    """Over how many GPUs the layers are spread, one after the other; auto takes all."""
     cache_tokens: int | None = None
     """How many tokens of all prompts and answers are kept at once. By default as many as --max-seqs answers of the
     longest context need, or as there is memory for."""
@@ -102,6 +104,8 @@ class Options(Speaking):
         at_least(0, self, "port", "max_queue", "drain", "temperature", "top_k", "top_p")
         at_least(1, self, "max_seqs", "max_body", "replicas", "max_new_tokens")
         at_least(16, self, "cache_tokens")
+        if self.devices != "auto":
+            at_least(1, self, "devices")
         if self.port > 65535:
             raise UsageError(f"--port is {self.port}.", "It must be at most 65535.")
         if self.adapter_dir is not None and self.admin_key is None:

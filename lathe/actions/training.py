@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lathe.actions.bounds import above, at_least, below
 from lathe.actions.launch import Devices
 from lathe.actions.place import Places
 from lathe.errors import UsageError
+from lathe.training.methods import Name
 
 if TYPE_CHECKING:
     from lathe.training.limits import Limits
@@ -28,6 +29,7 @@ FROM_ZERO = (
     *(f"train.{name}" for name in ("lr_warmup_steps", "lr_warmup_fraction", "z_loss", "balance_loss")),
     "optimizer.weight_decay",
 )
+TRUTHS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class Train:
 
 @dataclass(frozen=True)
 class Optimizer:
-    name: Literal["adamw", "adamw-8bit", "muon", "adafactor"] = "adamw"
+    name: Name = "adamw"
     """adamw; adamw-8bit, with a quarter of its memory (needs torchao); muon, with AdamW for what is no hidden matrix;
-    adafactor, with next to no memory."""
+    adafactor, with next to no memory; or another of torch.optim's, by its name in small letters."""
     lr: float = 4e-4
     """The highest learning rate."""
     weight_decay: float = 0.1
@@ -111,10 +113,13 @@ class Optimizer:
     """How long AdamW remembers gradients."""
     beta2: float = 0.95
     """How long it remembers their squares."""
-    eps: float = 1e-8
-    """What AdamW adds to the root of the squares before it divides by it."""
-    momentum: float = 0.95
-    """How long Muon remembers gradients."""
+    eps: float | None = None
+    """What AdamW adds to the root of the squares before it divides by it. By default 1e-8; of another of torch's what
+    that has."""
+    momentum: float | None = None
+    """How long Muon remembers gradients. By default 0.95; of another of torch's what that has."""
+    more: tuple[str, ...] = ()
+    """NAME=VALUE: a further argument of torch's class, as nesterov=true. May be given several times."""
 
     def settings(self) -> Settings:
         from lathe.training.optim import Settings
@@ -127,7 +132,17 @@ class Optimizer:
             self.eps,
             self.momentum,
             self.decay_embeddings,
+            dict(_argument(word) for word in self.more),
         )
+
+
+def _argument(word: str) -> tuple[str, Any]:
+    """NAME=VALUE as a name and a truth or a number. Raises UsageError."""
+    name, _, value = word.partition("=")
+    try:
+        return name.replace("-", "_"), TRUTHS[value.lower()] if value.lower() in TRUTHS else float(value)
+    except ValueError:
+        raise UsageError(f"--optimizer.more is {word}.", "It must be NAME=VALUE, true, false or a number.") from None
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,10 @@ def open(path: Path | str, checkpoints: Path = Path("checkpoints")) -> Checkpoin
     # A zip, or a bare pickle, whose first byte could also be the length of a safetensors header: JSON follows that one.
     pickle = magic[:2] == b"PK" or (magic[:1] == b"\x80" and magic[8:] != b"{")
     read = pickled.open if pickle else safetensors.open
-    if lightning.describes(path.parent) and not (path.parent / "model.safetensors").is_file():
+    # What LitGPT downloads has both: the Hub's files, and its own under its own names.
+    if lightning.describes(path.parent) and (
+        path.suffix == ".pth" or not (path.parent / "model.safetensors").is_file()
+    ):
         return lightning.open(path.parent, path)
     if pickle and not (path.parent / "config.json").is_file():
         return lightning.open(path.parent, path)  # whose options may say what it is

@@ -94,6 +94,8 @@ def save(
             write_json(written / "generation_config.json", generation)
         if tokenizer is not None:
             tokenizer.save(written)
+            if form == "litgpt":
+                tokenizer.complete(written)
             if form == "litgpt" and not (written / "tokenizer_config.json").exists():
                 # LitGPT opens no folder without this file and its class.
                 write_json(written / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -21,7 +21,10 @@ def found(path: str) -> str:
     place = Path(path)
     if not path or os.path.exists(path):  # noqa: PTH110  Path.exists raises for a name too long, as a configuration is
         return path
-    folder = place.parent if place.name.startswith("lit_model") else place
+    named = place.name.startswith("lit_model")
+    folder = place.parent if named else place
+    if named and os.path.isdir(folder / "final"):  # noqa: PTH112
+        folder /= "final"
     if step := STEP.fullmatch(folder.name):
         beside = (
             one for one in folder.parent.glob("step-*") if (two := STEP.fullmatch(one.name)) and two[1] == step[1]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lathe.training.methods import CLASSES
+
 QUESTION = "What food do llamas eat?"  # LitGPT's, where none is asked
 GROUPS = {  # of actions, in the rows below
     "training": ("finetune", "pretrain"),
@@ -94,6 +96,22 @@ ANYWAY = "It is done anyway."
 EVERY_STEP = "Every step is in metrics.jsonl."
 HOSTED = "It belongs to a hosted service that Lathe does not log to."
 CACHED = "Downloads are cached in one place."
+NAMED = "There are AdamW8bit and torch.optim's but LBFGS, Rprop and SparseAdam; what others remember is not known."
+ARGUMENTS = (  # of one or some of them alone
+    "alpha",
+    "amsgrad",
+    "centered",
+    "dampening",
+    "decoupled_weight_decay",
+    "initial_accumulator_value",
+    "lambd",
+    "lr_decay",
+    "maximize",
+    "momentum_decay",
+    "nesterov",
+    "rho",
+    "t0",
+)
 ROWS = [
     # ---- everywhere
     Row("any", "print_config", "--print-config"),
@@ -120,15 +138,19 @@ ROWS = [
     Row("chat", "multiline", "", "Alt+Enter begins a new line."),
     Row("generate", "sys_prompt", "--system {}"),
     Row("generate", "input", "--prompt", "It follows the prompt, as in training."),
-    Row("serve", "openai_spec", "", "OpenAI's routes are always there."),
+    Row("serve", "openai_spec=false", ""),
+    Row(
+        "serve",
+        "openai_spec",
+        "--any-model-name",
+        "OpenAI's routes are always there; whatever a client calls the model is it.",
+    ),
     Row("serve", "timeout", "", "No answer is ended by the clock."),
     Row("serve", "accelerator=auto", ""),
     Row("serve", "accelerator=gpu", "--device cuda"),
     Row("serve", "accelerator", "--device {}"),
-    Row("serve", "devices=1", ""),
-    Row("serve", "devices=auto", ""),
-    Row("serve", "devices", "!", "One server runs on one device; --engine ray --replicas N has several."),
-    Row("serve", "generate_strategy", "", "On one device nothing is divided."),
+    Row("serve", "generate_strategy=sequential", ""),
+    Row("serve", "generate_strategy", "", "A server's layers lie on its devices one after the other."),
     # ---- inspect
     Row("inspect", "dtype", "", "The memory is shown for all formats."),
     Row("inspect", "training", "", "The memory that training takes is shown too."),
@@ -180,12 +202,15 @@ ROWS = [
     Row("training", "optimizer=pagedadamw8bit", "--optimizer.name adamw-8bit", "It does not page."),
     Row("training", "optimizer=muon", "--optimizer.name muon"),
     Row("training", "optimizer=adafactor", "--optimizer.name adafactor"),
-    Row("training", "optimizer", "!", "There are AdamW, AdamW8bit, Muon and Adafactor."),
+    *(Row("training", f"optimizer={name}", f"--optimizer.name {name}") for name in CLASSES),
+    Row("training", "optimizer", "!", NAMED),
     Row("training", "optimizer.betas", "--optimizer.beta1 {0} --optimizer.beta2 {1}"),
-    Row("training", "optimizer.amsgrad=true", "!", "There is no such AdamW."),
+    Row("training", "optimizer.amsgrad=false", ""),
+    Row("training", "optimizer.maximize=false", ""),
+    *(Row("training", f"optimizer.{name}", f"--optimizer.more {name}={{}}") for name in ARGUMENTS),
     *(
         Row("training", f"optimizer.{name}", "", "What pays is chosen by itself.")
-        for name in ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
+        for name in ("foreach", "capturable", "differentiable", "fused")
     ),
     # ---- data
     Row("training", "data.json_path", "--data {}"),

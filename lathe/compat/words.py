@@ -24,6 +24,7 @@ from lathe.options import read_recipe
 SECRET = ("HF_TOKEN", "--token")
 PATHS = ("resume", "initial_checkpoint_dir", "pretrained_checkpoint_dir", "adapter_path", "finetuned_path", "config")
 HOLE = re.compile(r"\{(\w+)(?:=([^}]*))?\}")  # in a verb's new words: an option's name, and its usual value
+LIBRARY = re.compile(r"^(torch|bitsandbytes|bnb)\.optim\.")  # before the name of an optimizer
 
 
 @dataclass
@@ -167,7 +168,9 @@ def _rows(act: str, pairs: Sequence[Pair], made: Meant) -> Iterator[Pair]:
 
 
 def _row(act: str, pair: Pair) -> Row | None:
-    told = "true" if pair.told is None else pair.told.rpartition(".")[2] if pair.name == "optimizer" else pair.told
+    told = "true" if pair.told is None else pair.told
+    if pair.name == "optimizer":
+        told = LIBRARY.sub("", told)
     for row in ROWS:
         name, _, needed = row.old.partition("=")
         here = row.actions == "any" or act in (*GROUPS.get(row.actions, ()), *row.actions.split())

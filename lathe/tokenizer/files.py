@@ -205,17 +205,29 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write(target: Path, found: Vocab, before: Sequence[str], after: Sequence[str], sources: Mapping[str, str]) -> None:
-    """Writes a tokenizer that came from no such folder, so that `words` and transformers read the same ids from it.
+def common(folder: Path) -> bool:
+    """Whether the vocabulary is in a file that every program reads: tokenizer.json, or a SentencePiece model."""
+    model = folder / "tokenizer.model"
+    pieces = model.is_file() and not vocab.is_tiktoken(model.read_bytes())
+    return pieces or (folder / "tokenizer.json").is_file()
 
-    Args:
-        before, after: the tokens at either end of a text; they travel in tokenizer.json.
-        sources: chat templates by name.
-    """
+
+def write_vocabulary(target: Path, found: Vocab, before: Sequence[str], after: Sequence[str]) -> None:
+    """Writes tokenizer.json. before, after: the tokens at either end of a text, which travel in it."""
     pipeline = tokenizers.Tokenizer.from_str(found.pipeline.to_str())
     ids = {token: pipeline.token_to_id(token) for token in (*before, *after)}
     pipeline.post_processor = TemplateProcessing(single=[*before, "$A", *after], special_tokens=list(ids.items()))
     (target / "tokenizer.json").write_text(pipeline.to_str(pretty=True), encoding="utf-8")
+
+
+def write(target: Path, found: Vocab, before: Sequence[str], after: Sequence[str], sources: Mapping[str, str]) -> None:
+    """Writes a tokenizer that came from no such folder, so that `words` and transformers read the same ids from it.
+
+    Args:
+        before, after: the tokens at either end of a text.
+        sources: chat templates by name.
+    """
+    write_vocabulary(target, found, before, after)
     config = {
         **found.names,
         "add_bos_token": bool(before),

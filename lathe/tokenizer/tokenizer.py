@@ -123,8 +123,20 @@ class Tokenizer(Encoder):
             if self.style is not None:
                 files.restyle(folder, self.template)
         else:
-            before, after = ([self.token(number) for number in ids] for ids in (self._before, self._after))
-            files.write(folder, self._words, before, after, self._templates)
+            files.write(folder, self._words, *self._ends_of_text(), self._templates)
+
+    def complete(self, folder: Path) -> None:
+        """Writes tokenizer.json into a folder of `save`'s where the vocabulary is only in files that few programs read
+        (vocab.json with merges.txt, tiktoken's ranks), and tokenizer_config.json where there is none."""
+        if files.common(folder):
+            return
+        if (folder / "tokenizer_config.json").is_file():
+            files.write_vocabulary(folder, self._words, *self._ends_of_text())
+        else:
+            files.write(folder, self._words, *self._ends_of_text(), {})
+
+    def _ends_of_text(self) -> tuple[list[str], list[str]]:
+        return [self.token(number) for number in self._before], [self.token(number) for number in self._after]
 
     # ------------------------------------------------------------ messages
 

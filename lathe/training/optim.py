@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from lathe.errors import UsageError
+from lathe.errors import UsageError, did_you_mean
 from lathe.model import layers
 from lathe.model.decoder import Embedding
 from lathe.training.bfloat16 import SplitAdamW
+from lathe.training.methods import CLASSES, Name
 
-Name = Literal["adamw", "adamw-8bit", "muon", "adafactor"]
+TOLD = ("params", "lr", "betas", "eps", "momentum", "weight_decay", "fused")  # arguments that other options are
+EPS, MOMENTUM = 1e-8, 0.95  # of AdamW and of Muon
 Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """lr: the highest learning rate. weight_decay: of what `decays`. betas, eps: of AdamW. momentum: of Muon.
-    decay_embeddings: embeddings are pulled towards zero too. compiled: AdamW's steps on bfloat16 weights are."""
+    """lr: the highest learning rate. weight_decay: of what `decays`. betas, eps: of AdamW. momentum: of Muon. None:
+    what the method has. decay_embeddings: embeddings are pulled towards zero too. more: further arguments of torch's
+    class. compiled: AdamW's steps on bfloat16 weights are."""
 
     name: Name = "adamw"
     lr: float = 4e-4
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    momentum: float = 0.95
+    eps: float | None = None
+    momentum: float | None = None
     decay_embeddings: bool = True
+    more: Mapping[str, Any] = field(default_factory=dict)
     compiled: bool = False
 
 
@@ -39,11 +44,15 @@ def build(decoder: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]
     Weight decay is for matrices, not for norms, biases, sinks and gates.
 
     Raises:
-        UsageError: nothing learns; the method needs a library that is not there, or another precision.
+        UsageError: nothing learns; the method needs a library that is not there, or another precision, or has no such
+            argument.
     """
     found = list(learned(decoder))
     if not found:
         raise UsageError("No parameter of the model learns.", "An optimizer needs at least one.")
+    if settings.more and settings.name not in ("adamw", *CLASSES):
+        told = f"--optimizer.more is given, and --optimizer.name is {settings.name}."
+        raise UsageError(told, "It is for adamw, and for others of torch's.", "Leave it out.")
     return METHODS[settings.name](found, settings)
 
 
@@ -95,18 +104,20 @@ def adamw(found: list[Learned], settings: Settings) -> list[torch.optim.Optimize
     """torch's AdamW for float32, one that loses no small step for bfloat16."""
     narrow = [each for each in found if each.parameter.dtype == torch.bfloat16]
     wide = [each for each in found if each.parameter.dtype != torch.bfloat16]
+    eps = EPS if settings.eps is None else settings.eps
     made: list[torch.optim.Optimizer] = []
     if wide:
         # One kernel for all where the device has one, else one operation for all.
         fused = all(each.parameter.device.type in ("cpu", "cuda", "mps") for each in wide)
         made.append(
-            torch.optim.AdamW(
-                groups(wide, settings), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
-            )
+            constructed(torch.optim.AdamW, groups(wide, settings), settings, betas=settings.betas, eps=eps, fused=fused)
         )
     if narrow:
+        if settings.more:
+            told = f"--optimizer.more is {', '.join(settings.more)}, and --precision bf16-true."
+            raise UsageError(told, "AdamW on bfloat16 weights has no such argument.", "Take bf16-mixed.")
         parts, compiled = groups(narrow, settings), settings.compiled
-        made.append(SplitAdamW(parts, settings.lr, settings.betas, settings.eps, compiled=compiled))
+        made.append(SplitAdamW(parts, settings.lr, settings.betas, eps, compiled=compiled))
     return made
 
 
@@ -123,7 +134,7 @@ def adamw_8bit(found: list[Learned], settings: Settings) -> list[torch.optim.Opt
             groups(found, settings),
             lr=settings.lr,
             betas=settings.betas,
-            eps=settings.eps,
+            eps=EPS if settings.eps is None else settings.eps,
             bf16_stochastic_round=True,
         )
     ]
@@ -141,7 +152,7 @@ def muon(found: list[Learned], settings: Settings) -> list[torch.optim.Optimizer
             torch.optim.Muon(
                 groups(hidden, settings),
                 lr=settings.lr,
-                momentum=settings.momentum,
+                momentum=MOMENTUM if settings.momentum is None else settings.momentum,
                 adjust_lr_fn="match_rms_adamw",
             )
         )
@@ -155,11 +166,41 @@ def adafactor(found: list[Learned], settings: Settings) -> list[torch.optim.Opti
     return [torch.optim.Adafactor(groups(found, settings), lr=settings.lr)]
 
 
+def of_torch(found: list[Learned], settings: Settings) -> list[torch.optim.Optimizer]:
+    """Another of torch.optim's. It is given what is said of AdamW and Muon as far as it has the like."""
+    _wide(found, settings.name)
+    kind = getattr(torch.optim, CLASSES[settings.name])  # type: ignore[index]
+    takes = inspect.signature(kind).parameters
+    told = {"betas": settings.betas, "eps": settings.eps, "momentum": settings.momentum}
+    if settings.momentum is not None and "momentum" not in takes:
+        raise UsageError(f"--optimizer.momentum is given, and {kind.__name__} has none.", fix="Leave it out.")
+    given = {name: value for name, value in told.items() if name in takes and value is not None}
+    return [constructed(kind, groups(found, settings), settings, **given)]
+
+
+def constructed(
+    kind: type[torch.optim.Optimizer], parts: Groups, settings: Settings, **given: Any
+) -> torch.optim.Optimizer:
+    """An optimizer of a class of torch's, with `settings.more`. Raises UsageError for arguments that it has not, or
+    that do not go together."""
+    free = [name for name in inspect.signature(kind).parameters if name not in TOLD]
+    if unknown := [name for name in settings.more if name not in free]:
+        fix = did_you_mean(unknown[0], free)
+        raise UsageError(
+            f"--optimizer.more is {unknown[0]}=..., and {kind.__name__} has none.", f"It has {', '.join(free)}.", fix
+        )
+    try:
+        return kind(parts, lr=settings.lr, **given, **settings.more)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{kind.__name__} is not to be had so: {error}.") from None
+
+
 METHODS: dict[Name, Callable[[list[Learned], Settings], list[torch.optim.Optimizer]]] = {
     "adamw": adamw,
     "adamw-8bit": adamw_8bit,
     "muon": muon,
     "adafactor": adafactor,
+    **dict.fromkeys(CLASSES, of_torch),
 }
 
 

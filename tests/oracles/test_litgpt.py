@@ -17,6 +17,7 @@ from torch import Tensor
 from lathe import checkpoint
 from lathe.checkpoint import Checkpoint
 from lathe.model.layout import Layout
+from lathe.tokenizer import Tokenizer
 from lathe.weights import distributed
 
 HERE = Path(__file__).parent
@@ -135,3 +136,25 @@ def test_a_genuine_folder_answers_as_the_model_it_was_made_of(shared: Path):
     """stories260K, as LitGPT's converter wrote it, and as the hub has it."""
     theirs, hub = (checkpoint.open(shared / f"data/models/stories260K-{form}") for form in ("litgpt", "hf"))
     assert torch.equal(logits(theirs, STORY), logits(hub, STORY))
+
+
+# ---- tokenizers -----------------------------------------------------------------------------------------------------
+TEXTS = ["Once upon a time", "  two spaces, 1234 and it's\n\n\tnew", "né 🔥 你好", "<|endoftext|> in a text"]
+FOLDERS = (
+    "qwen2.5",
+    "llama-3",
+    "llama-2",
+    "qwen3",
+)  # merges.txt alone, tiktoken's ranks, SentencePiece, tokenizer.json
+
+
+def test_litgpt_encodes_as_we_do_with_what_we_wrote(litgpt: Ask, shared: Path, tmp_path: Path) -> None:
+    source = checkpoint.open(shared / "data/models/stories260K-hf")
+    words = {name: Tokenizer.open(shared / "data/tokenizers" / name) for name in FOLDERS}
+    for name, tokenizer in words.items():
+        checkpoint.save(tmp_path / name, source.tensors, source.config, form="litgpt", tokenizer=tokenizer)
+        checkpoint.open(tmp_path / name).tokenizer()
+    theirs = litgpt(HERE / "litgpt_encodes.py", tmp_path, json.dumps(TEXTS))
+    for name, tokenizer in words.items():
+        assert theirs[name]["ids"] == [tokenizer.encode(text, special=False) for text in TEXTS], name
+        assert theirs[name]["eos"] == tokenizer.eos_id, name
