@@ -1,17 +1,20 @@
-"""A server under load: many clients for some time, of whom some go away in the midst of their answers.
+r"""A server under load: many clients for some time, of whom some go away in the midst of their answers.
 
     python benchmarks/serve_load.py MODEL --clients 64 --seconds 300 --leaving 0.33
     python benchmarks/serve_load.py MODEL --clients 16 --seconds 60 --leaving 0 --tokens 128 --fresh 128
-    python benchmarks/serve_load.py LITGPT_FOLDER --peer .venv-litgpt/bin/litgpt --clients 16 --seconds 60 --leaving 0
+    timeout 200 python benchmarks/serve_load.py LITGPT_FOLDER --peer .venv-litgpt/bin/litgpt --clients 16 \
+        --seconds 90 --tokens 128 --fresh 128
 
 Each client asks for a greedy answer to one of 16 prompts, again and again; with `--fresh N` to another one of N words
 each time, so that nothing of it was read before. Prints one JSON object: tokens per second that arrived, and for each
 second that the server's processes computed (for a busy machine), seconds to the first token (median and 95 %), how many
-answers were whole, left, refused (429), failed (anything else) and wrong (not what the same prompt gets alone), and
-what the server holds at the start, in the middle and at the end: requests, pages, file descriptors and memory (Linux).
-Further options are those of `lathe serve`.
+answers were whole, left, refused (429), failed (anything else, and those that are too short) and wrong (not what the
+same prompt gets alone), and what the server holds before, in the middle and after: requests, pages, file descriptors
+and memory (Linux). `amiss` says what should not be: an answer that failed or is wrong, or something held that nobody
+asks for any more; then the exit status is 1. Further options are those of `lathe serve`.
 
-With `--peer PROGRAM` it is LitGPT's server that is asked, for whole answers, of as many tokens as were asked for.
+With `--peer PROGRAM` it is LitGPT's server that is asked, for whole answers, of as many tokens as were asked for. It
+makes one at a time and lets none go, so what is under way after so many seconds is not waited for.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.first: list[float] = []
         self.tokens = 0
+        self.last = 0.0  # when an answer was whole
 
 
 def body(prompt: str, tokens: int) -> dict:
@@ -55,7 +59,7 @@ async def ask(
     client: httpx2.AsyncClient, prompt: str, tokens: int, tally: Tally, leave_at: int | None = None
 ) -> str | None:
     """The answer; None where it was left or refused."""
-    begun, text, pieces = time.perf_counter(), "", 0
+    begun, text, pieces, made = time.perf_counter(), "", 0, 0
     async with client.stream("POST", "/v1/completions", json=body(prompt, tokens)) as answer:
         if answer.status_code == 429:
             tally.counts["refused"] += 1
@@ -69,7 +73,7 @@ async def ask(
             if "error" in chunk:
                 raise RuntimeError(chunk["error"])
             if chunk.get("usage"):
-                tally.tokens += chunk["usage"]["completion_tokens"]
+                made = chunk["usage"]["completion_tokens"]
             for choice in chunk["choices"]:
                 text += choice["text"]
                 pieces += bool(choice["text"])
@@ -79,8 +83,16 @@ async def ask(
                 tally.counts["left"] += 1
                 tally.tokens += pieces
                 return None
-    tally.counts["whole"] += 1
+    if made != tokens:
+        raise RuntimeError(f"An answer of {made} tokens came, where {tokens} were asked for.")
+    whole(tally, tokens)
     return text
+
+
+def whole(tally: Tally, tokens: int) -> None:
+    tally.counts["whole"] += 1
+    tally.tokens += tokens
+    tally.last = time.perf_counter()
 
 
 async def predict(
@@ -91,8 +103,7 @@ async def predict(
     answer = await client.post("/predict", json={"prompt": prompt})
     answer.raise_for_status()
     tally.first.append(time.perf_counter() - begun)
-    tally.counts["whole"] += 1
-    tally.tokens += tokens
+    whole(tally, tokens)
     return answer.json()["output"]
 
 
@@ -135,6 +146,8 @@ async def load(url: str, process: int, given: argparse.Namespace) -> dict:
     asking, told = (predict, None) if given.peer else (ask, {})
     limits = httpx2.Limits(max_connections=given.clients + 1)
     async with httpx2.AsyncClient(base_url=url, timeout=3600, limits=limits) as client:
+        if told is not None:
+            told["before"] = await asyncio.to_thread(held, process, url)
         alone = {prompt: await asking(client, prompt, given.tokens, Tally()) for prompt in PROMPTS[: given.known]}
         begun, before = time.perf_counter(), computed(process)
 
@@ -153,15 +166,25 @@ async def load(url: str, process: int, given: argparse.Namespace) -> dict:
                     tally.counts["wrong"] += 1
 
         async def watch() -> None:
-            for name, at in (("start", 0.0), ("middle", given.seconds / 2)):
-                await asyncio.sleep(max(begun + at - time.perf_counter(), 0))
-                told[name] = await asyncio.to_thread(held, process, url)
+            await asyncio.sleep(given.seconds / 2)
+            told["middle"] = await asyncio.to_thread(held, process, url)
 
-        watching = [] if told is None else [watch()]
-        await asyncio.gather(*(one() for _ in range(given.clients)), *watching)
-        seconds, after = time.perf_counter() - begun, computed(process)
-        await asyncio.sleep(1)
-    ranks = statistics.quantiles(tally.first, n=20)
+        asked = [asyncio.ensure_future(one()) for _ in range(given.clients)]
+        if told is None:
+            await asyncio.wait(asked, timeout=given.seconds)
+            for task in asked:
+                task.cancel()
+        else:
+            await asyncio.gather(*asked, watch())
+        if told is not None:
+            seconds = time.perf_counter() - begun
+        else:  # until the last that was whole: nobody knows how far the next has come
+            seconds = tally.last - begun if tally.last else given.seconds
+        after = computed(process)
+    await asyncio.sleep(1)
+    if told is not None:
+        told["after"] = await asyncio.to_thread(held, process, url)
+    ranks = statistics.quantiles(tally.first, n=20) if len(tally.first) > 1 else [float("nan")] * 19
     return {
         "clients": given.clients,
         "seconds": round(seconds, 1),
@@ -169,8 +192,25 @@ async def load(url: str, process: int, given: argparse.Namespace) -> dict:
         "tokens_per_computed_second": after and before and round(tally.tokens / (after - before), 1),
         "first_token_seconds": {"median": round(ranks[9], 3), "p95": round(ranks[18], 3)},
         **{name: tally.counts[name] for name in ("whole", "left", "refused", "failed", "wrong")},
-        "held": None if told is None else {**told, "end": held(process, url)},
+        "held": told,
+        "amiss": amiss(tally, told),
     }
+
+
+def amiss(tally: Tally, told: dict[str, dict[str, float]] | None) -> list[str]:
+    """What should not be: answers that failed or are wrong, and what the server holds when nobody asks any more."""
+    found = [f"{tally.counts[name]} answers {name}" for name in ("failed", "wrong") if tally.counts[name]]
+    if told is None:
+        return found
+    before, middle, after = told["before"], told["middle"], told["after"]
+    found += [f"{name} is {after[name]} at the end" for name in ("running", "waiting", "cache") if after[name]]
+    for process in ("web", "engine"):
+        files, size = f"{process}_descriptors", f"{process}_mb"
+        if files in after and after[files] > before[files] + 2:
+            found.append(f"{files} were {before[files]} and are {after[files]}")
+        if size in after and after[size] > 1.05 * middle[size] + 8:
+            found.append(f"{size} was {middle[size]} in the middle and is {after[size]} at the end")
+    return found
 
 
 @contextmanager
@@ -199,7 +239,8 @@ def running(given: argparse.Namespace, options: list[str]) -> Iterator[tuple[str
         yield url, server.pid
     finally:
         server.terminate()
-        server.wait(60)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(20)
         with suppress(ProcessLookupError, AttributeError):  # LitGPT's leaves its workers behind
             os.killpg(server.pid, signal.SIGKILL)
 
@@ -216,7 +257,9 @@ def main() -> None:
     given, options = parser.parse_known_args()
     given.known = 0 if given.fresh else len(PROMPTS)
     with running(given, options) as (url, process):
-        print(json.dumps(asyncio.run(load(url, process, given)), indent=2))
+        result = asyncio.run(load(url, process, given))
+        print(json.dumps(result, indent=2), flush=True)
+    sys.exit(bool(result["amiss"]))
 
 
 if __name__ == "__main__":

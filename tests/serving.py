@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import torch
+import uvicorn
 from starlette.testclient import TestClient
 
 from lathe import checkpoint, families
@@ -77,12 +79,12 @@ CONFIG = {
 }
 
 
-def tiny(folder: Path, template: str = CHATML, **changes: Any) -> Path:
+def tiny(folder: Path, template: str = CHATML, marks: Sequence[str] = (), **changes: Any) -> Path:
     """A model of random weights, always the same, in float32: its greedy answers are long and vary with the prompt.
 
-    changes: keys of its config.json.
+    marks: further special tokens. changes: keys of its config.json.
     """
-    trained = train_bpe([(ROOT / "LICENSE").read_text()], 512, SPECIALS)  # a text that does not change
+    trained = train_bpe([(ROOT / "LICENSE").read_text()], 512, [*SPECIALS, *marks])  # a text that does not change
     trained.save(folder)
     (folder / "chat_template.jinja").write_text(template)
     config = {**CONFIG, **changes}
@@ -178,3 +180,28 @@ def in_process(model: Path, *wires: Any, **options: Any) -> Iterator[TestClient]
         while client.get("/health").status_code == 503:
             time.sleep(0.01)
         yield client
+
+
+@contextmanager
+def at_port(models: Mapping[str, Path]) -> Iterator[str]:
+    """The address of the application over several models, by their names: all in threads of this process."""
+    lines = {}
+    for name, model in models.items():
+        mine, theirs = Pipe()
+        told = Options(str(model), device="cpu", max_seqs=4)
+        thread = threading.Thread(target=occupy, args=(theirs, partial(load, told, model)), daemon=True)
+        thread.start()
+        lines[name] = Line(mine, thread)
+    app = uvicorn.Server(uvicorn.Config(application(Desk(lines)), port=0, log_level="warning"))
+    thread = threading.Thread(target=app.run)
+    thread.start()
+    while not app.started:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{app.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        while httpx2.get(f"{url}/health").status_code == 503:
+            time.sleep(0.02)
+        yield url
+    finally:
+        app.should_exit = True
+        thread.join()

@@ -90,7 +90,7 @@ def test_pages_from_elsewhere_are_refused(origin: str) -> None:
         asked.post("/v1/chat/completions", json={}, headers={"Origin": origin}),
         asked.get("/v1/models", headers={"Origin": origin}),
     ]
-    assert [answer.status_code for answer in answers] == [403, 403, 200]
+    assert [answer.status_code for answer in answers] == [200, 403, 200]  # a question, whose answer says no
     assert not any(name.startswith("access-control") for answer in answers for name in answer.headers)
 
 
@@ -100,12 +100,23 @@ def test_a_page_that_is_named_may_ask(allowed: str, told: str) -> None:
     origin = {"Origin": "http://app.example"}
     wants = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, x-a"}
     before = asked.options("/v1/chat/completions", headers=wants)
-    assert before.status_code == 204 and before.headers["access-control-allow-headers"] == "authorization, x-a"
+    assert before.status_code == 200 and before.headers["access-control-allow-headers"] == "authorization, x-a"
     after = asked.post("/v1/x", json={}, headers={**origin, "Authorization": f"Bearer {KEY}".encode()})
     refused = asked.post("/v1/x", json={}, headers=origin)
     assert (after.status_code, refused.status_code) == (200, 401)
     assert {answer.headers["access-control-allow-origin"] for answer in (before, after, refused)} == {told}
     assert "access-control-allow-credentials" not in after.headers
+
+
+@pytest.mark.parametrize("origin", ["http://localhost", "http://127.0.0.1:3000", "http://[::1]:3000"])
+def test_pages_of_this_machine_may_ask_where_they_are_named(origin: str) -> None:
+    asked, foreign = client(origins=("localhost",)), {"Origin": "http://localhost.evil.com"}
+    told = asked.post("/v1/x", json={}, headers={"Origin": origin})
+    assert (told.status_code, told.headers["access-control-allow-origin"]) == (200, origin)
+    assert asked.post("/v1/x", json={}, headers=foreign).status_code == 403
+    assert client().post("/v1/x", json={}, headers={"Origin": origin}).status_code == 403
+    for broken in ("http://[", "http://evil.com//localhost", "null"):
+        assert asked.post("/v1/x", json={}, headers={"Origin": broken}).status_code == 403
 
 
 def test_the_servers_own_page_may_ask() -> None:

@@ -85,7 +85,7 @@ def test_num_ctx_is_the_room_for_prompt_and_answer(client):
     assert limited["done_reason"] == "length"
     refused = chat(client, options={"num_ctx": 5})
     assert refused.status_code == 400
-    assert "The context holds 5 tokens" in refused.json()["error"]
+    assert "maximum context length is 5 tokens" in refused.json()["error"]
 
 
 def test_logprobs_are_those_of_the_words(client):

@@ -26,7 +26,10 @@ CITY = {
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": CITY}}
 TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
 NAMED = {"type": "function", "function": {"name": "get_time"}}
-EXTRAS = frozenset("structured_outputs guided_regex guided_choice guided_json grammar json_schema".split())
+EXTRAS = frozenset("structured_outputs guided_regex guided_choice guided_json grammar json_schema".split()) | {
+    "thinking_token_budget",
+    "reasoning_budget_tokens",
+}
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,26 @@ def test_reasoning_is_told_apart(chat) -> None:
     assert plain.message.content and "reasoning" not in plain.message.model_extra
 
 
+@pytest.mark.parametrize(
+    "asked", [{"thinking_token_budget": 5}, {"reasoning_budget_tokens": 5}, {"reasoning_effort": "low"}]
+)
+def test_reasoning_has_an_end(chat, asked: dict[str, Any]) -> None:
+    """A budget in tokens; or an effort, which is a part of the answer where the template does not know the word."""
+    told = chat(**{"reasoning_effort": "max", **asked}, max_tokens=25)
+    thought = told.message.model_extra["reasoning"]
+    assert told.message.content and told.finish_reason == "length"
+    free = chat(reasoning_effort="max", max_tokens=25).message.model_extra["reasoning"]
+    assert free.startswith(thought) and len(thought) < len(free)
+    forced = chat(**{"reasoning_effort": "max", **asked}, tools=[TIME], tool_choice=NAMED)
+    assert forced.message.model_extra["reasoning"] and forced.message.tool_calls
+
+
+def test_a_model_that_does_not_reason_says_so(server, tool_server) -> None:
+    body = {**GREEDY, "max_tokens": 1, "reasoning_effort": "high"}
+    told = [each.client.post("/v1/chat/completions", json=body).headers for each in (server, tool_server)]
+    assert [json.loads(headers.get("x-lathe-unknown-fields", "[]")) for headers in told] == [["reasoning_effort"], []]
+
+
 def test_reasoning_is_counted(client: openai.OpenAI) -> None:
-    told = client.chat.completions.create(model="model", **{**GREEDY, "max_tokens": 9}, reasoning_effort="low")
+    told = client.chat.completions.create(model="model", **{**GREEDY, "max_tokens": 9}, reasoning_effort="max")
     assert told.usage.completion_tokens_details.reasoning_tokens == told.usage.completion_tokens == 9

@@ -11,7 +11,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from serving import EVENTS
 
-from lathe.server.ask import Begun, Ended
+from lathe.server.ask import Ask, Begun, Ended
 from lathe.server.wires.responses import Answer
 from lathe.server.wires.responses_bodies import ResponsesBody
 
@@ -119,7 +119,7 @@ def test_sampling_and_logprobs(ask) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"input": []}, "input"),
-        ({"input": [{"type": "item_reference", "id": "a"}]}, "input.0.type"),
+        ({"input": [{"type": "item_reference", "id": "a"}]}, "input.0.id"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]},
             "input.0.content.0.type",
@@ -149,6 +149,11 @@ def body(**fields: Any) -> ResponsesBody:
     return ResponsesBody.model_validate({"input": "Hi", **fields})
 
 
+def asked(**fields: Any) -> Ask:
+    told = body(**fields)
+    return told.ask(told.items(lambda id: None))
+
+
 def test_items_become_messages() -> None:
     items = [
         {"role": "system", "content": "Be kind."},
@@ -174,7 +179,7 @@ def test_items_become_messages() -> None:
         {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}},
         {"id": "call_2", "type": "function", "function": {"name": "get_weather", "arguments": {}}},
     ]
-    assert body(input=items, instructions="Be brief.").ask().prompt == [
+    assert asked(input=items, instructions="Be brief.").prompt == [
         {"role": "system", "content": "Be brief.\n\nBe kind."},
         {"role": "user", "content": "Weather?"},
         {"role": "assistant", "content": "I look.", "reasoning_content": "Hm.", "tool_calls": calls},
@@ -184,17 +189,17 @@ def test_items_become_messages() -> None:
 
 
 def test_tools_forms_and_reasoning_become_those_of_an_ask() -> None:
-    ask = body(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False).ask()
+    ask = asked(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
     assert (ask.choice.mode, ask.choice.parallel, ask.tools[0].name) == ("required", False, "get_weather")
     other = {**WEATHER, "name": "other"}
     allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "other"}]}
-    assert [tool.name for tool in body(tools=[WEATHER, other], tool_choice=allowed).ask().tools] == ["other"]
+    assert [tool.name for tool in asked(tools=[WEATHER, other], tool_choice=allowed).tools] == ["other"]
     formed = {"type": "json_schema", "name": "a", "schema": {"type": "object"}, "strict": True}
-    ask = body(text={"format": formed}, reasoning={"effort": "none"}).ask()
+    ask = asked(text={"format": formed}, reasoning={"effort": "none"})
     assert ask.form is not None and (ask.form.kind, ask.form.field, ask.think) == ("schema", "text.format", False)
-    ask = body(text={"format": {"type": "json_object"}}, reasoning={"effort": "high", "summary": "auto"}).ask()
-    assert ask.form is not None and ask.form.kind == "json" and ask.think and ask.words == {"reasoning_effort": "high"}
-    assert body(text={"format": {"type": "text"}}).ask().form is None
+    ask = asked(text={"format": {"type": "json_object"}}, reasoning={"effort": "high", "summary": "auto"})
+    assert ask.form is not None and ask.form.kind == "json" and ask.think and ask.effort == "high"
+    assert asked(text={"format": {"type": "text"}}).form is None
 
 
 def test_events_are_told_in_openais_order() -> None:

@@ -19,6 +19,7 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
     from lathe.engine.memory import fitting
     from lathe.server.line import key
     from lathe.server.room import Loaded
+    from lathe.server.served import NEUTRAL
     from lathe.transforms.roster import Roster
 
     llm = options.load(place, devices=options.devices)
@@ -36,7 +37,10 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
     defaults = {**llm.defaults, "logprobs": None, "seed": options.seed}
     defaults["max_new_tokens"] = llm.generation.get("max_new_tokens")
     told = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
-    defaults |= {name: value for name, value in told.items() if value is not None}
+    asked = {name: value for name, value in told.items() if value is not None}
+    defaults |= asked
+    says = any(llm.generation.get(name) is not None for name in (*NEUTRAL, "do_sample"))
+    usual = tuple(name for name in NEUTRAL if name in llm.defaults and not says and name not in asked)
     weight, *others = llm.decoder.parameters()
     about = {
         "dtype": str(weight.dtype).removeprefix("torch."),
@@ -46,4 +50,4 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
         "tokens": pool,
         "bytes": sum(one.numel() * one.element_size() for one in (weight, *others)),
     }
-    return Loaded(engine, llm.tokenizer, llm.grammars, adapt, tuple(adapters or ()), defaults, llm.stops, about)
+    return Loaded(engine, llm.tokenizer, llm.grammars, adapt, tuple(adapters or ()), defaults, usual, llm.stops, about)

@@ -84,14 +84,14 @@ class Replica:
 
 def replica(options: Options, name: str, let_in: Rules, load: Callable[[], Loaded]) -> FastAPI:
     """In a replica: all routes over an engine process that is begun here. It is ready when its model is."""
-    from lathe.server.app import application, with_predict
+    from lathe.server.app import application, wires
     from lathe.server.desk import Desk
     from lathe.server.line import Line
 
     desk = Desk(
         {name: Line.begin(load)}, options.max_queue, options.strict, options.any_model_name, options.adapter_dir
     )
-    app = application(desk, with_predict(options.api_path, options.stream), let_in)
+    app = application(desk, wires(options.api_path, options.stream, options.kept_responses), let_in)
     opened = app.router.lifespan_context
 
     @asynccontextmanager

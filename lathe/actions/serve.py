@@ -60,7 +60,8 @@ class Options(Speaking):
     insecure: bool = False
     """Listen for other machines without a key: whoever reaches the port may use the model."""
     cors_origin: tuple[str, ...] = ()
-    """Let web pages of this origin, as https://example.org, use the server; * lets all. May be given several times."""
+    """Let web pages of this origin, as https://example.org, use the server; localhost lets those of this machine, at
+    whatever port, * lets all. May be given several times."""
     allowed_host: tuple[str, ...] = ()
     """A name by which the server may be called, beside localhost, as behind a proxy. May be given several times."""
     max_body: int = 32 << 20
@@ -79,6 +80,9 @@ class Options(Speaking):
     """How many answers may wait their turn; further requests get 429, and are told when to come again."""
     max_seqs: int = 64
     """How many answers are made at once."""
+    kept_responses: int = 1000
+    """How many answers of /v1/responses are kept, in memory and for a day at most, so that requests can go on from one
+    by previous_response_id; 0 for none."""
     drain: float = 30.0
     """Seconds that answers have to come to their end when the server is told to end."""
     max_new_tokens: int | None = None
@@ -101,7 +105,7 @@ class Options(Speaking):
     """Print the commands that run another --engine, and run none."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "port", "max_queue", "drain", "temperature", "top_k", "top_p")
+        at_least(0, self, "port", "max_queue", "drain", "kept_responses", "temperature", "top_k", "top_p")
         at_least(1, self, "max_seqs", "max_body", "replicas", "max_new_tokens")
         at_least(16, self, "cache_tokens")
         if self.devices != "auto":
@@ -120,8 +124,11 @@ class Options(Speaking):
         if (self.gate or self.dry_run) and self.engine in ("lathe", "ray"):
             raise UsageError("--gate and --dry-run are of no use here.", "They are for another --engine than Lathe's.")
         for origin in self.cors_origin:
-            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
-                raise UsageError(f"--cors-origin is {origin}.", "An origin looks like https://example.org, or is *.")
+            if origin not in ("*", "localhost") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise UsageError(
+                    f"--cors-origin is {origin}.",
+                    "An origin looks like https://example.org; * is any, localhost any of this machine.",
+                )
 
 
 @contextmanager
@@ -164,7 +171,7 @@ def run(options: Options) -> int:
         for name, place in places.items():  # first of all: it takes longest
             lines[name] = Line.begin(partial(load, options, place, None if lines else adapters))
 
-        from lathe.server.app import application, with_predict
+        from lathe.server.app import application, wires
         from lathe.server.desk import Desk
         from lathe.server.running import listen, serve
 
@@ -173,7 +180,7 @@ def run(options: Options) -> int:
         desk = Desk(lines, options.max_queue, options.strict, options.any_model_name, options.adapter_dir)
         port = bound.getsockname()[1]
         ready = partial(greet, desk, options.host, port)
-        app = application(desk, with_predict(options.api_path, options.stream), rules)
+        app = application(desk, wires(options.api_path, options.stream, options.kept_responses), rules)
         return serve(app, desk, bound, drain=options.drain, ready=ready)
     except Broken as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from lathe.engine.runner import Adapters, Runner
 from lathe.engine.sampling import Chooser, Sampling, Token, choose
 from lathe.engine.scheduler import Part, Scheduler, Sequence
 from lathe.engine.speculate import Drafter, accept
-from lathe.errors import PromptError, UsageError
+from lathe.errors import CheckpointError, PromptError, UsageError
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.rope import frequencies
@@ -129,7 +129,10 @@ class Engine:
             told = judged(hidden, parts, self.runner)
         except (MemoryError, RuntimeError) as error:
             return self._less(parts, error)
-        made = [] if scores is None else self._chosen(scores, due)
+        try:
+            made = [] if scores is None else self._chosen(scores, due)
+        except CheckpointError as error:
+            return self._apart(parts, error)
         read = {text: text.cached for text, _ in told}
         for sequence, length, _ in parts:  # only now, so that a step that was interrupted can be taken again
             self.scheduler.advance(sequence, length)
@@ -159,6 +162,13 @@ class Engine:
         if length > 1 or draft.tokens:
             return self._pass([Part(sequence, max(length // 2, 1))])
         self.scheduler.fail(sequence)
+        return []
+
+    def _apart(self, parts: list[Part], error: CheckpointError) -> list[tuple[Sequence, Token]]:
+        """What becomes of a pass in which somebody's scores are not numbers: that one fails, and the others go on."""
+        if half := len(parts) // 2:
+            return self._pass(parts[:half]) + self._pass(parts[half:])
+        self.scheduler.fail(parts[0].sequence, error)
         return []
 
     def _parts(self) -> list[Part]:

@@ -32,7 +32,7 @@ from lathe.engine.rules import (
     Unended,
     total_of,
 )
-from lathe.errors import UsageError
+from lathe.errors import CheckpointError, UsageError
 
 GREEDY_BELOW = 1e-5  # a temperature that float32 could not tell from 0
 HUGE = 1e30  # beyond it float32 would soon make infinite scores, of which nothing can be drawn
@@ -228,17 +228,20 @@ def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[Token]:
 
 
 def picked(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """The token that `choose` would give for each row, and nothing else."""
+    """The token that `choose` would give for each row, and nothing else. Raises CheckpointError for rows of NaN."""
     chosen = [0] * len(choosers)
     for greedy, rows, candidates in _judged(logits, choosers):
         x, ids = candidates.logits, candidates.ids
         if greedy:
             columns = _first_best(x)
+            best = x.gather(-1, columns[:, None])  # not a number if any is none
         else:
+            top = x.amax(-1, keepdim=True)
+            best = top - top  # nor are infinite scores of use here
             # Not softmax: its sum would be rounded by how wide the others' candidates are.
-            columns = draw((x - x.amax(-1, keepdim=True)).exp_(), [choosers[row].share for row in rows])
+            columns = draw((x - top).exp_(), [choosers[row].share for row in rows])
         found = columns if greedy or ids is None else ids.gather(-1, columns[:, None])[:, 0]
-        for row, id in zip(rows, found.tolist(), strict=True):
+        for row, id in zip(rows, numbers(found, best[:, 0]), strict=True):
             chosen[row] = id
     return chosen
 
@@ -271,7 +274,21 @@ def draw(weights: Tensor, shares: Iterable[float]) -> Tensor:
     """
     sums = weights.cumsum_(-1)
     goals = torch.tensor(list(shares), device=sums.device, dtype=sums.dtype)[:, None] * sums[:, -1:]
-    return torch.searchsorted(sums, goals)[:, 0]
+    return torch.searchsorted(sums, goals)[:, 0].clamp_(max=weights.shape[-1] - 1)  # of no numbers, the last
+
+
+def numbers(columns: Tensor, best: Tensor) -> list[int]:
+    """Columns that were chosen, as a list. best: the scores by which they were. Both N.
+
+    Raises CheckpointError where a score is not a number.
+    """
+    found: list[int] = columns.where(best == best, -1).tolist()  # one look at the device for both
+    if found and min(found) < 0:
+        raise CheckpointError(
+            "The model's scores are not numbers (NaN).",
+            fix="Its weights are damaged, or need a --precision of larger range, as fp32.",
+        )
+    return found
 
 
 def _judged(logits: Tensor, choosers: Sequence[Chooser]) -> Iterator[tuple[bool, list[int], Candidates]]:

@@ -201,10 +201,10 @@ class Scheduler:
         if before // self.pages.size < sequence.cached // self.pages.size:
             self.pages.keep(sequence.lease, self._names(sequence, sequence.cached), before // self.pages.size)
 
-    def fail(self, sequence: Sequence) -> None:
-        """End a sequence for which there is no memory."""
+    def fail(self, sequence: Sequence, failure: LatheError | None = None) -> None:
+        """End a sequence for a reason, or else for want of memory."""
         fix = "Ask for less, or try again when there is less to do."
-        sequence.failure = LatheError("There is not enough memory for this request.", fix=fix)
+        sequence.failure = failure or LatheError("There is not enough memory for this request.", fix=fix)
         sequence.finish = "failed"
         self.remove(sequence)
 

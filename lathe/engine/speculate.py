@@ -23,7 +23,7 @@ from torch import Tensor
 from lathe.engine import scheduler
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Piece, Runner
-from lathe.engine.sampling import Chooser, Token, chances, draw, picked, reported
+from lathe.engine.sampling import Chooser, Token, chances, draw, numbers, picked, reported
 from lathe.engine.scheduler import NOTHING, Draft, Part
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
@@ -71,7 +71,7 @@ class DraftModel:
             going = [i for i, n in enumerate(wanted) if turn < n]
             choosers = [sequences[i].chooser.after(guesses[i]) for i in going]
             q = self._chances([pieces[i] for i in going], choosers)
-            drawn = draw(q.clone(), [1.0 - dice[i].random() for i in going]).tolist()
+            drawn = numbers(draw(q.clone(), [1.0 - dice[i].random() for i in going]), q.sum(-1))
             for i, row, id in zip(going, q, drawn, strict=True):
                 sequence, start = sequences[i], len(sequences[i].tokens) + turn
                 sequence.drafted = len(sequence.tokens) - 1  # the last is read again if this step is interrupted
@@ -175,7 +175,9 @@ def _weighed(logits: Tensor, choosers: Sequence[Chooser], parts: Sequence[Part])
         made.append(part.draft.tokens[:kept])
         last.append(_left(p[first + kept], part.draft, kept))
         first += part.due
-    drawn = draw(torch.stack(last), [1.0 - die.random() for die in dice]).tolist()
+    left = torch.stack(last)
+    total = left.sum(-1)
+    drawn = numbers(draw(left, [1.0 - die.random() for die in dice]), total)
     return [[*kept, id] for kept, id in zip(made, drawn, strict=True)]
 
 

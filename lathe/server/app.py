@@ -47,10 +47,13 @@ WIRES: Wires = (
 )
 
 
-def with_predict(path: str, stream: bool) -> Wires:
-    """Every wire; LitGPT's at this path, and with lines for an answer where a request does not say."""
-    predict = partial(litgpt.router, path=path, stream=stream)
-    return tuple(predict if wire is litgpt.router else wire for wire in WIRES)
+def wires(path: str, stream: bool, kept: int) -> Wires:
+    """Every wire: LitGPT's at this path, with lines for an answer where a request does not say; responses kept."""
+    told = {
+        litgpt.router: partial(litgpt.router, path=path, stream=stream),
+        responses.router: partial(responses.router, kept=kept),
+    }
+    return tuple(told.get(wire, wire) for wire in WIRES)
 
 
 def application(desk: Desk, wires: Wires = WIRES, rules: Rules | None = None) -> FastAPI:

@@ -57,6 +57,8 @@ class Ask:
     n: how many answers, from seeds that follow one another.
     form: what the text must be; tools and choice: which calls it may or must hold.
     think: whether the model is to reason first, where its template can say so; None as the template does by itself.
+    effort: how much, as "low" or "high": a variable of the template, and where it reads none, a share of the answer.
+    thought: how many tokens it may reason for at most.
     words: further variables of the template. continues: the last message is begun, and goes on.
     opens: whether the template's opening of the assistant's turn is added.
     room: how many tokens the prompt and an answer may be together; None for as many as the context holds.
@@ -77,6 +79,8 @@ class Ask:
     tools: tuple[Tool, ...] = ()
     choice: ToolChoice = ToolChoice()
     think: bool | None = None
+    effort: str | None = None
+    thought: int | None = None
     words: Mapping[str, Any] = field(default_factory=dict)
     continues: bool = False
     opens: bool = True
@@ -97,10 +101,11 @@ class Word:
 
 @dataclass(frozen=True)
 class Begun:
-    """The prompt was read. cached: how many of its tokens had been read for another request before."""
+    """The prompt was read. cached: how many of its tokens had been read for another request before. tokens: its ids."""
 
     prompt: int
     cached: int = 0
+    tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

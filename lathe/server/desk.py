@@ -6,6 +6,7 @@ Knows no wire and no tensor. Rendering and tokenizing happen in threads, never i
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -177,14 +178,16 @@ class Desk:
                 raise Overflow(len(prompt.tokens), context)
             grammar = await self._in_thread(prompts.grammar, served.tokenizer, served.turns, ask, prompt)
             inbox: Inbox = asyncio.Queue()
+            longest = _most(ask, served, context - len(prompt.tokens))
             stops = [*([] if ask.ignore_eos else served.stops), *ask.stop_tokens]
             first, *others = ids = served.expect(inbox, ask.n)
             request = {
                 "prompt": prompt.tokens,
-                "wishes": {**ask.wishes, "max_new_tokens": _most(ask, served, context - len(prompt.tokens))},
+                "wishes": {**served.wished(ask.wishes), "max_new_tokens": longest},
                 "stops": stops,
                 "adapter": named.adapter,
                 "grammar": grammar,
+                "bound": prompts.bound(served.tokenizer, served.turns, ask, prompt, longest),
                 "salt": ask.salt,
                 "priority": ask.priority,
                 "more": [[id, _seeded(ask, served, index)] for index, id in enumerate(others, 1)],
@@ -205,6 +208,7 @@ class Desk:
     async def embed(self, prompt: str | Sequence[int], model: str | None = None) -> tuple[int, list[float]]:
         """How many tokens a text has, and its embedding. Raises what `answer` raises."""
         _, tokens, embedding = await self._reading("embed", prompt, model)
+        _numbers(embedding)
         return len(tokens), embedding
 
     async def judge(
@@ -213,6 +217,7 @@ class Desk:
         """The tokens of a text with their log-probabilities, the first one's excepted. Raises what `answer` raises."""
         adapter = self.named(model).adapter
         served, tokens, judged = await self._reading("judge", prompt, model, top, adapter, salt)
+        _numbers([logprob for _, logprob, _ in judged])
         spelt = served.tokenizer.spelling
         words = [Word(tokens[0], spelt(tokens[0]))]
         for token, logprob, likely in judged:
@@ -239,6 +244,12 @@ class Desk:
     def render(self, served: Served, ask: Ask) -> str:
         """As `read`, but no further than the text of a conversation."""
         return prompts.render(served.tokenizer, served.turns, ask)
+
+
+def _numbers(told: Sequence[float]) -> None:
+    """Raises Broken where a model told what is not a number."""
+    if not all(map(math.isfinite, told)):
+        raise Broken("The model's results are not numbers (NaN).", "", "Its weights are damaged.")
 
 
 def _seeded(ask: Ask, served: Served, index: int) -> dict[str, Any]:

@@ -32,7 +32,8 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class Rules:
     """keys: any of them lets in; none: everybody may. admin: the key for what changes the server; None: nobody may.
 
-    hosts: names by which the server may be called; None for any. origins: web pages that may call it; "*" is any.
+    hosts: names by which the server may be called; None for any. origins: web pages that may call it; "*" is any, and
+    "localhost" any that this machine serves.
     most: bytes of a body. patience: seconds for a whole body to come.
     """
 
@@ -79,7 +80,7 @@ class Gate:
             shared = self._shared(origin)
             more += shared
             self._check(scope, headers, origin)
-            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:  # not yet a request
                 return await _preflight(answer, shared, headers.get(b"access-control-request-headers", b""))
             self._know(scope["path"], headers)
             if scope["method"] in BODILY:
@@ -92,9 +93,11 @@ class Gate:
 
     def _shared(self, origin: str) -> list[tuple[bytes, bytes]]:
         """The headers that let a web page of this origin read the answer, if it may."""
-        if not origin or not ("*" in self.rules.origins or origin in self.rules.origins):
+        named = self.rules.origins
+        ours = "localhost" in named and loopback(_hostname(origin.partition("//")[2]))
+        if not origin or not (ours or "*" in named or origin in named):
             return []
-        told = "*" if "*" in self.rules.origins else origin
+        told = "*" if "*" in named else origin
         exposed = (b"access-control-expose-headers", b"x-request-id, retry-after")
         return [(b"access-control-allow-origin", told.encode("latin-1")), (b"vary", b"Origin"), exposed]
 
@@ -104,8 +107,7 @@ class Gate:
         host = headers.get(b"host", b"").decode("latin-1")
         if self.rules.hosts is not None and _hostname(host) not in self.rules.hosts:
             raise Refused(403, "permission_error", "The server is not called by this Host.")
-        changes = scope["method"] in BODILY or scope["method"] == "OPTIONS"
-        if origin and changes and not self._shared(origin) and urlsplit(origin).netloc != host:
+        if origin and scope["method"] in BODILY and not self._shared(origin) and origin.partition("//")[2] != host:
             fix = "Pages of this origin may not use the server, unless it is started with --cors-origin."
             raise Refused(403, "permission_error", fix)
 
@@ -190,6 +192,11 @@ def _hostname(host: str) -> str:
         return ""
 
 
+def key(scope: Scope) -> bytes:
+    """The key that a request was sent with; none where there is none."""
+    return _key({name.lower(): value for name, value in scope["headers"]})
+
+
 def _key(headers: Mapping[bytes, bytes]) -> bytes:
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
@@ -214,11 +221,11 @@ def _deep(body: bytes) -> bool:
 
 
 async def _preflight(send: Send, shared: list[tuple[bytes, bytes]], wanted: bytes) -> None:
-    """What a browser asks before it lets a page ask. wanted: the headers that the page wants to send."""
-    allowed = [(b"access-control-allow-methods", b"GET, POST, DELETE"), (b"access-control-max-age", b"600")]
+    """What a browser asks before it lets a page ask: without the headers, it does not. wanted: those the page sends."""
+    allowed = [(b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"), (b"access-control-max-age", b"600")]
     if re.fullmatch(rb"[\w, -]{1,2000}", wanted):
         allowed.append((b"access-control-allow-headers", wanted))
-    await send({"type": "http.response.start", "status": 204, "headers": allowed if shared else []})
+    await send({"type": "http.response.start", "status": 200, "headers": allowed if shared else []})
     await send({"type": "http.response.body"})
 
 

@@ -16,6 +16,10 @@ from lathe.tokenizer import Tokenizer
 from lathe.tokenizer.turns import Turns
 from lathe.tokenizer.turns_history import dressed
 
+EFFORT = "reasoning_effort"  # as templates that know of it call it
+# How much of an answer may be thought where the template has no such word, as OpenRouter has it.
+SHARES = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95}
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -40,7 +44,7 @@ def read(tokenizer: Tokenizer, turns: Turns, ask: Ask) -> Prompt:
 
 def render(tokenizer: Tokenizer, turns: Turns, ask: Ask) -> str:
     """The text of an Ask's messages, by the chat template. Raises TokenizerError where it refuses them."""
-    words = dict(ask.words)
+    words = {**({EFFORT: ask.effort} if ask.effort else {}), **ask.words}
     if ask.think is not None:
         words[turns.switch or "enable_thinking"] = ask.think
     offered = [{"type": "function", "function": asdict(tool)} for tool in ask.tools if ask.choice.mode != "none"]
@@ -51,6 +55,24 @@ def render(tokenizer: Tokenizer, turns: Turns, ask: Ask) -> str:
         return text
     last = str(messages[-1].get("content") or "").strip()
     return text[: text.rindex(last) + len(last)] if last in text else text
+
+
+def bound(tokenizer: Tokenizer, turns: Turns, ask: Ask, prompt: Prompt, longest: int) -> dict[str, Any] | None:
+    """How long an answer may think, as `engine.Bound` has it, but with marks as text; None for as long as it likes.
+
+    longest: tokens of the whole answer.
+    """
+    if prompt.text is None or turns.closed(prompt.text):
+        return None
+    assert turns.reasoning is not None
+    most = ask.thought
+    if most is None and EFFORT not in (tokenizer.template or "") and ask.effort in SHARES:
+        most = int(longest * SHARES[ask.effort])
+    if most is None or most >= longest:
+        return None
+    begin = "" if turns.opened(prompt.text) else turns.reasoning.begin
+    close = tokenizer.encode(turns.reasoning.end, special=False)
+    return {"most": most, "begin": begin, "end": turns.reasoning.end, "close": close}
 
 
 def grammar(tokenizer: Tokenizer, turns: Turns, ask: Ask, prompt: Prompt) -> str | None:

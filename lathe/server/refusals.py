@@ -46,8 +46,8 @@ class Overflow(PromptError):
 
     def __init__(self, prompt: int, context: int) -> None:
         super().__init__(
-            f"The prompt is {prompt} tokens long.",
-            f"The context holds {context} tokens, the answer included.",
+            f"The prompt is too long: {prompt} tokens.",  # clients know it by these words, and make it shorter
+            f"This model's maximum context length is {context} tokens, the answer included.",
             "Shorten the prompt.",
         )
         self.prompt, self.context = prompt, context

@@ -30,7 +30,8 @@ from typing import Any
 from lathe.engine import Constraint, Engine, Grammars, Sampling, Sequence, Token
 from lathe.engine.alone import Steps
 from lathe.engine.judge import Text
-from lathe.errors import LatheError
+from lathe.engine.thoughts import Bound, Bounded
+from lathe.errors import CheckpointError, LatheError
 from lathe.server.line import told
 from lathe.server.refusals import Broken, Unready
 from lathe.tokenizer import Tokenizer
@@ -44,7 +45,8 @@ class Loaded:
 
     adapt: puts the adapter in a folder on, by a name, for requests that name it. adapters: what
         clients call those that are on, see `line.key`.
-    defaults: fields of Sampling, where a request does not say. stops: ids that end an answer.
+    defaults: fields of Sampling, where a request does not say. usual: those of them that nobody asked for. stops: ids
+        that end an answer.
     about: what else is told of it, by wires and on the screen, as JSON.
     """
 
@@ -54,6 +56,7 @@ class Loaded:
     adapt: Callable[[str, Path], None]
     adapters: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    usual: tuple[str, ...] = ()
     stops: frozenset[int] = frozenset()
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,6 +82,7 @@ def _introduced(loaded: Loaded) -> dict[str, Any]:
     return {
         "words": [str(place), tokenizer.style, loaded.tokenizer.source is None],
         "defaults": dict(loaded.defaults),
+        "usual": list(loaded.usual),
         "stops": sorted(loaded.stops),
         "context": loaded.engine.context,
         "vocab": loaded.engine.decoder.spec.vocab,
@@ -92,6 +96,7 @@ def _introduced(loaded: Loaded) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Asked:
     """What is asked of the engine. wishes: fields of Sampling. stops: ids. grammar: what the answer must be.
+    bound: fields of `Bound`, its marks as text.
 
     more: further answers to the same prompt, by their ids, with what differs in their wishes. The engine has them wait
         for what the first reads.
@@ -102,6 +107,7 @@ class Asked:
     stops: list[int]
     adapter: str | None = None
     grammar: str | None = None
+    bound: dict[str, Any] | None = None
     salt: str = ""
     priority: int = 0
     more: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
@@ -209,12 +215,20 @@ class Room:
             Sampling(**{**self.loaded.defaults, **asked.wishes}),
             asked.stops,
             adapter=asked.adapter,
-            constraint=constraint.result() if constraint else None,
+            constraint=self._bounded(asked, constraint.result() if constraint else None),
             salt=asked.salt,
             priority=asked.priority,
         )
         for other, wishes in asked.more:  # their grammar, if there is one, has been compiled by now
             self._safely(other, self._ask, other, replace(asked, wishes=asked.wishes | wishes, more=[]))
+
+    def _bounded(self, asked: Asked, constraint: Constraint | None) -> Constraint | None:
+        """What an answer must be, with an end to its thoughts where there is to be one."""
+        if asked.bound is None:
+            return constraint
+        marks = {name: asked.bound[name].encode() for name in ("begin", "end")}
+        bound = Bound(asked.bound["most"], **marks, close=tuple(asked.bound["close"]))
+        return Bounded(bound, self.loaded.tokenizer.spelling, self.engine.decoder.spec.vocab, constraint)
 
     def _step(self) -> dict[str, Any]:
         """One step of the engine, and what there is to tell of it."""
@@ -238,7 +252,8 @@ class Room:
             if sequence.finish:
                 del self.open[id]
                 if sequence.failure:
-                    _send(self.pipe, "refused", id, told(Unready(sequence.failure.found, "", sequence.failure.fix)))
+                    kind = Broken if isinstance(sequence.failure, CheckpointError) else Unready
+                    _send(self.pipe, "refused", id, told(kind(sequence.failure.found, "", sequence.failure.fix)))
                 elif sequence.finish == "failed" and sequence.error:
                     _send(self.pipe, "refused", id, told(sequence.error))
                 else:

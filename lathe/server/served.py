@@ -12,12 +12,15 @@ from typing import Any
 from lathe.errors import LatheError
 from lathe.server.line import Line, Message, heard, told
 from lathe.server.metrics import Metrics
+from lathe.server.prompts import EFFORT
 from lathe.server.refusals import Broken
 from lathe.tokenizer import Tokenizer
 from lathe.tokenizer.turns import Turns
 from lathe.tokenizer.turns_learning import learn
 
 Inbox = asyncio.Queue[tuple[Any, ...]]  # (id, "begun" | "read" | "tokens" | "ended" | "refused" | "done", what of it)
+
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 class Served:
@@ -29,7 +32,8 @@ class Served:
         adapters: the names of those that requests can name.
         ready, gone: set when it is loaded, and when it is no more; `wrong` says why.
         tokenizer, turns; context, in tokens; vocab, how many ids there are; width; seats, answers made at once;
-        defaults, fields of Sampling; stops, ids that end an answer; about, what else is told: all once it is ready.
+        defaults, fields of Sampling, and usual, those of them that nobody asked for; stops, ids that end an answer;
+        about, what else is told: all once it is ready.
     """
 
     def __init__(self, name: str, line: Line) -> None:
@@ -42,6 +46,17 @@ class Served:
         self.adapters: list[str] = []
         self._inboxes: dict[int, Inbox] = {}
         self._ids = itertools.count()
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it can be asked to reason."""
+        return self.turns.reasoning is not None or EFFORT in (self.tokenizer.template or "")
+
+    def wished(self, wishes: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of Sampling for a request with these wishes: who says how to sample gets nothing usual besides."""
+        says = wishes.keys() & NEUTRAL.keys()
+        neutral = {name: NEUTRAL[name] for name in self.usual} if says else {}
+        return {**self.defaults, **neutral, **wishes}
 
     def open(self) -> None:
         """Listen, in the event loop that is running."""
@@ -75,7 +90,8 @@ class Served:
             return self._lost(error)
         self.context, self.vocab, self.width = facts["context"], facts["vocab"], facts["width"]
         self.seats, self.adapters = facts["seats"], facts["adapters"]
-        self.defaults, self.stops, self.about = facts["defaults"], facts["stops"], facts["about"]
+        self.defaults, self.usual = facts["defaults"], facts["usual"]
+        self.stops, self.about = facts["stops"], facts["about"]
         self.ready.set()
         return None
 

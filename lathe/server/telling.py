@@ -32,7 +32,8 @@ class Telling:
     def __init__(
         self, ask: Ask, index: int, prompt: Prompt, tokenizer: Tokenizer, turns: Turns, stops: frozenset[int]
     ) -> None:
-        self.ask, self.index, self._tokenizer, self._hidden = ask, index, tokenizer, stops
+        self.ask, self.index, self.prompt = ask, index, prompt
+        self._tokenizer, self._hidden = tokenizer, stops
         self._parser = _parser(ask, prompt, turns)
         marks = {mark: id for mark in tokenizer.marks if (id := tokenizer.id(mark)) is not None}
         kept = {marks[mark] for mark in turns.kept(marks, tools=bool(ask.tools))} if self._parser else set()
@@ -128,7 +129,7 @@ def _told(kind: str, rest: Sequence[Any], telling: Telling) -> Iterator[Event]:
     """The events of one message."""
     match kind, rest:
         case "begun", [prompt, cached]:
-            yield Begun(prompt, cached)
+            yield Begun(prompt, cached, telling.prompt.tokens)
         case "read", [done, total]:
             yield Reading(done, total)
         case "tokens", [tokens]:

@@ -18,7 +18,7 @@ from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
 from lathe.server.wires.anthropic_bodies import CountBody, MessagesBody
 from lathe.server.wires.frames import Stream, gathered
-from lathe.server.wires.head import warning
+from lathe.server.wires.head import idle, warning
 
 PATH = "/v1/messages"
 REASONS: dict[Reason, str] = {
@@ -159,8 +159,9 @@ def router(desk: Desk) -> APIRouter:
     @routes.post(PATH)
     async def messages(request: Request, body: MessagesBody) -> Response:
         """The next message of a conversation, whole or as a stream of events."""
-        headers = warning(body.unknown(desk.strict))
         ask, served = body.ask(), desk.find(body.model)
+        field = "thinking" if body.thinking else "output_config.effort"
+        headers = warning(body.unknown(desk.strict) + idle(field, ask, served, desk.strict))
         hides = body.thinking is not None and body.thinking.display == "omitted"
         answer = Answer(body.model or served.name, hides)
         if body.stream:

@@ -102,17 +102,11 @@ class CountBody(Body):
     output_config: Output | None = None
     output_format: Format | None = None
 
-    def unknown(self, strict: bool) -> list[str]:
-        """The names of fields that are not heeded: those nobody knows, and the budget of thoughts, which is a wish."""
-        budget = self.thinking is not None and self.thinking.budget_tokens is not None
-        return super().unknown(strict) + (["thinking.budget_tokens"] if budget else [])
-
     def conversation(self) -> dict[str, Any]:
         """The fields of an Ask that say what is rendered. Raises Misused, Unsupported."""
         messages = [each for at, message in enumerate(self.messages) for each in _plainly(message, f"messages.{at}")]
         if self.system:
             messages.insert(0, {"role": "system", "content": _text(self.system, "system")})
-        effort = self.output_config.effort if self.output_config else None
         tools = _offered(self.tools)
         return {
             "prompt": messages,
@@ -120,7 +114,8 @@ class CountBody(Body):
             "tools": tools,
             "choice": _chosen(self.tool_choice, tools),
             "think": None if self.thinking is None else self.thinking.type != "disabled",
-            "words": {"reasoning_effort": effort} if effort else {},
+            "effort": self.output_config.effort if self.output_config else None,
+            "thought": self.thinking.budget_tokens if self.thinking else None,
             "continues": self.messages[-1].role == "assistant",
         }
 

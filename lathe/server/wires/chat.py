@@ -1,7 +1,7 @@
 """OpenAI's chat completions: a body becomes an Ask, and its events one completion or chunks of it.
 
-What is on the wire beyond OpenAI's own: `reasoning` and `reasoning_content`, `stop_reason` and `token_ids` (vLLM's
-names); `timings` and `prompt_progress` (llama.cpp's).
+What is on the wire beyond OpenAI's own: `reasoning` and `reasoning_content`, `stop_reason`, `token_ids` and
+`prompt_token_ids` (vLLM's names); `timings`, `prompt_progress` and `__verbose` (llama.cpp's).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lathe.server.refusals import Misused
 from lathe.server.wires.chunks import Chunks
 from lathe.server.wires.fields import JSON, MOST_TOP, Wished
 from lathe.server.wires.frames import Stream, gathered
-from lathe.server.wires.head import head, warning
+from lathe.server.wires.head import head, idle, warning
 from lathe.server.wires.messages import MOST_MESSAGES, Conversation, Format, Message, NamedTool, chosen, formed
 
 PATH = "/v1/chat/completions"
@@ -35,6 +35,10 @@ class ChatBody(Wished, Conversation):
     top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
     tool_choice: str | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    verbose: bool | None = None
+    thinking_token_budget: int | None = Field(None, ge=-1, lt=2**31)
+    reasoning_budget_tokens: int | None = Field(None, ge=-1, lt=2**31)
+    thinking_budget_tokens: int | None = Field(None, ge=-1, lt=2**31)
     response_format: Format | None = None
 
     def ask(self) -> Ask:
@@ -46,10 +50,12 @@ class ChatBody(Wished, Conversation):
         wishes["max_new_tokens"] = None if most in (None, -1) else most
         if self.logprobs:
             wishes["logprobs"] = self.top_logprobs or 0
+        thought = self.one_of("thinking_token_budget", "reasoning_budget_tokens", "thinking_budget_tokens")
         rendering = self.rendering(self.messages)
         return Ask(
             wishes=wishes,
             form=self.form(formed(self.response_format)),
+            thought=None if thought == -1 else thought,
             choice=chosen(self.tool_choice, self.parallel_tool_calls, rendering["tools"]),
             **rendering,
             **self.others(),
@@ -61,7 +67,8 @@ class Answer(Chunks):
 
     def __init__(self, body: ChatBody, served: Served) -> None:
         super().__init__(body, PATH, {**head("chatcmpl", body.model, served), "object": "chat.completion.chunk"})
-        self.body, self.begun = body, False
+        self.body, self.served, self.begun = body, served, False
+        self.prompt: dict[str, Any] = {}  # what is told of it
 
     # ------------------------------------------------------------ in chunks
 
@@ -71,6 +78,8 @@ class Answer(Chunks):
             self.begun = True
             for index in range(self.body.n or 1):
                 yield self._chunk(index, {"role": "assistant", "content": None})
+        if told := self._prompted(event):
+            yield self.chunk([], **told)
         match event:
             case Reading() | Begun():
                 yield from self.progress(event)
@@ -87,6 +96,15 @@ class Answer(Chunks):
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason, **more}
         return self.chunk([choice])
 
+    def _prompted(self, event: Event) -> dict[str, Any]:
+        """What is told of the prompt where a client wants it: its ids, and its text as llama.cpp calls it."""
+        if not isinstance(event, Begun):
+            return {}
+        told: dict[str, Any] = {"prompt_token_ids": list(event.tokens)} if self.body.return_token_ids else {}
+        if self.body.verbose:
+            told["__verbose"] = {"prompt": self.served.tokenizer.decode(event.tokens, skip_special=False)}
+        return told
+
     def _told(self, tokens: Iterable[Word], kind: str) -> dict[str, Any]:
         more: dict[str, Any] = {}
         if self.body.logprobs:
@@ -101,11 +119,13 @@ class Answer(Chunks):
         choices = [Choice(index) for index in range(self.body.n or 1)]
         for which, event in events:
             self.tally.count(which, event)
+            self.prompt |= self._prompted(event)
             if isinstance(event, (Said, Called, Ended)):
                 choices[event.index].take(event)
         usage, timings = self.tally.usage(), self.tally.timings()
         told = [choice.told(self.body) for choice in choices]
-        return {**self.head, "object": "chat.completion", "choices": told, "usage": usage, "timings": timings}
+        whole = {**self.head, "object": "chat.completion", "choices": told, "usage": usage, "timings": timings}
+        return {**whole, **self.prompt}
 
 
 class Choice:
@@ -186,9 +206,9 @@ def router(desk: Desk) -> APIRouter:
     @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)  # as llama.cpp has it, too
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         """One or several answers to a conversation, whole or as a stream of chunks."""
-        headers = warning(body.unknown(desk.strict))
-        ask = body.ask()
-        answer = Answer(body, desk.find(body.model))
+        ask, served = body.ask(), desk.find(body.model)
+        headers = warning(body.unknown(desk.strict) + idle("reasoning_effort", ask, served, desk.strict))
+        answer = Answer(body, served)
         if body.stream:
             return await Stream.begin([desk.answer(ask)], answer, headers)
         return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)

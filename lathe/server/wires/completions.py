@@ -59,7 +59,7 @@ async def echoed(desk: Desk, ask: Ask) -> AsyncIterator[Event]:
     top = ask.wishes.get("logprobs")
     if ask.wishes["max_new_tokens"] == 0:
         words = await desk.judge(prompt, ask.model, top or 0, ask.salt)
-        yield Begun(len(words))
+        yield Begun(len(words), 0, [word.id for word in words])
         for index in range(ask.n):
             yield Echo(index, text, words=tuple(words))
             yield Ended(index, "length", 0)
@@ -80,6 +80,8 @@ class Answer(Chunks):
         super().__init__(body, PATH, {**head("cmpl", body.model, served), "object": "text_completion"})
         self.body, self.n = body, body.n or 1
         self.offsets: dict[int, Offsets] = {}
+        self.prompts: dict[int, list[int]] = {}  # ids of those that were read
+        self.named: set[int] = set()  # answers whose prompt was told
 
     # ------------------------------------------------------------ in chunks
 
@@ -96,6 +98,8 @@ class Answer(Chunks):
                 yield self._chunk(which * self.n + event.index, "", event.reason, **more)
 
     def _count(self, which: int, event: Event) -> None:
+        if isinstance(event, Begun):
+            self.prompts[which] = list(event.tokens)
         if not isinstance(event, Echo):
             self.tally.count(which, event)
 
@@ -109,6 +113,9 @@ class Answer(Chunks):
             more["logprobs"] = self.offsets.setdefault(index, Offsets()).logprobs(words)
         if self.body.return_token_ids:
             more["token_ids"] = [word.id for word in words]
+            if index not in self.named:  # once, in the first chunk
+                self.named.add(index)
+                more["prompt_token_ids"] = self.prompts[index // self.n]
         return more
 
     # ------------------------------------------------------------ whole

@@ -6,17 +6,19 @@ import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 
 from lathe.server.desk import Desk
-from lathe.server.refusals import Unsupported
-from lathe.server.wires.fields import JSON, Body, Text, several
+from lathe.server.refusals import Misused, Unsupported
+from lathe.server.wires.fields import JSON, Body
 from lathe.server.wires.frames import gathered
 from lathe.server.wires.head import warning
+from lathe.server.wires.mixed import Piece, Pieces, ids_of, separate
 
 PATH = "/v1/embeddings"
 MOST_TEXTS = 2048
@@ -24,9 +26,9 @@ AT_ONCE = 8  # texts of one request that wait for the engine at a time
 
 
 class EmbeddingBody(Body):
-    """The body of an embedding. input: a text or token ids, or several of either."""
+    """The body of an embedding. input: a text, token ids, or both in turn; or several of these."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+    input: str | Annotated[list[Piece | Pieces], Field(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
 
@@ -43,13 +45,17 @@ def router(desk: Desk) -> APIRouter:
         if body.dimensions not in (None, served.width):
             found = f"The model's embeddings have {served.width} dimensions, and no fewer are made."
             raise Unsupported("dimensions", found, fix="Leave it out.")
-        turns = asyncio.Semaphore(AT_ONCE)
+        prompts, turns = separate(body.input), asyncio.Semaphore(AT_ONCE)
+        if len(prompts) > MOST_TEXTS:
+            raise Misused("input", f"{len(prompts)} texts are given.", f"At most {MOST_TEXTS} are taken.")
 
-        async def one(text: Text) -> AsyncIterator[tuple[int, list[float]]]:
+        async def one(prompt: Any) -> AsyncIterator[tuple[int, list[float]]]:
             async with turns:
-                yield await desk.embed(text, body.model)
+                if not isinstance(prompt, str) or not prompt:  # an empty text may have a token that begins it
+                    prompt = await run_in_threadpool(ids_of, prompt, served.tokenizer)
+                yield await desk.embed(prompt, body.model)
 
-        embedded = sorted(await gathered(request, [one(text) for text in several(body.input)]))
+        embedded = sorted(await gathered(request, [one(prompt) for prompt in prompts]))
         written = _base64 if body.encoding_format == "base64" else list
         data = [{"object": "embedding", "index": at, "embedding": written(numbers)} for at, (_, numbers) in embedded]
         tokens = sum(count for _, (count, _) in embedded)

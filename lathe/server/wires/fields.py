@@ -26,7 +26,7 @@ MOST_TOP = 20
 # Who asks, where the answer is kept or billed, which of a peer's slots or caches it should take.
 COSMETIC = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention"
-    " id_slot n_keep n_indent request_id kv_transfer_params mm_processor_kwargs verbose".split()
+    " id_slot n_keep request_id kv_transfer_params mm_processor_kwargs".split()
 )
 
 # What Lathe has no such thing for, with the values that ask for nothing.
@@ -46,6 +46,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "mirostat": (0,),
     "modalities": (["text"],),
     "moderation": (),
+    "n_indent": (0,),
     "post_sampling_probs": (False,),
     "prediction": (),
     "prompt_logprobs": (),
@@ -56,6 +57,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (False,),
+    "verbose": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
     "xtc_probability": (0,),

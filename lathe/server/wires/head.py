@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from lathe.server.ask import Ask
 from lathe.server.desk import Served
-from lathe.server.refusals import Misused
+from lathe.server.refusals import Misused, Unsupported
 
 UNKNOWN = "X-Lathe-Unknown-Fields"
 
@@ -36,3 +37,12 @@ def known(unknown: list[str], strict: bool) -> list[str]:
         found = f'"{unknown[0]:.64}" is not a field of this request.'
         raise Misused(unknown[0], found, fix="Leave it out.")
     return unknown
+
+
+def idle(field: str, ask: Ask, served: Served, strict: bool) -> list[str]:
+    """The field by which a model was asked to reason that does not. Raises Unsupported where the server is strict."""
+    if served.thinks or not (ask.think or ask.effort):
+        return []
+    if strict:
+        raise Unsupported(field, f"{field} asks for reasoning, and the model does not reason.", fix="Leave it out.")
+    return [field]

@@ -1,4 +1,7 @@
-"""llama.cpp's completion, as its own clients know it: a body becomes Asks, and events what llama-server writes."""
+"""llama.cpp's completion, as its own clients know it: a body becomes Asks, and events what llama-server writes.
+
+Beside it, what its clients ask to know of a server.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,23 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
 from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Misused, Refusal
 from lathe.server.wires.completions import MOST_PROMPTS
-from lathe.server.wires.fields import JSON, MOST_BIASES, MOST_TOP, Bias, TokenId, Wished
+from lathe.server.wires.fields import JSON, MOST_BIASES, MOST_TOP, Bias, Wished
 from lathe.server.wires.frames import Stream, frame, gathered
 from lathe.server.wires.head import warning
+from lathe.server.wires.mixed import Piece, Prompt, Prompted, ids_of, separate
 from lathe.server.wires.tally import Tally
 from lathe.tokenizer import Tokenizer
 
 PATH = "/completion"
 ENDS = {"stop": "eos", "length": "limit"}
 
-
-class Prompted(BaseModel):
-    """A text that could have had images beside it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    prompt_string: str
-
-
-Piece = str | TokenId
-Prompt = str | Prompted | Annotated[list[Piece], Field(min_length=1)]
 Biased = Annotated[tuple[Piece, Bias | Literal[False]], Field(strict=False)]  # JSON has lists alone
 
 
@@ -52,11 +45,7 @@ class NativeBody(Wished):
 
     def prompts(self) -> list[Prompt]:
         """Raises Misused for too many."""
-        told = self.prompt
-        one = not isinstance(told, list) or any(isinstance(item, int) for item in told)
-        several: Any = told if not one and isinstance(told, list) else [told]
-        if isinstance(told, list) and any(isinstance(item, (list, Prompted)) for item in told):
-            several = [[item] if isinstance(item, int) else item for item in told]
+        several = separate(self.prompt)
         if len(several) > MOST_PROMPTS:
             raise Misused("prompt", f"{len(several)} prompts are given.", f"At most {MOST_PROMPTS} are taken.")
         return several
@@ -83,15 +72,6 @@ class NativeBody(Wished):
             told = [int(piece)] if isinstance(piece, int) or piece.isdecimal() else None
             for token in told or tokenizer.encode(str(piece), special=False):
                 yield token, -100.0 if bias is False else bias
-
-
-def ids_of(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a prompt; its first text begins as the tokenizer has texts begin."""
-    pieces = [prompt.prompt_string] if isinstance(prompt, Prompted) else [prompt] if isinstance(prompt, str) else prompt
-    ids: list[int] = []
-    for at, piece in enumerate(pieces):
-        ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece, special=at == 0)
-    return ids
 
 
 class Answer:
@@ -173,7 +153,7 @@ class Answer:
 
 def settings(body: NativeBody, ask: Ask, served: Served) -> dict[str, Any]:
     """How the answer was made, in llama.cpp's names."""
-    wishes = {**served.defaults, **ask.wishes}
+    wishes = served.wished(ask.wishes)
     most = wishes.get("max_new_tokens")
     same = ("seed", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
     return {
@@ -223,5 +203,28 @@ def router(desk: Desk) -> APIRouter:
         if body.stream:
             return await Stream.begin(answers, answer, headers)
         return JSONResponse(answer.whole(await gathered(request, answers)), headers=headers)
+
+    @routes.get("/props")
+    def props() -> dict[str, Any]:
+        """What is served, and how it answers where a request does not say."""
+        served = desk.find()
+        tokenizer, usual = served.tokenizer, settings(NativeBody.model_validate({"prompt": ""}), Ask(""), served)
+        return {
+            "default_generation_settings": {"n_ctx": served.context, "params": usual},
+            "total_slots": served.seats,
+            "model_alias": served.name,
+            "model_path": served.name,
+            "modalities": {"vision": False, "audio": False},
+            "chat_template": tokenizer.template or "",
+            "bos_token": tokenizer.bos or "",
+            "eos_token": tokenizer.eos or "",
+        }
+
+    @routes.get("/slots")
+    def slots() -> list[dict[str, Any]]:
+        """The seats for answers, and which of them are taken."""
+        served = desk.find()
+        taken = served.state["running"]
+        return [{"id": at, "n_ctx": served.context, "is_processing": at < taken} for at in range(served.seats)]
 
     return routes

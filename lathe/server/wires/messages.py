@@ -121,12 +121,12 @@ class Conversation(BaseModel):
             raise Misused("continue_final_message", found, "A message is begun, or goes on.")
         if continues and messages[-1].role != "assistant":
             raise Misused("continue_final_message", "The last message is not the assistant's, and cannot go on.")
-        effort = {"reasoning_effort": self.reasoning_effort} if self.reasoning_effort not in (None, "none") else {}
         return {
             "prompt": plainly(messages),
             "tools": offered(self.tools),
             "think": None if self.reasoning_effort is None else self.reasoning_effort != "none",
-            "words": {**effort, **variables(self.chat_template_kwargs)},
+            "effort": None if self.reasoning_effort == "none" else self.reasoning_effort,
+            "words": variables(self.chat_template_kwargs),
             "continues": continues,
             "opens": self.add_generation_prompt is not False and not continues,
         }

@@ -19,7 +19,7 @@ from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
 from lathe.server.wires.chat import logprob
 from lathe.server.wires.frames import LINES, Stream, gathered
-from lathe.server.wires.head import known, warning
+from lathe.server.wires.head import idle, known, warning
 from lathe.server.wires.ollama_bodies import ChatBody, GenerateBody, ShowBody
 from lathe.server.wires.ollama_models import listed, now, resolved, running, shown
 
@@ -141,11 +141,13 @@ def router(desk: Desk) -> APIRouter:
     since = now()
 
     async def answered(request: Request, body: ChatBody | GenerateBody) -> Response:
-        headers = warning(known(body.unknown(), desk.strict))
-        ask = body.ask(desk.named(resolved(desk, body.model)))
+        unknown = known(body.unknown(), desk.strict)
+        named = desk.named(resolved(desk, body.model))
+        ask = body.ask(named)
         answer = Answer(body.model, isinstance(body, ChatBody), bool(body.logprobs or body.top_logprobs))
         if ask is None:
-            return JSONResponse(answer.nothing("unload" if body.unloads() else "load"), headers=headers)
+            return JSONResponse(answer.nothing("unload" if body.unloads() else "load"), headers=warning(unknown))
+        headers = warning(unknown + idle("think", ask, named.served, desk.strict))
         if body.stream is False:
             return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
         return await Stream.begin([desk.answer(ask)], answer, headers, media=LINES)

@@ -103,14 +103,13 @@ class Body(Loose):
         wishes = options.wishes()
         if self.logprobs or self.top_logprobs:
             wishes["logprobs"] = self.top_logprobs or 0
-        effort = {"reasoning_effort": self.think} if isinstance(self.think, str) else {}
         return {
             "model": name,
             "wishes": wishes,
             "stop": options.stops(),
             "form": self._form(),
             "think": None if self.think is None else bool(self.think),
-            "words": effort,
+            "effort": self.think if isinstance(self.think, str) else None,
             "room": options.num_ctx or None,
         }
 

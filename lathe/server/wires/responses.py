@@ -1,7 +1,7 @@
 """OpenAI's responses: a body becomes an Ask, and its events one response, or the events that its clients expect.
 
-Items follow one another: a thought, a message, calls; each is added, grows and is done before the next. Beyond OpenAI's
-own are `timings` and `prompt_progress`, llama.cpp's.
+Items follow one another: a thought, a message, calls; each is added, grows and is done before the next. A response is
+kept for later requests, unless it says otherwise. Beyond OpenAI's own are `timings` and `prompt_progress`, llama.cpp's.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
-from lathe.server.ask import Begun, Called, Ended, Event, Reading, Said
+from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Said
 from lathe.server.desk import Desk
-from lathe.server.refusals import Refusal
+from lathe.server.gate import key
+from lathe.server.refusals import Refusal, Unsupported
 from lathe.server.wires.chat import logprob
 from lathe.server.wires.frames import Stream, gathered
-from lathe.server.wires.head import warning
+from lathe.server.wires.head import idle, warning
 from lathe.server.wires.responses_bodies import ResponsesBody
+from lathe.server.wires.responses_items import Item
+from lathe.server.wires.responses_kept import Items, Shelf, page, with_ids
 from lathe.server.wires.tally import Tally
 
 PATH = "/v1/responses"
@@ -29,11 +34,14 @@ Told = tuple[str, dict[str, Any]]  # an event's type, and what else it holds
 
 
 class Answer:
-    """Writes one response, whole or as events."""
+    """Writes one response, whole or as events.
 
-    def __init__(self, body: ResponsesBody, model: str) -> None:
-        self.body, self.tally = body, Tally()
-        self.response = _response(body, model)
+    keep: is given it when it is whole; None: it is not to be kept.
+    """
+
+    def __init__(self, body: ResponsesBody, model: str, keep: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.body, self.keep, self.tally = body, keep, Tally()
+        self.response = _response(body, model) | {"store": keep is not None}
         self.output: list[dict[str, Any]] = self.response["output"]
         self._kind, self._call = "", -1  # of the item that grows
         self._begun, self._number = False, -1
@@ -97,6 +105,8 @@ class Answer:
                 self.response |= {"status": "incomplete" if short else "completed", "usage": self._usage()}
                 self.response["incomplete_details"] = {"reason": "max_output_tokens"} if short else None
                 self.response["completed_at"] = None if short else time.time()
+                if self.keep:
+                    self.keep(self.response)
 
     def _open(self, kind: str, call: Called | None = None) -> Iterator[Told]:
         if self._kind == kind and call is None:
@@ -186,12 +196,11 @@ def _response(body: ResponsesBody, model: str) -> dict[str, Any]:
         "model": model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "previous_response_id": None,
+        "previous_response_id": body.previous_response_id,
         "prompt_cache_key": said.get("prompt_cache_key"),
         "reasoning": {"effort": asked.get("effort"), "summary": None},
         "safety_identifier": said.get("safety_identifier"),
         "service_tier": "default",
-        "store": False,
         "temperature": body.temperature,
         "text": {"format": {"type": "text"}, **said.get("text", {})},
         "tool_choice": said.get("tool_choice", "auto"),
@@ -204,18 +213,61 @@ def _response(body: ResponsesBody, model: str) -> dict[str, Any]:
     }
 
 
-def router(desk: Desk) -> APIRouter:
+def router(desk: Desk, kept: int = 1000) -> APIRouter:
+    """kept: how many responses are kept."""
     routes = APIRouter(tags=["OpenAI"])
+    shelf = Shelf(kept)
+
+    def read(request: Request, body: ResponsesBody) -> tuple[Ask, Items]:
+        """What is asked, and all items that the model reads for it. Raises Misused, Unsupported."""
+        owner = key(request.scope)
+        earlier = shelf.before(owner, body.previous_response_id) if body.previous_response_id else ()
+        items = body.items(partial(shelf.item, owner))
+        ask = body.ask(items, [Item.model_validate(item) for item in earlier])
+        return ask, (*earlier, *with_ids(item.model_dump(exclude_none=True) for item in items))
 
     @routes.post(PATH)
     @routes.post(PATH.removeprefix("/v1"), include_in_schema=False)  # as llama.cpp has it, too
     async def responses(request: Request, body: ResponsesBody) -> Response:
-        """One answer to a conversation, whole or as a stream of events; nothing of it is kept."""
-        headers = warning(body.unknown(desk.strict))
-        ask, served = body.ask(), desk.find(body.model)
-        answer = Answer(body, body.model or served.name)
+        """One answer to a conversation, whole or as a stream of events."""
+        (ask, items), served = read(request, body), desk.find(body.model)
+        headers = warning(body.unknown(desk.strict) + idle("reasoning.effort", ask, served, desk.strict))
+        keeps = kept > 0 and body.store is not False
+        keep = partial(shelf.keep, key(request.scope), read=items) if keeps else None
+        answer = Answer(body, body.model or served.name, keep)
         if body.stream:
             return await Stream.begin([desk.answer(ask)], answer, headers)
         return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
+
+    @routes.post(f"{PATH}/input_tokens")
+    async def input_tokens(request: Request, body: ResponsesBody) -> dict[str, Any]:
+        """How many tokens the model would read for a response to the same body."""
+        ask, _ = read(request, body)
+        prompt = await run_in_threadpool(desk.read, desk.find(body.model), ask)
+        return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
+
+    @routes.get(f"{PATH}/{{id}}")
+    async def response(request: Request, id: str, stream: bool = False) -> dict[str, Any]:
+        """A response that was kept, for a day after it was asked for last."""
+        if stream:
+            raise Unsupported("stream", "A response that is whole is not streamed again.", fix="Leave it out.")
+        return shelf.find(key(request.scope), id).response
+
+    @routes.delete(f"{PATH}/{{id}}")
+    async def forgotten(request: Request, id: str) -> dict[str, Any]:
+        """Keep a response no longer. Those that went on from it stay."""
+        shelf.drop(key(request.scope), id)
+        return {"id": id, "object": "response", "deleted": True}
+
+    @routes.get(f"{PATH}/{{id}}/input_items")
+    async def input_items(
+        request: Request,
+        id: str,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> dict[str, Any]:
+        """What the model read for a response: the items of its request, and those of the responses before it."""
+        return page(shelf.find(key(request.scope), id).read, order, after, limit)
 
     return routes

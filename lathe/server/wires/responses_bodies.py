@@ -1,11 +1,8 @@
-"""OpenAI's request for a response becomes an Ask.
-
-Nothing is kept between requests: what refers to an earlier response is refused, and a client sends its items again.
-"""
+"""OpenAI's request for a response becomes an Ask."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -70,16 +67,15 @@ class ResponsesBody(Body):
         "background": (False,),
         "context_management": (),
         "conversation": (),
-        "previous_response_id": (),
         "prompt": (),
         "truncation": ("disabled",),
     }
     cosmetic: ClassVar[frozenset[str]] = COSMETIC | {"max_tool_calls", "stream_options"}  # of tools that run at OpenAI
-    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("previous_response_id", "conversation"), "Nothing is kept between requests: send the earlier items again."
-    )
+    instead: ClassVar[Mapping[str, str]] = {"conversation": "Name the response before by previous_response_id."}
 
     input: str | Annotated[list[Item], Field(min_length=1, max_length=MOST_MESSAGES)]
+    previous_response_id: str | None = Field(None, max_length=128)
+    store: bool | None = None
     instructions: str | None = None
     tools: list[ToolBody] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: str | Choice | None = None
@@ -112,8 +108,15 @@ class ResponsesBody(Body):
             + (["reasoning.summary"] if self.reasoning and self.reasoning.summary else [])
         )
 
-    def ask(self) -> Ask:
-        """Raises Misused, Unsupported."""
+    def items(self, find: Callable[[str], dict[str, Any] | None]) -> list[Item]:
+        """What is said now. find: an item that is kept, by its id, which may stand in its place. Raises Misused."""
+        if isinstance(self.input, str):
+            return [Item(role="user", content=self.input)]
+        return [_itself(item, at, find) for at, item in enumerate(self.input)]
+
+    def ask(self, items: Sequence[Item], before: Sequence[Item] = ()) -> Ask:
+        """items: what is said now. before: what an earlier response was told and said. Raises Misused, Unsupported."""
+        told = [{"role": "system", "content": self.instructions}] if self.instructions else []
         named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
         named |= {
             "max_new_tokens": self.max_output_tokens,
@@ -122,22 +125,27 @@ class ResponsesBody(Body):
         effort = self.reasoning.effort if self.reasoning else None
         choice, tools = _chosen(self.tool_choice, self.parallel_tool_calls is not False, _offered(self.tools))
         return Ask(
-            prompt=self._messages(),
+            prompt=messages(items, messages(before, told)),
             model=self.model,
             wishes={name: value for name, value in named.items() if value is not None},
             form=_formed(self.text.format) if self.text and self.text.format else None,
             tools=tools,
             choice=choice,
             think=None if effort is None else effort != "none",
-            words={
-                **({"reasoning_effort": effort} if effort not in (None, "none") else {}),
-                **variables(self.chat_template_kwargs),
-            },
+            effort=None if effort == "none" else effort,
+            words=variables(self.chat_template_kwargs),
         )
 
-    def _messages(self) -> list[dict[str, Any]]:
-        items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        return messages(items, [{"role": "system", "content": self.instructions}] if self.instructions else [])
+
+def _itself(item: Item, at: int, find: Callable[[str], dict[str, Any] | None]) -> Item:
+    """The item that a reference is to; any other is itself."""
+    named = item.id or ""
+    if item.type != "item_reference" and (item.type or item.role or not named):
+        return item
+    kept = find(named)
+    if kept is None:
+        raise Misused(f"input.{at}.id", f"There is no item {named!r:.80} here.", fix="Send the item itself.")
+    return Item.model_validate(kept)
 
 
 def _offered(bodies: Sequence[ToolBody] | None) -> tuple[Tool, ...]:

@@ -17,6 +17,7 @@ class Item(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
+    id: str | None = None
     type: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[Part] | None = None
