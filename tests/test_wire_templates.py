@@ -78,12 +78,11 @@ def streamed(client: openai.OpenAI, asked: dict[str, Any]) -> tuple[list[list[st
 
 def test_calls_that_are_asked_for_come_in_every_template(client: openai.OpenAI) -> None:
     for model in (each.id for each in client.models.list()):
-        for seed in (1, 2):
-            asked = {**ASKED, "model": model, "seed": seed, "tool_choice": "required"}
-            calls, reason = whole(client, asked)
-            assert (len(calls), reason) == (1, "tool_calls"), (model, calls, reason)
-            validate(json.loads(calls[0][1]), SCHEMAS[calls[0][0]])
-            assert streamed(client, asked) == (calls, reason), model
+        asked = {**ASKED, "model": model, "seed": 1, "tool_choice": "required"}
+        calls, reason = whole(client, asked)
+        assert (len(calls), reason) == (1, "tool_calls"), (model, calls, reason)
+        validate(json.loads(calls[0][1]), SCHEMAS[calls[0][0]])
+        assert streamed(client, asked) == (calls, reason), model
         named = {**ASKED, "model": model, "seed": 3}
         named["tool_choice"] = {"type": "function", "function": {"name": "now"}}
         calls, reason = streamed(client, named)
