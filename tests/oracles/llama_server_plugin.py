@@ -38,7 +38,7 @@ class Kept:
         kind.make_request = self.asked
 
     def asked(self, server: Any, method: str, path: str, data: Any = None, **more: Any) -> Any:
-        """A request; llama-server's --verbose is what its chats say where they do not, and Lathe has only what they say."""
+        """A request. llama-server's --verbose is what chats say that do not say; Lathe has only what they say."""
         verbose = server.debug and path.endswith("/chat/completions")
         return self.ask(server, method, path, {"verbose": True, **data} if verbose else data, **more)
 
