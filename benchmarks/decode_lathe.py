@@ -15,15 +15,13 @@ from lathe import checkpoint
 from lathe.actions.roofline import Machine, Work
 from lathe.engine import Engine
 from lathe.engine.pace import pace
-from lathe.transforms import pack
 
 
 class Lathe:
     sixteen = True
 
     def __init__(self, folder: str, kind: str) -> None:
-        decoder = checkpoint.open(folder).load(quantize=None if kind == "bf16" else kind)
-        pack.pack(decoder)
+        decoder = checkpoint.open(folder).load(quantize=None if kind == "bf16" else kind, quick=True)
         self.engine, self.reads = Engine(decoder), Work.of(decoder).weights
 
     def answer(self, count: int, length: int, new: int) -> None:

@@ -122,7 +122,7 @@ class Source:
             made = initial.decoder(self.spec, self.seed, around[0]).to(kind).requires_grad_(False).eval()
         else:
             share = Share(self.spec, group) if tensor and group.count > 1 else None
-            made = self.opened.load(around, kind, share, place.quantize)
+            return self.opened.load(around, kind, share, place.quantize, quick=place.native)
         if place.native and around[0].type == "cpu":
             pack.pack(made)
         return made

@@ -163,7 +163,9 @@ def test_nothing_is_copied_or_renamed_and_saving_knows_no_difference(tmp_path):
 
 def in_panels(module: quantize.PackedLinear) -> panels.QuickPacked:
     room = panels.Room(native.library(), [(module.how, module.shape)])
-    return panels.QuickPacked(module, native.library(), room.panels(module.how, module.shape))
+    found = room.panels(module.how, module.shape)
+    found.put([module.get_parameter(name) for name in module.parts])
+    return panels.QuickPacked(module, found)
 
 
 @pytest.mark.parametrize("how", panels.CODES)
@@ -228,7 +230,8 @@ def test_rows_are_looked_up_as_their_codes_say(shape, dtype):
     """Bit for bit what unpacking all of them gives; made some rows at a time."""
     table = torch.randn(shape).to(dtype)
     for how in ("int8", "int8-32"):
-        made = panels.Room(native.library(), [(how, table.shape)]).panels(how, table.shape).rounded(table)
+        made = panels.Room(native.library(), [(how, table.shape)]).panels(how, table.shape)
+        made.rounded(table.split(made.step()))
         whole = KINDS[how].unpack(made.parts(), shape[1], dtype)
         assert torch.equal(
             whole, KINDS[how].unpack([*KINDS[how].pack([table], table.shape, CPU).values()], shape[1], dtype)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lathe import LLM, checkpoint, cli, families
 from lathe.errors import UsageError
+from lathe.model import native
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.mlps import Router
-from lathe.transforms import adapt, begin, quantize
+from lathe.transforms import adapt, begin, pack, panels, quantize
 from lathe.transforms.adapted import Adapted
 from lathe.transforms.grids import NF4
 from lathe.transforms.kinds import KINDS
@@ -30,7 +31,7 @@ import sys
 import memory
 from lathe import checkpoint
 found = checkpoint.open(sys.argv[1])
-print(memory.grown(lambda: found.load(quantize=sys.argv[2])))
+print(memory.grown(lambda: found.load(quantize=sys.argv[2], quick=sys.argv[3:] == ["quick"])))
 """
 
 
@@ -233,6 +234,40 @@ def test_memory_while_loading_is_the_packed_model_and_a_piece(tmp_path):
     sizes = {name: ref.nbytes / 2**20 for name, ref in tensors.items()}
     whole, layer = sum(sizes.values()), sum(size for name, size in sizes.items() if ".0." in name)
     assert memory.printed(PROGRAM, tmp_path / "model", "nf4") < whole * 4.5 / 16 + layer < whole
+
+
+@pytest.mark.skipif(native.library() is None, reason="there is no compiler, and so no kernel")
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int4", 4.5)])
+def test_memory_while_loading_for_kernels_is_their_codes_and_little_more(tmp_path, kind, bits):
+    """Codes of every matrix, and of the table that is the head, too, once; and what is made of some rows on the way."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32000,
+        "num_hidden_layers": 6, "num_attention_heads": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
+    }  # fmt: skip
+    spec = families.read(config)
+    slots = [*checkpoint.slots(checkpoint.blank(spec))]
+    tensors = {name: Ref.of(torch.full(slot.shape, 0.02, dtype=torch.bfloat16)) for name, slot in slots}
+    checkpoint.save(tmp_path / "model", tensors, config)
+    head = tensors["model.embed_tokens.weight"].nbytes
+    codes = (sum(ref.nbytes for ref in tensors.values()) - head) * bits / 16 + head * 8.5 / 16
+    assert memory.printed(PROGRAM, tmp_path / "model", kind, "quick") < 1.08 * codes / 2**20 + 4
+
+
+@pytest.mark.skipif(native.library() is None, reason="there is no compiler, and so no kernel")
+@pytest.mark.parametrize("kind", ["int8", "int8-32", "int4", "nf4"])
+@pytest.mark.parametrize("name", NAMES)
+def test_codes_that_go_straight_into_panels_are_those_that_are_moved_there(name, kind, monkeypatch):
+    monkeypatch.setattr(panels, "CHUNK", 1)  # sixteen rows at a time
+    found = model(name)
+    quick, moved = found.load(quantize=kind, quick=True), found.load(quantize=kind)
+    pack.pack(moved)
+    assert [type(one) for one in quick.modules()] == [type(one) for one in moved.modules()]
+    ours, theirs = dict(quick.named_parameters()), dict(moved.named_parameters())
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    pack.unpack(quick)
+    plain = dict(found.load(quantize=kind).named_parameters())
+    again = dict(quick.named_parameters())
+    assert again.keys() == plain.keys() and all(torch.equal(again[key], plain[key]) for key in plain)
 
 
 # ---- in use ----------------------------------------------------------------------------------------------------------

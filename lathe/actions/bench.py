@@ -75,14 +75,11 @@ def run(options: Options) -> None:
     from lathe.engine import Engine
     from lathe.source import number_format, places
     from lathe.training import gauge
-    from lathe.transforms import pack
 
     device, dtype = places(options.device)[0], number_format(options.precision)
     before, begun = gauge.memory(device), time.perf_counter()
-    decoder = checkpoint.open(path, options.checkpoints).load(device, dtype, quantize=options.quantize)
-    if options.native and device.type == "cpu":
-        pack.pack(decoder)
-    engine = Engine(decoder)
+    opened = checkpoint.open(path, options.checkpoints)
+    engine = Engine(opened.load(device, dtype, quantize=options.quantize, quick=options.native))
     rows = [Row("load", "s", [time.perf_counter() - begun])]
     bench = Bench(engine, options)
     bench.alone()

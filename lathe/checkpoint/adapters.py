@@ -145,10 +145,11 @@ class Adapted(Checkpoint):
         share: Share | None = None,
         quantize: str | None = None,
         dense: bool = False,
+        quick: bool = False,
     ) -> Decoder:
         if share is not None:  # a rank's part of a model is cut from tensors: those that are merged
-            return super().load(device, dtype, share, quantize, dense)
-        decoder = self.base.load(device, dtype, quantize=quantize, dense=dense)
+            return super().load(device, dtype, share, quantize, dense, quick)
+        decoder = self.base.load(device, dtype, quantize=quantize, dense=dense, quick=quick)
         for name, adapter in self.adapters.items():
             adapt.put(decoder, name, adapter.parts)
         return decoder.eval()

@@ -19,6 +19,7 @@ from lathe.model.blank import blank, slots
 from lathe.model.decoder import Decoder
 from lathe.model.native.resident import Passing
 from lathe.model.spec import Spec
+from lathe.transforms import pack as packing
 from lathe.transforms import quantize as quantizing
 from lathe.transforms import spread
 from lathe.transforms.kinds import KEPT, KINDS, known
@@ -27,6 +28,7 @@ from lathe.weights.tensors import Ref
 
 if TYPE_CHECKING:
     from lathe.tokenizer import Tokenizer
+    from lathe.transforms.panels import Panels
     from lathe.transforms.shard import Share
 
 
@@ -62,12 +64,14 @@ class Checkpoint:
         share: Share | None = None,
         quantize: str | None = None,
         dense: bool = False,
+        quick: bool = False,
     ) -> Decoder:
         """A decoder filled from the files, without gradients. `dtype` None: as stored.
 
         device: several have the layers one after the other. share: load one rank's part, and read nothing else.
         quantize: one of `transforms.kinds.KINDS`; matrices are packed as they are read, some rows at a time. None
         leaves those in codes that the files have in one of `transforms.kinds.KEPT`, unless all shall be `dense`.
+        quick: on a CPU, as `transforms.pack` makes it, and codes are put where kernels want them as they come.
         On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
 
         Raises:
@@ -89,9 +93,15 @@ class Checkpoint:
         unpacked = [*slots(decoder)]
         kinds = {} if dense else self._kinds(decoder, tensors, how)
         quantizing.pack(decoder.to(dtype), kinds)
+        quick = quick and devices[0].type == "cpu"
+        rooms = packing.rooms(decoder) if quick else {}
         passing = Passing()
         for name, slot in unpacked:
             module = name.removesuffix(".weight")
+            if module != name and module in rooms:
+                fill(rooms[module], tensors[name], passing)
+                state[f"{module}.panels"] = packing.settle(decoder, module, rooms[module]).panels
+                continue
             if module != name and module in kinds:
                 for key, part in packed(tensors[name], kinds[module], place(name), passing).items():
                     state[f"{module}.{key}"] = nn.Parameter(part, requires_grad=False)
@@ -108,6 +118,8 @@ class Checkpoint:
             share.join(decoder)
         if len(devices) > 1:
             spread.seams(decoder)
+        if quick:
+            packing.pack(decoder)
         return decoder.eval()
 
     def _kinds(self, decoder: Decoder, tensors: Mapping[str, Ref], how: str | None) -> dict[str, str]:
@@ -159,6 +171,16 @@ class Checkpoint:
     @property
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
+
+
+def fill(panels: Panels, ref: Ref, passing: Passing) -> None:
+    """Put a matrix into its panels: the codes that it is stored as, if they are of the panels' kind."""
+    if isinstance(ref, Coded) and ref.kind == panels.how and ref.sure():
+        panels.put([part.read().contiguous() for part in ref.parts.values()])
+        return
+    step = panels.step()
+    pieces = (ref[start : start + step].read().contiguous() for start in range(0, ref.shape[0], step))
+    panels.rounded(passing.through(pieces))
 
 
 def packed(ref: Ref, kind: str, device: torch.device, passing: Passing) -> dict[str, torch.Tensor]:

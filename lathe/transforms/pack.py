@@ -9,25 +9,22 @@ embedding and the head of a quantized decoder become codes, too, once where they
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import ctypes
+from typing import TypeGuard, cast
+
+from torch import Tensor, nn
 
 from lathe.model import attention, layers, native
 from lathe.model.decoder import Block, Decoder, Embedding, Trunk
 from lathe.model.native import resident
-from lathe.transforms.panels import CODES, QuickPacked, Room
+from lathe.transforms.panels import CODES, Panels, QuickPacked, Room
 from lathe.transforms.plan import NORMS, hooked
 from lathe.transforms.products import QuickHead, QuickLinear, QuickTable
 from lathe.transforms.quantize import Packed, PackedLinear
 from lathe.transforms.quick import Quick, QuickTrunk
 
 ENDS = "int8-32"  # codes of embedding and head
-QUICK = {
-    "int8",
-    "int8-32",
-    "int4",
-    "int4-zp",
-}  # decoders that these go with; nf4 is for room, and keeps them as they are
+QUICK = {"int8", "int8-32", "int4", "int4-zp"}  # layers that these go with; nf4 is for room, and keeps them as they are
 
 
 def pack(decoder: Decoder) -> None:
@@ -35,41 +32,72 @@ def pack(decoder: Decoder) -> None:
     kernels = native.library()
     if kernels is None:
         return
-    # What no kernel multiplies: latent attention takes its matrix apart.
-    folded = [one.kv_b_proj for one in decoder.modules() if isinstance(one, attention.LatentAttention)]
-    packed: dict[str, PackedLinear] = {}
-    ends: dict[str, Embedding | layers.Linear] = {}
-    quick = any(isinstance(one, Packed) and one.how in QUICK for one in decoder.modules())
-    for name, module in [*decoder.named_modules()]:
-        if module in folded or hooked(module):
-            continue
-        if type(module) is PackedLinear and module.how in CODES:
-            packed[name] = module
-        elif quick and (module is decoder.lm_head or module is decoder.model.embed_tokens) and _known(module):
-            ends[name] = module
-        elif type(module) is layers.Linear:
-            decoder.set_submodule(name, QuickLinear(module, kernels))
-    weights = {id(module.weight): module.weight for module in ends.values()}
-    matrices = [(module.how, module.shape) for module in packed.values()]
-    room = Room(kernels, [*matrices, *((ENDS, weight.shape) for weight in weights.values())])
     moved = 0
-    for name, module in packed.items():
-        panels = room.panels(module.how, module.shape)
-        decoder.set_submodule(name, QuickPacked(module, kernels, panels))
+    for name, panels in rooms(decoder).items():
+        module = decoder.get_submodule(name)
+        assert isinstance(module, PackedLinear)
+        panels.put([cast("Tensor", module._parameters[part]) for part in module.parts])
+        settle(decoder, name, panels)
         moved += panels.all.nbytes
-        if moved >= resident.LIMIT // 4:  # or codes that are no more would still take room
+        if moved >= resident.LIMIT:  # or codes that are no more would still take room
             resident.trim()
             moved = 0
-    made = {key: room.panels(ENDS, weight.shape).rounded(weight.detach()) for key, weight in weights.items()}
-    for name, module in ends.items():
-        own = made[id(module.weight)]
-        quick_end = QuickTable(module, own) if isinstance(module, Embedding) else QuickHead(module, kernels, own)
-        decoder.set_submodule(name, quick_end)
+    _ends(decoder, kernels)
+    folded = _folded(decoder)
+    for name, module in [*decoder.named_modules()]:
+        if type(module) is layers.Linear and not hooked(module) and module not in folded:
+            decoder.set_submodule(name, QuickLinear(module, kernels))
     for name, module in [*decoder.model.layers.named_children()]:
         if isinstance(module, Block) and type(module) in NORMS and not hooked(module):
             decoder.model.layers.set_submodule(name, Quick(module, kernels))
     if type(decoder.model) is Trunk and not hooked(decoder.model):
         decoder.model = QuickTrunk(decoder.model, kernels)
+
+
+def rooms(decoder: Decoder) -> dict[str, Panels]:
+    """Room for every matrix that kernels multiply as codes, by its module's name; none where there are no kernels. Of a
+    decoder on the meta device, too: who fills it may put codes there at once, and let them `settle`."""
+    kernels = native.library()
+    if kernels is None:
+        return {}
+    folded, found = _folded(decoder), {}
+    for name, module in decoder.named_modules():
+        if type(module) is PackedLinear and module.how in CODES and module not in folded and not hooked(module):
+            found[name] = module.how, module.shape
+    room = Room(kernels, [*found.values()])
+    return {name: room.panels(*matrix) for name, matrix in found.items()}
+
+
+def settle(decoder: Decoder, name: str, panels: Panels) -> QuickPacked:
+    """The module that multiplies by these panels, which stands from now on in the place of the one of this name."""
+    plain = decoder.get_submodule(name)
+    assert isinstance(plain, PackedLinear)
+    made = QuickPacked(plain, panels)
+    decoder.set_submodule(name, made)
+    return made
+
+
+def _ends(decoder: Decoder, kernels: ctypes.CDLL) -> None:
+    """Make codes of the embedding and the head of a decoder whose layers are codes."""
+    if not any(isinstance(module, Packed) and module.how in QUICK for module in decoder.modules()):
+        return
+    every = {
+        name: module
+        for name, module in decoder.named_modules()
+        if module in (decoder.lm_head, decoder.model.embed_tokens)
+    }
+    ends = {name: module for name, module in every.items() if _known(module) and not hooked(module)}
+    weights = {id(module.weight): module.weight.detach() for module in ends.values()}
+    room = Room(kernels, [(ENDS, weight.shape) for weight in weights.values()])
+    made, passing = {}, resident.Passing()
+    for key, weight in weights.items():
+        panels = room.panels(ENDS, weight.shape)
+        made[key] = panels.rounded(passing.through(weight.split(panels.step())))
+    passing.release()
+    for name, module in ends.items():
+        panels = made[id(module.weight)]
+        quick = QuickTable(module, panels) if isinstance(module, Embedding) else QuickHead(module, kernels, panels)
+        decoder.set_submodule(name, quick)
 
 
 def unpack(decoder: Decoder) -> None:
@@ -84,9 +112,14 @@ def unpack(decoder: Decoder) -> None:
             decoder.set_submodule(name, module.back() if isinstance(module, QuickPacked) else module.plain)
 
 
-def _known(module: nn.Module) -> bool:
+def _folded(decoder: Decoder) -> list[nn.Module]:
+    """What no kernel multiplies: latent attention takes its matrix apart."""
+    return [one.kv_b_proj for one in decoder.modules() if isinstance(one, attention.LatentAttention)]
+
+
+def _known(module: nn.Module) -> TypeGuard[Embedding | layers.Linear]:
     """Whether it is a table or a map as the decoder was built with, in the memory and of a type that kernels know."""
     if type(module) not in (Embedding, layers.Linear):
         return False
     weight = module.weight
-    return isinstance(weight, torch.Tensor) and weight.device.type == "cpu" and weight.dtype in native.TYPES
+    return weight.device.type == "cpu" and weight.dtype in native.TYPES

@@ -6,22 +6,20 @@ A matrix is there once: what is put into panels is taken from where it was. Know
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import starmap
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lathe.model import native
-from lathe.model.native import resident
 from lathe.transforms.kinds import KINDS
 from lathe.transforms.quantize import PackedLinear
 
 # Ways to quantize that the kernels know, as in codes.h.
 CODES = {"int8": 1, "nf4": 2, "int4": 3, "int8-32": 4, "int4-zp": 5}
 ABREAST = 16  # rows of a panel
-ROWS = 1024  # of a matrix that are made into codes at once
+CHUNK = 1 << 19  # numbers that are made into codes at once
 
 
 class Room:
@@ -56,12 +54,16 @@ class Panels:
         """Rows from `start` on, which begins a panel, from their codes, scales and zero points."""
         self._move(parts, start, len(parts[0]), False)
 
-    def rounded(self, weight: Tensor) -> Panels:
-        """These, after a matrix of numbers was put into them: some rows at a time, as it is not to be there twice."""
-        passing, kind = resident.Passing(), KINDS[self.how]
-        for number, rows in enumerate(passing.through(weight.split(ROWS))):
-            self.put([*kind.pack([rows], rows.shape, weight.device).values()], number * ROWS)
-        passing.release()
+    def step(self) -> int:
+        """How many rows are made into codes at once: whole panels, few enough for a processor's caches."""
+        return max(CHUNK // self.shape[1] // ABREAST, 1) * ABREAST
+
+    def rounded(self, pieces: Iterable[Tensor]) -> Panels:
+        """These, after a matrix of numbers was put into them, which comes `step` rows at a time."""
+        start = 0
+        for rows in pieces:
+            self.put([part.contiguous() for part in KINDS[self.how].rows(rows)], start)
+            start += len(rows)
         return self
 
     def parts(self) -> list[Tensor]:
@@ -101,15 +103,14 @@ class Panels:
 
 
 class QuickPacked(PackedLinear):
-    """A linear map with the codes of another, which has them no more until it is asked for `back`."""
+    """A linear map whose codes are in panels. The one in whose place it stands has none until it is asked `back`."""
 
     panels: nn.Parameter
 
-    def __init__(self, plain: PackedLinear, kernels: ctypes.CDLL, panels: Panels) -> None:
+    def __init__(self, plain: PackedLinear, panels: Panels) -> None:
         nn.Module.__init__(self)
         self.how, self.shape, self.dtype, self.parts = plain.how, plain.shape, plain.dtype, plain.parts
-        self.emptied, self.kernels = [plain], kernels  # in a list, as it is no part of this one
-        panels.put([cast("Tensor", plain._parameters[name]) for name in self.parts])
+        self.emptied, self.kernels = [plain], panels.kernels  # in a list, as it is no part of this one
         self.register_parameter("panels", nn.Parameter(panels.all, requires_grad=False))
         self.register_parameter("bias", plain.bias)
         plain._parameters.update(dict.fromkeys(self.parts))
@@ -118,6 +119,7 @@ class QuickPacked(PackedLinear):
     def back(self) -> PackedLinear:
         """What was there before."""
         [plain] = self.emptied
+        plain.bias = self.bias
         plain.take(dict(zip(self.parts, self._all(), strict=True)))
         return plain
 

@@ -111,8 +111,8 @@ LATHE_API void lathe_panel_bytes(void* answer, int64_t K, int64_t kind) {
   *(int64_t*)answer = lathe::panel_bytes(kind, K);
 }
 
-// Codes, scales and zero points (null where the kind has none) of N rows become panels; `back`: panels become these. Rows
-// and columns that are missing have scales of zero.
+// Codes, scales and zero points (null where the kind has none) of N rows become panels; `back`: panels become these.
+// Rows and columns that are missing have scales of zero.
 LATHE_API void lathe_panels(void* codes, void* scales, void* zeros, void* panels, int64_t N, int64_t K, int64_t kind,
                             int64_t back, int64_t threads) {
   using namespace lathe;
