@@ -72,7 +72,7 @@ oracles: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made .venv-llamaserver
 	$(PYTHON) -m venv .venv-ray
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > .venv-ray/others.pth
 	.venv-ray/bin/python -c "import shutil, site; shutil.copy('.venv-ray/others.pth', site.getsitepackages()[0])"
-	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install "ray[serve]==2.60.0"
+	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install "ray[serve,train]==2.60.0"
 	touch $@
 
 bench: $(VENV)/.test .venv-litgpt/.made .venv-llamacpp/.made  ## Lathe beside its peers, an hour or so, into docs/benchmarks.md; BENCH="--quick 15M" for less

@@ -111,3 +111,31 @@ def alone(tiny_model: Path):
     from lathe.llm import LLM
 
     return LLM.load(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory):
+    """What pages name: models, a Hub, and a process that starts commands. See workshop.py."""
+    if not hasattr(os, "fork") or not shutil.which("bash"):
+        pytest.skip("pages are walked in bash, by a process that forks")
+    from workshop import Workshop
+
+    running = Workshop(tmp_path_factory.mktemp("workshop"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def walk(workshop, request: pytest.FixtureRequest):
+    """Goes through a page, and holds that all its blocks are run, but those that are listed with a reason."""
+    from pages import REAL, blocks
+    from walking import Walk
+
+    def walk(name: str) -> None:
+        every = blocks(f"{name}.md")
+        real = any(REAL.search(block.text) for block in every)
+        data = request.getfixturevalue("shared") / "data" if real else None
+        run, shown = Walk(workshop, f"{name}.md", data).through()
+        assert run + shown == len(every)
+
+    return walk

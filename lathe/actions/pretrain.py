@@ -188,7 +188,7 @@ def plan(options: Options, corpus: Corpus, decoder: Decoder, steps: int) -> str:
     size = sum(parameter.numel() for parameter in decoder.parameters())
     origin = f"the weights of {options.initial_checkpoint}" if options.initial_checkpoint else "random weights"
     each = options.train.global_batch_size * corpus.length
-    known = [files.totals for files in corpus.files]
+    known = [files.totals if files.count else files.whole for files in corpus.files]  # little is encoded at once
     totals = [some for some in known if some]
     if len(totals) == len(known):
         documents, tokens = sum(some.documents for some in totals), sum(some.tokens for some in totals)

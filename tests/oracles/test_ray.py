@@ -29,18 +29,23 @@ def model(tmp_path_factory) -> Path:
     return tiny(tmp_path_factory.mktemp("ray"))
 
 
+def python() -> Path:
+    """The Python that has Ray."""
+    there = Path(os.environ.get("LATHE_RAY", ROOT / ".venv-ray" / "bin" / "python"))
+    if not there.is_file():
+        pytest.fail(f"{there.parent.parent} is not there: run `make oracles`, which makes it.")
+    return there
+
+
 @pytest.fixture(scope="module")
 def process(model) -> Iterator[tuple[subprocess.Popen, httpx2.Client]]:
-    python = Path(os.environ.get("LATHE_RAY", ROOT / ".venv-ray" / "bin" / "python"))
-    if not python.is_file():
-        pytest.fail(f"{python.parent.parent} is not there: run `make oracles`, which makes it.")
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     words = ["--engine", "ray", "--replicas", "2", "--device", "cpu", "--port", str(port)]
-    process = subprocess.Popen([str(python), "-m", "lathe", "serve", str(model), *words], env=environment)
+    process = subprocess.Popen([str(python()), "-m", "lathe", "serve", str(model), *words], env=environment)
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
         until = time.monotonic() + 240
         while time.monotonic() < until and process.poll() is None:
@@ -81,3 +86,29 @@ def test_it_ends_when_told(process):
     running, _ = process
     running.send_signal(signal.SIGTERM)
     assert running.wait(120) == 0
+
+
+def test_the_program_of_the_page_trains(model, tmp_path):
+    """That of docs/clusters.md, with two workers on a CPU where it has sixteen on GPUs, and two steps."""
+    from pages import blocks, stood_in
+
+    [program] = [block.text for block in blocks("clusters.md") if "TorchTrainer" in block.text]
+    soon = '*"--train.max-steps 2 --train.max-seq-length 64 --train.global-batch-size 4 --device cpu".split()'
+    for shown, other in (
+        ("num_workers=16, use_gpu=True", "num_workers=2"),
+        ("meta-llama/Llama-3.1-8B", str(model)),
+        ("*where]", f"*where, {soon}]"),
+    ):
+        assert shown in program
+        program = program.replace(shown, other)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/corpus.txt").write_text("The lathe turns the work, and the tool stands still.\n" * 60)
+    program = stood_in(program.replace('"/shared/corpus"', '"/shared/corpus.txt"')).replace(
+        "shared/", f"{tmp_path}/shared/"
+    )
+    (tmp_path / "train.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    ran = subprocess.run([str(python()), "train.py"], cwd=tmp_path, env=environment, timeout=300, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert (tmp_path / "shared/out/mine/final/model.safetensors").is_file()
