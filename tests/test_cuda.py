@@ -14,9 +14,9 @@ from lathe.data.loader import Batch
 from lathe.data.pack import Row
 from lathe.engine.engine import Engine
 from lathe.engine.sampling import Sampling
-from lathe.model import initial, kernels
+from lathe.model import initial, kernels, spec
 from lathe.model.decoder import Decoder
-from lathe.model.layout import Layout
+from lathe.model.layout import Layout, Table
 from lathe.training import loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -91,8 +91,8 @@ def test_gradients(config):
 
 def test_tokens(config):
     """Greedy answers to several prompts at once, of which long ones are read in chunks."""
-    spec = families.read(config)
-    prompts = [part.tolist() for part in ids(spec.vocab).split(LENGTHS) if len(part) < spec.context]
+    read = families.read(config)
+    prompts = [part.tolist() for part in ids(read.vocab).split(LENGTHS) if len(part) < read.context]
 
     def answers(device: str) -> list[list[int]]:
         engine = Engine(decoder(config, device), chunk=16)
@@ -102,6 +102,121 @@ def test_tokens(config):
         return [[token.id for token in sequence.made] for sequence in asked]
 
     assert answers("cuda") == answers("cpu")
+
+
+# ---- recorded steps --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.CUDAGraph]:
+    """Every replay of a graph."""
+    seen: list[torch.cuda.CUDAGraph] = []
+    replay = torch.cuda.CUDAGraph.replay
+
+    def counted(graph: torch.cuda.CUDAGraph) -> None:
+        seen.append(graph)
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+    return seen
+
+
+def talk(engine: Engine, prompts: list[list[int]], new: int = 12) -> list[tuple[list[int], list[float | None]]]:
+    """Some come while others answer; tokens and their log-probabilities."""
+    asked = []
+    for number, prompt in enumerate(prompts):
+        wish = Sampling(temperature=0, max_new_tokens=new + 5 * (number % 3), logprobs=0)
+        asked.append(engine.submit(prompt, wish))
+        engine.step()
+        engine.step()
+    while engine.busy:
+        engine.step()
+    return [([token.id for token in one.made], [token.logprob for token in one.made]) for one in asked]
+
+
+def prompts_of(vocab: int, context: int) -> list[list[int]]:
+    drawn = torch.Generator().manual_seed(6)
+    return [
+        torch.randint(3, vocab, (n,), generator=drawn).tolist() for n in (1, 17, 5, 30, 2, 9, 12, 23, 4) if n < context
+    ]
+
+
+@pytest.mark.parametrize("kv", [None, torch.int8], ids=["kept as they are", "kept in 8 bits"])
+def test_replayed_steps_say_what_others_do(config, kv, replays):
+    """In float32: the same tokens, from as few launches as there are steps."""
+    model = decoder(config, "cuda")
+    prompts = prompts_of(model.spec.vocab, model.spec.context)
+    eager = Engine(model, tokens=1024, kv=kv)
+    eager.runner.graphs = None
+    right = talk(eager, prompts)
+    assert not replays
+    engine = Engine(model, tokens=1024, kv=kv)
+    ours = talk(engine, prompts)
+    graphs = engine.runner.graphs
+    assert graphs is not None
+    if any(isinstance(layer.mlp, spec.Experts) for layer in model.spec.layers):
+        assert graphs.refused and not replays  # in float32 the host deals out the tokens
+    else:
+        assert graphs.refused is None and len(replays) > 10
+        assert {rows for rows, _ in graphs.steps} <= {1, 2, 4, 8, 16}
+    for (tokens, logprobs), (theirs, told) in zip(ours, right, strict=True):
+        if kv is None:
+            assert tokens == theirs
+            assert logprobs == pytest.approx(told, abs=1e-3)
+
+
+def test_replayed_steps_in_bfloat16(config, replays):
+    """Scores of the same tokens, mixtures of experts among them, whose products are one kernel then."""
+    model = decoder(config, "cuda", torch.bfloat16)
+    prompts = prompts_of(model.spec.vocab, model.spec.context)
+    engine = Engine(model, tokens=1024)
+    said = talk(engine, prompts)
+    graphs = engine.runner.graphs
+    assert graphs is not None
+    whole = all(w % 8 == 0 for n, p in model.named_parameters() if ".experts." in n for w in p.shape[1:])
+    assert (graphs.refused is None) == whole == bool(replays)
+    wide = decoder(config, "cpu")
+    near = []
+    for prompt, (tokens, logprobs) in zip(prompts, said, strict=True):
+        rows = Engine(wide).logits([*prompt, *tokens])[len(prompt) - 1 : -1].log_softmax(-1)
+        near += [abs(float(row[token]) - told) for row, token, told in zip(rows, tokens, logprobs, strict=True)]
+    assert torch.tensor(near).median() < 0.1
+
+
+def test_a_pool_that_grows_and_weights_that_change_are_recorded_anew(replays):
+    model = decoder(SPECS["smollm2"], "cuda")
+    prompts = prompts_of(model.spec.vocab, model.spec.context)
+    engine = Engine(model)
+    for change in (False, True):
+        if change:
+            model.model.layers[0].mlp.up_proj.weight.data = -model.model.layers[0].mlp.up_proj.weight.data
+        eager = Engine(model)
+        eager.runner.graphs = None
+        before = len(replays)
+        assert [tokens for tokens, _ in talk(engine, prompts)] == [tokens for tokens, _ in talk(eager, prompts)]
+        assert len(replays) > before + 10
+
+
+@pytest.mark.parametrize("window, chunk", [(None, None), (7, None), (None, 6)])
+@pytest.mark.parametrize("heads, channels", [((8, 2), 64), ((4, 4), 128), ((4, 1), 72)])
+def test_a_table_of_slots_is_read_as_each_sequence_is(heads, channels, window, chunk):
+    """One kernel that learns the lengths on the device, against each sequence by itself in float32 on the CPU."""
+    drawn = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([1, 40, 7, 13])
+    slots = torch.randperm(400, generator=drawn)[:256].view(4, 64)
+    q = torch.randn(4, heads[0], channels, generator=drawn).bfloat16()
+    k, v = (torch.randn(4, heads[1], channels, generator=drawn).bfloat16() for _ in range(2))
+    cache = torch.randn(2, 400, heads[1], channels, generator=drawn).bfloat16()
+    last = slots.gather(1, lengths[:, None] - 1)
+
+    def looked(device: str, dtype: torch.dtype, **told: object) -> Tensor:
+        layout = Layout((lengths - 1).to(device), (0, 1, 2, 3, 4), (64,) * 4, last[:, 0].to(device), **told)
+        kept, new = tuple(cache.to(device, dtype, copy=True)), (x.to(device, dtype) for x in (q, k, v))
+        return kernels.attend(*new, layout, scale=0.125, window=window, chunk=chunk, cache=kept).float().cpu()
+
+    read = tuple(row[:n] for row, n in zip(slots, lengths.tolist(), strict=True))
+    past = torch.arange(64) < lengths[:, None]
+    table = Table(torch.where(past, slots, last).cuda(), lengths.cuda())
+    got = looked("cuda", torch.bfloat16, table=table)
+    torch.testing.assert_close(got, looked("cpu", torch.float32, read=read), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("heads, channels, window", [((4, 4), 64, None), ((8, 2), 128, None), ((6, 1), 80, 7)])

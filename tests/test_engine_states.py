@@ -23,6 +23,7 @@ from test_engine_adapters import parts_of
 from test_speculate import Wrong, near
 
 from lathe.engine import DraftModel, Engine, Lookup, Sampling, Sequence
+from lathe.engine.judge import Text
 from lathe.errors import UsageError
 from lathe.transforms import adapt
 from lathe.transforms.roster import Roster
@@ -45,6 +46,14 @@ def alone(
     if adapter is not None:
         adapt.put(decoder, "x", numbers(kind, *adapter))
     return answers(Engine(decoder, kv=kv), [list(prompt)], [wish])[0]
+
+
+@functools.cache
+def judged_alone(kind: str, text: tuple[int, ...], adapter: tuple[str, int] | None) -> list[float]:
+    decoder = decoder_of(kind)
+    if adapter is not None:
+        adapt.put(decoder, "x", numbers(kind, *adapter))
+    return Engine(decoder).score(text)
 
 
 class Apart(Roster):
@@ -81,6 +90,7 @@ class History(RuleBasedStateMachine):
         self.engine.pages.shares = shares
         self.load("a", 0)
         self.asked: list[tuple[Sequence, tuple[int, ...], Sampling, tuple[str, int] | None]] = []
+        self.texts: list[tuple[Text, tuple[str, int] | None]] = []
 
     def _submit(self, prompt: list[int], wish: Sampling, adapter: str | None, **told: Any) -> None:
         if len(prompt) >= self.engine.context:
@@ -141,7 +151,10 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data())
     def unload(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.versions)))
-        used = any(version and version[0] == name and not sequence.finish for sequence, _, _, version in self.asked)
+        used = any(
+            version and version[0] == name and not sequence.finish
+            for sequence, *_, version in (*self.asked, *self.texts)
+        )
         if used:
             with pytest.raises(UsageError, match="in use"):
                 self.engine.take_off(name)
@@ -160,10 +173,29 @@ class History(RuleBasedStateMachine):
         if self.kv is None:  # else they are made of rounded keys, unless others run
             assert scores == pytest.approx(Engine(decoder_of(self.kind)).score(text), abs=1e-4)
 
+    @rule(
+        data=st.data(),
+        lengths=st.lists(st.integers(1, 45), min_size=1, max_size=3),
+        seed=st.integers(0, 1),
+        first=st.integers(1, 40),
+    )
+    def read(self, data: st.DataObject, lengths: list[int], seed: int, first: int) -> None:
+        """Texts are judged beside the others."""
+        for length in lengths:
+            name, top = data.draw(st.sampled_from([None, *self.versions])), data.draw(st.integers(0, 2))
+            version = None if name is None else (name, self.versions[name])
+            self.texts.append((self.engine.read(prompt_of(length, seed), first, top, adapter=name), version))
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        self.engine.cancel(data.draw(st.sampled_from(self.texts))[0])
+
     @invariant()
     def nothing_is_lost(self) -> None:
         pages, scheduler = self.engine.pages, self.engine.scheduler
-        lent = [page for sequence, *_ in self.asked for page in sequence.lease.pages]
+        lent = [page for sequence, *_ in (*self.asked, *self.texts) for page in sequence.lease.pages]
+        assert set(pages.notes) <= set(pages.known)
         assert [lent.count(page) for page in range(len(pages.holders))] == pages.holders.tolist()
         held = set(lent)
         known = set(pages.names) - held
@@ -195,6 +227,13 @@ class History(RuleBasedStateMachine):
         for sequence, prompt, wish, version in self.asked:
             if sequence.finish != "cancelled":
                 assert [token.id for token in sequence.made] == alone(self.kind, prompt, wish, version, self.kv)
+        for text, version in self.texts:
+            if text.finish != "cancelled":
+                right = judged_alone(self.kind, tuple(text.whole), version)[text.first - 1 :]
+                assert [token.id for token in text.judged] == text.whole[text.first :]
+                assert all(len(token.top) == text.top for token in text.judged)
+                if self.kv is None:  # else they are made of rounded keys
+                    assert [token.logprob for token in text.judged] == pytest.approx(right, abs=1e-4)
         self.nothing_is_lost()
         assert self.engine.pages.free == len(self.engine.pages.holders)
 

@@ -279,6 +279,58 @@ def test_a_long_text_is_read_in_pieces_between_the_steps_of_others(tmp_path: Pat
     assert max(sizes) <= 1 + BESIDE and sum(size % BESIDE == 1 for size in sizes) >= 4
 
 
+def test_texts_are_judged_together_as_in_process_and_their_beginning_is_read_once(tmp_path: Path) -> None:
+    model = tiny(tmp_path, max_position_embeddings=2048)
+    llm, sizes = LLM.load(model, device="cpu"), list[int]()
+    begun = [n * 7 % 500 + 3 for n in range(600)]
+    texts = [[*begun, *(n * k % 500 + 3 for n in range(10 + k))] for k in range(8)]
+
+    def watched(loaded: Loaded) -> None:
+        loaded.engine.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+
+    async def work(desk: Desk) -> tuple[list[list[Word]], list[Word], list[Event]]:
+        words = await asyncio.gather(*(desk.judge(text, top=2) for text in texts))
+        again, _ = await asyncio.gather(desk.judge(texts[3]), desk.judge(texts[3], salt="mine"))
+        return words, again, await events(desk, Ask(texts[3], wishes=GREEDY))
+
+    with desk_of(model, watched) as run:
+        judged, again, made = run(work)
+    for text, words, right in zip(
+        texts, judged, llm.engine.judge_all([(text, 1) for text in texts], top=2), strict=True
+    ):
+        assert [word.id for word in words] == text
+        assert [word.logprob for word in words[1:]] == pytest.approx([token.logprob for token in right], abs=1e-5)
+        for word, token in zip(words[1:], right, strict=True):
+            assert [id for id, _, _ in word.top] == [id for id, _ in token.top]
+            assert [value for _, _, value in word.top] == pytest.approx([value for _, value in token.top], abs=1e-5)
+    assert [word.logprob for word in again[1:]] == pytest.approx([word.logprob for word in judged[3][1:]], abs=1e-5)
+    read = [len(text) - 1 for text in texts]
+    assert sum(read) + read[3] > 5000  # so many tokens they are, and one of them is read whole for another salt
+    assert sum(sizes) < len(begun) + 8 * 48 + 32 + read[3] + 32 + 24
+    assert made[0].cached >= 608
+
+
+def test_a_text_that_nobody_waits_for_is_not_judged(tmp_path: Path) -> None:
+    model = tiny(tmp_path, max_position_embeddings=1 << 16)
+    text = [n * 7 % 500 + 3 for n in range(1 << 15)]
+
+    async def work(desk: Desk) -> tuple[dict[str, int], list[Word]]:
+        judging = asyncio.create_task(desk.judge(text))
+        while not desk.find().state.get("running"):
+            await asyncio.sleep(0.01)
+        judging.cancel()
+        state = await settled(desk)
+        with pytest.raises(Overflow):
+            await desk.judge([5] * ((1 << 16) + 1))
+        with pytest.raises(PromptError):
+            await desk.judge([1 << 20])
+        return state, await desk.judge(text[:9])
+
+    with desk_of(model) as run:
+        state, words = run(work)
+    assert state["held"] == 0 and len(words) == 9
+
+
 def test_an_engine_that_dies_takes_the_server_with_it(tiny_model: Path) -> None:
     with serving(tiny_model) as server:
         [engine] = subprocess.run(
