@@ -13,7 +13,7 @@ from lathe.actions.lines import decoded, piped
 from lathe.actions.loading import Adapters, Speaking
 from lathe.actions.place import weights_at
 from lathe.actions.session import Session
-from lathe.actions.terminal import Terminal, busy, dimmed, harmless, history_file, interrupt
+from lathe.actions.terminal import Terminal, busy, harmless, history_file, interrupt, note
 from lathe.actions.wishes import SETTINGS, Settings
 from lathe.errors import LatheError, PromptError
 
@@ -119,7 +119,3 @@ def warn(session: Session) -> None:
     """Say that a model was not made for chats."""
     if not session.llm.tokenizer.has_template:
         note("It has no chat template: it continues what you type, as plain text.")
-
-
-def note(text: str) -> None:
-    print(dimmed(text), file=sys.stderr, flush=True)

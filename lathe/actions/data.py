@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lathe import hub
 from lathe.actions import estimate, marked
 from lathe.actions.bounds import at_least
-from lathe.actions.inspect import human
 from lathe.actions.place import Places
+from lathe.actions.written import ROW, Written
 from lathe.errors import LatheError, UsageError
 
 if TYPE_CHECKING:
@@ -24,25 +24,17 @@ if TYPE_CHECKING:
     from lathe.data.formats import Samples
     from lathe.data.render import Renderer
 
-ROW = 2048  # tokens, unless the user says or the model has fewer positions
 LISTED = 20  # rows at fault that a page names
 WIDTH = 17  # of the names of facts
 
 
 @dataclass(frozen=True)
-class Options(Places):
+class Options(Places, Written):
     model: str
     """Folder, file or repo id of the model that shall learn. Its weights are not needed."""
     data: tuple[str, ...]
     """Files, folders or names of data."""
     _: KW_ONLY
-    columns: tuple[str, ...] = ()
-    """What columns are called here and in the data: prompt=question,completion=answer."""
-    prompt_style: str | None = None
-    """Write conversations in LitGPT's prompt style of this name instead of the model's chat template; none for plain
-    text."""
-    loss_on: Literal["assistant", "last", "all"] = "assistant"
-    """What is learned: every answer of a conversation, only the last one, or all of the text."""
     max_seq_length: int | None = None
     """Longer examples lose their end. By default 2048, or the model's context where it is shorter."""
     global_batch_size: int = 16
@@ -53,8 +45,6 @@ class Options(Places):
     """Show this many examples, learned parts marked; 0 shows none."""
     row: tuple[int, ...] = ()
     """Show these rows, counted from 1."""
-    max_repeats: float = 0.3
-    """The part of the rows that may say what an earlier one says."""
     json: bool = False
     """Print one JSON object instead of a page."""
 
@@ -221,7 +211,7 @@ def lines(page: dict[str, Any]) -> dict[str, str]:
     counts = {**page, "repeats": len(page["repeats"])}
     found |= {name.replace("_", " "): f"{counts[name]:,} {words}" for name, words in notes.items() if page[name]}
     if "memory" in page:
-        found["memory"] = "; ".join(f"{name} {human(size)}" for name, size in page["memory"].items())
+        found["memory"] = "; ".join(f"{name} {hub.amount(size)}" for name, size in page["memory"].items())
         times = {name: timedelta(seconds=round(value)) for name, value in page["seconds_per_epoch"].items()}
         found["time"] = "an epoch here, about: " + ", ".join(f"{name} {time}" for name, time in times.items())
     return found

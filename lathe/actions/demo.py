@@ -12,6 +12,7 @@ from typing import Any
 from lathe.actions import pretrain
 from lathe.actions.shape import Shape
 from lathe.actions.training import Eval, Optimizer, Train
+from lathe.hub.bar import say
 from lathe.options import options as fields
 
 # The best that was measured for this text in about 90 seconds on two cores: a wider model sees fewer tokens in them,
@@ -40,16 +41,16 @@ def run(options: Options) -> int | None:
     It shows the command that it runs, and ends with commands to go on from.
     """
     asked = pretraining(options)
-    note("A model learns to write, from random weights and the manual inside this Python. The same by hand:\n")
-    note(indented(command(asked)) + "\n")
+    say("A model learns to write, from random weights and the manual inside this Python. The same by hand:\n")
+    say(indented(command(asked)) + "\n")
     if status := pretrain.run(asked):
         return status
     final = options.out_dir / "final"
-    note(f"\n{final} is a model's folder like any other. Loaded, it continues a text:\n")
+    say(f"\n{final} is a model's folder like any other. Loaded, it continues a text:\n")
     speak(final, options.prompt)
-    note("\nGo on with:\n")
-    note(indented(["lathe", "generate", str(final), "--prompt", "A class definition"]))
-    note(indented(["lathe", "chat", str(final)]))
+    say("\nGo on with:\n")
+    say(indented(["lathe", "generate", str(final), "--prompt", "A class definition"]))
+    say(indented(["lathe", "chat", str(final)]))
     return None
 
 
@@ -104,7 +105,3 @@ def speak(model: Path, prompt: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

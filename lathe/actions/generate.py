@@ -17,7 +17,7 @@ from lathe.actions.bounds import at_least
 from lathe.actions.lines import decoded
 from lathe.actions.loading import Adapters, Speaking
 from lathe.actions.place import weights_at
-from lathe.actions.terminal import dimmed, harmless
+from lathe.actions.terminal import harmless, note
 from lathe.actions.wishes import Settings
 from lathe.errors import MissingError, PromptError, UsageError
 
@@ -217,7 +217,3 @@ def sample(answer: Completion, words: Tokenizer | None) -> dict[str, Any]:
         tops = [[{"id": id, "token": words.get(id), "logprob": n} for id, n in top] for top in answer.top]
         found["top_logprobs"] = tops
     return found
-
-
-def note(text: str) -> None:
-    print(dimmed(text), file=sys.stderr, flush=True)

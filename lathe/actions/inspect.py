@@ -152,7 +152,7 @@ def show(page: dict[str, Any], problems: list[str], deep: bool) -> None:
         for part in next(iter(some.values())):
             table.add_column(part, justify="right", style="bold" if part == "total" else "")
         for name, sizes in some.items():
-            table.add_row(f"  {name}", *(human(size) for size in sizes.values()))
+            table.add_row(f"  {name}", *(hub.amount(size) for size in sizes.values()))
         console.print()
         console.print(table)
     console.print()
@@ -183,10 +183,10 @@ def rows(page: dict[str, Any]) -> dict[str, str]:
         template = "has a chat template" if words["chat_template"] else "no chat template"
         found["tokenizer"] = f"{words['size']:,} tokens{begins}{ends}; {template}"
     stored = ", ".join(f"{count} {dtype}" for dtype, count in page["tensors"].items())
-    found["read as"] = f"{stored}; {human(page['bytes'])}"
-    found["cache"] = f"{human(page['cache_bytes_per_token'])} per token"
+    found["read as"] = f"{stored}; {hub.amount(page['bytes'])}"
+    found["cache"] = f"{hub.amount(page['cache_bytes_per_token'])} per token"
     if adapter:
-        found["adapter"] = f"{adapters.words(adapter)}, {human(adapter['bytes'])}"
+        found["adapter"] = f"{adapters.words(adapter)}, {hub.amount(adapter['bytes'])}"
     if draft:
         found["draft"] = f"{draft['path']}, {draft['architecture']} of {draft['parameters']:,} parameters"
     return found
@@ -227,12 +227,3 @@ def idle(spec: Spec) -> int:
 
     mixed = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Experts)]
     return sum((mlp.router.count - mlp.router.chosen) * 3 * mlp.each.width * spec.width for mlp in mixed)
-
-
-def human(count: float) -> str:
-    """Bytes in the unit that suits them: 2.47 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from lathe.actions import outset
 from lathe.actions.methods import Finetune
+from lathe.actions.written import ROW
 from lathe.errors import DataError
 
 if TYPE_CHECKING:
     from lathe.checkpoint import Checkpoint
     from lathe.data.examples import Examples
     from lathe.data.render import Group, Renderer
-
-ROW = 2048  # tokens of an example, by default, where the model has as many positions
 
 
 def lessons(options: Finetune, base: Checkpoint) -> tuple[Renderer, Examples, Examples]:

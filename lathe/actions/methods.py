@@ -12,6 +12,7 @@ from lathe import compat
 from lathe.actions import training
 from lathe.actions.bounds import above, at_least, below
 from lathe.actions.training import Eval, Optimizer, Preference, Train
+from lathe.actions.written import Written
 from lathe.errors import UsageError
 from lathe.options import fields, read_recipe
 
@@ -73,7 +74,7 @@ class AdapterOptimizer(LoraOptimizer):
 
 
 @dataclass(frozen=True)
-class Finetune(training.Options):
+class Finetune(training.Options, Written):
     model: str
     """Folder, file or repo id of the model to begin with."""
     _: KW_ONLY
@@ -88,17 +89,8 @@ class Finetune(training.Options):
     """What counts for a preference."""
     out_dir: Path = Path("out/finetune")
     """Where the run writes; its model is OUT_DIR/final."""
-    prompt_style: str | None = None
-    """Write conversations in LitGPT's prompt style of this name instead of the model's chat template. By default
-    alpaca for a model that has no template."""
-    loss_on: Literal["assistant", "last", "all"] = "assistant"
-    """What is learned: every answer of a conversation, only the last one, or all of the text."""
-    columns: tuple[str, ...] = ()
-    """What columns are called here and in the data: prompt=question,completion=answer."""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be learned from, instead of ending with their list. lathe data shows them."""
-    max_repeats: float = 0.3
-    """The part of the rows that may say what an earlier one says."""
     train: FinetuneTrain = field(default_factory=FinetuneTrain)
     """How long and how much."""
     eval: FinetuneEval = field(default_factory=FinetuneEval)

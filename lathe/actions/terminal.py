@@ -37,6 +37,11 @@ def dimmed(text: str) -> str:
     return text if plain else f"\x1b[2m{text}\x1b[0m"
 
 
+def note(text: str) -> None:
+    """Say something on stderr, beside the results."""
+    print(dimmed(text), file=sys.stderr, flush=True)
+
+
 @contextmanager
 def interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """What Ctrl-C does meanwhile, where the terminal is not reading keys."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lathe.checkpoint.filling import Checkpoint, fit
 from lathe.model import layers
-from lathe.model.blank import blank
+from lathe.model.blank import blank, slots
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.transforms import gptq
@@ -70,7 +70,7 @@ def calibrated(found: Checkpoint, rows: Sequence[Sequence[int]]) -> Iterator[tup
     streams = [*_embedded(found, decoder, rows)]
     for number, layer in enumerate(decoder.model.layers):
         prefix = f"model.layers.{number}."
-        state = {name: found.tensors[prefix + name].to(torch.float32).read() for name, _ in _slots(layer)}
+        state = {name: found.tensors[prefix + name].to(torch.float32).read() for name, _ in slots(layer)}
         layer.load_state_dict(state, assign=True)
         modules = {name.removeprefix(prefix): one for name, one in matrices(decoder) if name.startswith(prefix)}
         with Moments(modules) as moments:
@@ -100,11 +100,6 @@ def _embedded(found: Checkpoint, decoder: Decoder, rows: Sequence[Sequence[int]]
         few = rows[start : start + some]
         layout = Layout.of([len(row) for row in few])
         yield decoder.embed(torch.tensor([id for row in few for id in row]), layout).float(), layout
-
-
-def _slots(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from layer.named_parameters()
-    yield from layer.named_buffers()
 
 
 class Moments:

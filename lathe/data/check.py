@@ -14,7 +14,7 @@ import numpy as np
 
 from lathe.data.formats import Samples
 from lathe.data.pack import fitted
-from lathe.data.render import Example, Group, Renderer
+from lathe.data.render import Example, Group, Renderer, learned
 from lathe.data.samples import Chat, Completion, Judged, Preference, Sample, Text
 from lathe.errors import DataError, LatheError
 
@@ -64,7 +64,7 @@ class Report:
     @property
     def supervised(self) -> int:
         """Tokens that are learned."""
-        return sum(int(example.supervised[1:].sum()) for group in self.groups for example in group)
+        return learned(self.groups)
 
     @property
     def repeated(self) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lathe.data.loader import Steps
 from lathe.data.pack import Row, laid
-from lathe.data.render import Group
+from lathe.data.render import Group, learned
 from lathe.data.stages import InOrder, Shuffled, Stage
 
 
@@ -39,7 +39,7 @@ class Examples:
     @cached_property
     def supervised(self) -> int:
         """Tokens that are learned."""
-        return sum(int(example.supervised[1:].sum()) for group in self.groups for example in group)
+        return learned(self.groups)
 
     def questions(self) -> list[list[int]]:
         """What each example's first answer is asked with, as ids; nothing of a text that is learned from its start."""

@@ -9,7 +9,7 @@ sequence of its own.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -39,6 +39,11 @@ class Example:
 
 
 Group = tuple[Example, ...]  # what is packed together: one example, or one that is chosen and one that is rejected
+
+
+def learned(groups: Iterable[Group]) -> int:
+    """How many tokens a model learns from examples."""
+    return sum(int(example.supervised[1:].sum()) for group in groups for example in group)
 
 
 class Renderer:

@@ -17,10 +17,10 @@ def blank(spec: Spec) -> Decoder:
         return Decoder(spec)
 
 
-def slots(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+def slots(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer by its name, once each: a tied head is its embedding."""
-    yield from decoder.named_parameters()
-    yield from decoder.named_buffers()
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def emptied(decoder: Decoder, device: torch.device) -> Decoder:

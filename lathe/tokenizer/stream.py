@@ -160,7 +160,7 @@ class StopStrings:
             end, start = min(found)
             self.found = held[start:end]
             return held[:start]
-        keep = max((self._begun(held, stop) for stop in self._stops), default=0)
+        keep = max((begun(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -169,7 +169,7 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    @staticmethod
-    def _begun(text: str, stop: str) -> int:
-        """How many characters at the end of `text` are the beginning of `stop`."""
-        return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+def begun(text: str, mark: str) -> int:
+    """How many characters at the end of `text` are the beginning of `mark`, and not all of it."""
+    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)

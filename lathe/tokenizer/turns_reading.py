@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
+from lathe.tokenizer.stream import begun
+
 T = TypeVar("T")
 Reading = Generator[None, None, T]
 Give = Callable[[str], None]
@@ -62,7 +64,7 @@ class Reader:
                 self._give(at, give)
                 self.take(len(mark))
                 return mark
-            keep = 0 if self.ended else max((_begun(self.rest, mark) for mark in marks), default=0)
+            keep = 0 if self.ended else max((begun(self.rest, mark) for mark in marks), default=0)
             self._give(len(self.rest) - keep, give)
             if self.ended:
                 return None
@@ -200,11 +202,6 @@ class Reader:
                 return False
             give(text)
         return True
-
-
-def _begun(text: str, mark: str) -> int:
-    """How many characters at the end of `text` are the beginning of `mark`."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
 
 
 def escaped(text: str) -> str:
