@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from serving import serving
+from serving import in_process, serving
 
 from lathe import LLM, checkpoint, families
 from lathe.cli import main
@@ -16,7 +18,7 @@ from lathe.errors import DataError, UsageError
 from lathe.evaluation import results
 from lathe.evaluation.examination import Examination
 from lathe.evaluation.local import Local
-from lathe.evaluation.remote import Remote
+from lathe.evaluation.remote import Remote, Server
 from lathe.evaluation.tasks import Settings
 from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer, train_bpe
@@ -96,6 +98,12 @@ def yaml(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def asked(yaml: Path) -> Examination:
+    """All of these tasks, which are the same whoever is asked."""
+    return Examination.of([str(yaml / f"{name}.yaml") for name in TASKS])
+
+
 @pytest.fixture(scope="module", params=["stories", *FAMILIES])
 def model(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "stories":
@@ -151,9 +159,26 @@ def same(mine: dict[str, results.Result], theirs: dict[str, list[dict[str, Any]]
     return count
 
 
-def test_answers_are_those_of_the_hf_backend_here_and_over_http(model: Path, yaml: Path, tmp_path: Path) -> None:
+@contextmanager
+def served(model: Path, words: Tokenizer) -> Iterator[Remote]:
+    """The model behind HTTP: in processes of its own, of which one is enough; of a family of ours in a thread."""
+    if model.name == "stories260K-hf":
+        with serving(model, "--precision", "fp32") as server:
+            yield Remote(server.url, tokenizer=words, longest=MAX_LENGTH)
+        return
+    with in_process(model, precision="fp32") as client, pytest.MonkeyPatch.context() as patch:
+
+        def ask(_: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
+            return (client.get(path) if body is None else client.post(path, json=body)).raise_for_status().json()
+
+        patch.setattr(Server, "ask", ask)
+        yield Remote("http://here", tokenizer=words, longest=MAX_LENGTH)
+
+
+def test_answers_are_those_of_the_hf_backend_here_and_over_http(
+    model: Path, yaml: Path, asked: Examination, tmp_path: Path
+) -> None:
     theirs = asked_of_hf(model, yaml)
-    asked = Examination.of([str(yaml / f"{name}.yaml") for name in TASKS])
     llm = LLM.load(model, device="cpu", dtype="fp32")
     near = {each.task: each for each in asked.run(Local(llm.decoder, llm.tokenizer, llm.stops, longest=MAX_LENGTH))}
     assert same(near, theirs) > 30
@@ -162,8 +187,8 @@ def test_answers_are_those_of_the_hf_backend_here_and_over_http(model: Path, yam
     assert {task: each.metrics for task, each in again.items()} == {task: each.metrics for task, each in near.items()}
     change = results.paired(near["lathe_texts"], again["lathe_texts"], "word_perplexity,none")
     assert change is not None and change.value == 0 and change.error == 0
-    with serving(model, "--precision", "fp32") as server:
-        far = {each.task: each for each in asked.run(Remote(server.url, tokenizer=llm.tokenizer, longest=MAX_LENGTH))}
+    with served(model, llm.tokenizer) as server:
+        far = {each.task: each for each in asked.run(server)}
         assert same(far, theirs) > 30
 
 
