@@ -23,7 +23,7 @@ from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.source import Place, Source, places
 from lathe.tokenizer import Tokenizer
-from lathe.transforms.shard import Group
+from lathe.transforms.group import Group
 
 ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
 STRATEGIES: dict[str | None, Literal["layers", "tensor"]] = {

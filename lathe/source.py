@@ -19,7 +19,8 @@ from lathe.model.decoder import Decoder
 from lathe.model.spec import Spec
 from lathe.tokenizer import Tokenizer
 from lathe.transforms import pack
-from lathe.transforms.shard import Group, Share, echo
+from lathe.transforms.group import Group
+from lathe.transforms.shard import Share, echo
 
 DTYPES = {
     **dict.fromkeys(("bf16", "bfloat16", "bf16-true"), torch.bfloat16),

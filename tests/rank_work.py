@@ -14,7 +14,8 @@ from lathe.engine import DraftModel, Engine, Sampling
 from lathe.errors import PromptError
 from lathe.model import spec as s
 from lathe.model.decoder import Decoder
-from lathe.transforms.shard import Group, Share, echo
+from lathe.transforms.group import Group
+from lathe.transforms.shard import Share, echo
 from lathe.weights.tensors import Ref
 
 PROMPTS = [[3, 14, 15, 92, 65, 35], [8, 9, 79], list(range(40, 62))]

@@ -19,7 +19,9 @@ from lathe.engine import Engine
 from lathe.errors import LatheError, PromptError, UsageError
 from lathe.model import spec as s
 from lathe.model.decoder import Decoder
-from lathe.transforms.shard import PLAN, Group, Share
+from lathe.transforms.cuts import PLAN
+from lathe.transforms.group import Group
+from lathe.transforms.shard import Share
 from lathe.weights.tensors import Ref
 
 FOUR = {"num_attention_heads": 4, "num_key_value_heads": 4}

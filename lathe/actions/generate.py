@@ -85,7 +85,8 @@ def run(options: Options) -> None:
         hub.find(options.draft, options.checkpoints)  # downloaded once, not by every process
     from lathe import checkpoint
     from lathe.source import places
-    from lathe.transforms.shard import Group, Share
+    from lathe.transforms.group import Group
+    from lathe.transforms.shard import Share
 
     devices = places(options.device, options.devices)
     Share(
@@ -99,7 +100,7 @@ def run(options: Options) -> None:
 
 def answer(device: str | torch.device, options: Options, path: Path, prompt: str) -> None:
     """Load the model and print what it says; of several processes, the first prints and all compute."""
-    from lathe.transforms.shard import Group
+    from lathe.transforms.group import Group
 
     speaks = Group.joined().rank == 0
     begun = time.perf_counter()

@@ -22,9 +22,11 @@ from lathe.model.decoder import Decoder
 from lathe.model.layers import Linear
 from lathe.model.spec import Spec
 from lathe.transforms.begin import Made
+from lathe.transforms.cuts import cut_of
+from lathe.transforms.group import Group, span
 from lathe.transforms.lowrank import LowRank
 from lathe.transforms.parts import local
-from lathe.transforms.shard import Group, Share, cut_of, span
+from lathe.transforms.shard import Share
 from lathe.transforms.standing import Part
 
 if TYPE_CHECKING:
@@ -199,10 +201,6 @@ class Slices:
             return Group.firsts(group, part.detach().clone())
         columns = part.detach().movedim(cut.dim, -1).contiguous()
         spans = [self.share.on(rank).place(place, cut, whole[cut.dim]) for rank in range(group.count)]
-        lengths = [end - start for start, end in spans]
-        padded = F.pad(columns, (0, max(lengths) - columns.shape[-1]))
-        found = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(found, padded, group=group.processes)
+        found = group.gathered(columns, [end - start for start, end in spans])
         every = group.count // has.pieces  # several ranks have the same
-        pieces = [x[..., :n] for x, n in zip(found[::every], lengths[::every], strict=True)]
-        return torch.cat(pieces, dim=-1).movedim(-1, cut.dim).contiguous()
+        return torch.cat(found[::every], dim=-1).movedim(-1, cut.dim).contiguous()

@@ -2,19 +2,17 @@
 
 After Shoeybi et al., arXiv:1909.08053: heads, MLP widths and rows of the vocabulary are divided; what every rank has
 computed of a mixer or an MLP is added up, so that the stream is whole, and the same, on all ranks. Where a decoder has
-fewer kv heads than there are ranks, several ranks hold the same one. `PLAN` says which dimension of which parameter is
-divided; a parameter that it does not name is an error, never a guess. Knows no file: `Share.mine` slices what can be
-sliced, and the rest is not read.
+fewer kv heads than there are ranks, several ranks hold the same one. `cuts` says which dimension of which parameter is
+divided, `group` what ranks tell each other. Knows no file: `Share.mine` slices what can be sliced, and the rest is not
+read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,118 +20,14 @@ from lathe.errors import UsageError
 from lathe.model import layers
 from lathe.model.decoder import Block, Decoder, Embedding
 from lathe.model.spec import Attention, Clamped, Experts, Gated, LatentAttention, Layer, Mixer, Mlp, Plain, Spec
+from lathe.transforms.cuts import Cut, cut_of
+from lathe.transforms.group import Group, span
 
 if TYPE_CHECKING:
     from lathe.weights.tensors import Ref
 
 
 Narrow = TypeVar("Narrow", bound=Clamped | Gated | Plain)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """unit: what the dimension `dim` consists of and is divided by. None: every rank holds the whole; `once`: and only
-    the first rank's counts, because ranks' results are added."""
-
-    unit: Literal["heads", "kv_heads", "rows"] | None = None
-    dim: int = 0
-    once: bool = False
-
-
-WHOLE, ONCE = Cut(), Cut(once=True)
-HEADS, KEYS = Cut("heads", 0), Cut("kv_heads", 0)
-ROWS = Cut("rows", 0)  # of a vocabulary, or of an MLP's width
-
-# The first pattern that fits a parameter's name counts. Where a dimension is as long on a rank as in the whole model
-# (norms over one head, a shared kv head), nothing is cut.
-PLAN: dict[str, Cut] = {
-    "model.embed_tokens.weight": ROWS,
-    "lm_head.*": ROWS,
-    "model.embed_positions.weight": WHOLE,
-    "model.norm.*": WHOLE,
-    "model.layers.*layernorm.*": WHOLE,
-    "model.layers.*.self_attn.q_proj.*": HEADS,
-    "model.layers.*.self_attn.q_norm.*": HEADS,
-    "model.layers.*.self_attn.[kv]_proj.*": KEYS,
-    "model.layers.*.self_attn.k_norm.*": KEYS,
-    "model.layers.*.self_attn.sinks": HEADS,
-    "model.layers.*.self_attn.o_proj.weight": Cut("heads", 1),
-    "model.layers.*.self_attn.o_proj.bias": ONCE,
-    "model.layers.*.self_attn.q_a_proj.*": WHOLE,
-    "model.layers.*.self_attn.kv_a_proj_with_mqa.*": WHOLE,
-    "model.layers.*.self_attn.q_b_proj.*": HEADS,
-    "model.layers.*.self_attn.kv_b_proj.*": HEADS,
-    "model.layers.*.mlp.gate.*": WHOLE,  # the router: every rank sends the same tokens to the same experts
-    "model.layers.*.mlp.experts.gate_proj.weight": Cut("rows", 1),  # of every expert a slice of its width
-    "model.layers.*.mlp.experts.up_proj.weight": Cut("rows", 1),
-    "model.layers.*.mlp.experts.down_proj.weight": Cut("rows", 2),
-    "model.layers.*.mlp.experts.gate_proj.bias": Cut("rows", 1),
-    "model.layers.*.mlp.experts.up_proj.bias": Cut("rows", 1),
-    "model.layers.*.mlp.experts.down_proj.bias": ONCE,
-    "model.layers.*.mlp.shared_expert_gate.*": WHOLE,
-    "model.layers.*.mlp.*gate_proj.*": ROWS,
-    "model.layers.*.mlp.*up_proj.*": ROWS,
-    "model.layers.*.mlp.*down_proj.weight": Cut("rows", 1),
-    "model.layers.*.mlp.*down_proj.bias": ONCE,
-}
-
-
-@dataclass(frozen=True)
-class Group:
-    """The ranks that compute together. Without torch.distributed there is one, and nothing to tell."""
-
-    rank: int = 0
-    count: int = 1
-    processes: dist.ProcessGroup | None = None  # None: all there are
-
-    @staticmethod
-    def joined() -> Group:
-        """The processes that torch.distributed has brought together."""
-        return Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' x, in place."""
-        if self.count > 1:
-            dist.all_reduce(x, group=self.processes)
-        return x
-
-    def shared(self, x: Tensor) -> Tensor:
-        """The same sum, of which each rank makes its own use: its gradient, too, is the sum of theirs."""
-        return self.sum(x)
-
-    def enter(self, x: Tensor) -> Tensor:
-        """The stream, which is whole, where ranks begin to compute different parts: a place to add their gradients."""
-        return x
-
-    def side_by_side(self, x: Tensor, columns: int) -> Tensor:
-        """All ranks' columns of N rows. x: N (this rank's of `columns`). Returns N columns."""
-        if self.count == 1:
-            return x
-        sizes = [end - start for start, end in (span(columns, rank, self.count) for rank in range(self.count))]
-        mine = F.pad(x, (0, max(sizes) - x.shape[-1])).contiguous()
-        parts = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(parts, mine, group=self.processes)
-        return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
-
-    def firsts(self, x: Tensor) -> Tensor:
-        """What the first rank has in the place of x, in place."""
-        if self.count > 1:
-            dist.broadcast(x, group=self.processes, group_src=0)
-        return x
-
-
-def span(size: int, rank: int, count: int) -> tuple[int, int]:
-    """The part of `size` things that a rank has: they differ by one at most."""
-    return rank * size // count, (rank + 1) * size // count
-
-
-def cut_of(name: str) -> Cut:
-    """How a parameter is divided. Raises UsageError for one of which nothing is known."""
-    cut = next((cut for pattern, cut in PLAN.items() if fnmatchcase(name, pattern)), None)
-    if cut is None:
-        found = f"Nothing is known of how {name} is divided among devices."
-        raise UsageError(found, "", "Use --strategy layers for this model.")
-    return cut
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from math import prod
 from pathlib import Path
-from struct import Struct
 from struct import error as StructError
 from typing import Any
 
@@ -24,13 +23,12 @@ from torch import Tensor
 from lathe.errors import CheckpointError
 from lathe.weights.blocks import PACKINGS, Packing
 from lathe.weights.coded import Coded
+from lathe.weights.gguf.header import U32, U64, Entry, Header
 from lathe.weights.safetensors import mapped, view
 from lathe.weights.tensors import Box, Ref, possible
 
 VERSIONS = (2, 3)
 MAX_HEADER = 128 << 20  # a vocabulary of 300,000 takes 20 MiB; it bounds what a hostile header can make us hold
-MAX_DIMS = 4
-MAX_DEPTH = 4  # of arrays in arrays; no known file has any
 ALIGNMENT = 32
 CHUNK = 1 << 20  # values dequantized at once: enough to keep the cores busy, little enough to stay small
 
@@ -59,9 +57,6 @@ UNREAD = {  # types named only to be refused by name
     40: "NVFP4",
     41: "Q1_0",
 }
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
-U32, U64 = Struct("<I"), Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -70,15 +65,6 @@ class Gguf:
 
     metadata: dict[str, Any]
     tensors: dict[str, Ref]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor as the header lists it; `offset` counts from where tensors begin."""
-
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
 
 
 def open(path: Path) -> Gguf:
@@ -98,7 +84,7 @@ def open(path: Path) -> Gguf:
         if version not in VERSIONS:
             what = "big-endian files are" if int.from_bytes(data[4:8], "big") in VERSIONS else f"version {version} is"
             raise CheckpointError(f"{path} cannot be read: {what} not supported; versions 2 and 3, little-endian, are.")
-        header = _Header(data, 8)
+        header = Header(data, 8)
         try:
             count, metadata_count = header.number(U64), header.number(U64)
             metadata = header.metadata(metadata_count)
@@ -116,7 +102,7 @@ def _start(path: Path, header: int, metadata: dict[str, Any]) -> int:
     return -(-header // alignment) * alignment
 
 
-def _refs(path: Path, size: int, entries: dict[str, _Entry], start: int) -> dict[str, Ref]:
+def _refs(path: Path, size: int, entries: dict[str, Entry], start: int) -> dict[str, Ref]:
     whole = cache(partial(mapped, path))
     refs, spans = {}, []
     for name, entry in entries.items():
@@ -135,7 +121,7 @@ def _refs(path: Path, size: int, entries: dict[str, _Entry], start: int) -> dict
     return refs
 
 
-def _ref(path: Path, name: str, entry: _Entry, begin: int, whole: Callable[[], Tensor]) -> tuple[Ref, int]:
+def _ref(path: Path, name: str, entry: Entry, begin: int, whole: Callable[[], Tensor]) -> tuple[Ref, int]:
     """A tensor that begins at byte `begin`, and how many bytes it has."""
     shape, source = entry.shape, f'"{name}" in {path}'
     if not possible(shape):
@@ -214,76 +200,6 @@ def _expanded(raw: Tensor, packing: Packing, box: Box) -> Tensor:
         values.copy_(packing.expand(blocks))
     edge = low * packing.values
     return out.view(*part.shape[:-2], (high - low) * packing.values)[..., row.start - edge : row.stop - edge]
-
-
-class _Header:
-    """A place in a header, and what is read there; ValueError or struct.error if it runs past the end."""
-
-    def __init__(self, data: mmap.mmap, at: int) -> None:
-        self.data, self.at, self.end = data, at, len(data)
-
-    def number(self, layout: Struct) -> Any:
-        (value,) = layout.unpack_from(self.data, self.at)
-        self.at += layout.size
-        return value
-
-    def string(self) -> str:
-        return self.strings(1)[0]
-
-    def strings(self, count: int) -> list[str]:
-        data, at, end, length = self.data, self.at, self.end, U64.unpack_from  # a vocabulary's loop: local names count
-        strings = []
-        for _ in range(count):
-            (n,) = length(data, at)
-            if n > end - at:
-                raise ValueError(f"a text of {n} bytes, longer than the header")
-            strings.append(str(data[at + 8 : at + 8 + n], "utf-8"))
-            at += 8 + n
-        self.at = at
-        return strings
-
-    def value(self, kind: int, depth: int = 0) -> Any:
-        if kind == STRING:
-            return self.string()
-        if kind == ARRAY and depth < MAX_DEPTH:
-            kind, count = self.number(U32), self.number(U64)
-            return self.array(kind, count, depth + 1)
-        if kind in NUMBERS:
-            return self.number(Struct(f"<{NUMBERS[kind]}"))
-        raise ValueError(f"a value of kind {kind}")
-
-    def array(self, kind: int, count: int, depth: int) -> list:
-        if count > self.end - self.at:
-            raise ValueError(f"an array of {count} values, longer than the header")
-        if kind == STRING:
-            return self.strings(count)
-        if kind in NUMBERS:
-            layout = Struct(f"<{count}{NUMBERS[kind]}")
-            values = list(layout.unpack_from(self.data, self.at))
-            self.at += layout.size
-            return values
-        return [self.value(kind, depth) for _ in range(count)]
-
-    def metadata(self, count: int) -> dict[str, Any]:
-        metadata: dict[str, Any] = {}
-        for _ in range(count):
-            key = self.string()
-            if key in metadata:
-                raise ValueError(f"the key {key!r:.80} twice")
-            metadata[key] = self.value(self.number(U32))
-        return metadata
-
-    def entries(self, count: int) -> dict[str, _Entry]:
-        entries: dict[str, _Entry] = {}
-        for _ in range(count):
-            name, dims = self.string(), self.number(U32)
-            if name in entries:
-                raise ValueError(f"the tensor {name!r:.80} twice")
-            if dims > MAX_DIMS:
-                raise ValueError(f"the tensor {name!r:.80} with {dims} dimensions")
-            shape = tuple(self.number(U64) for _ in range(dims))[::-1]
-            entries[name] = _Entry(shape, self.number(U32), self.number(U64))
-        return entries
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

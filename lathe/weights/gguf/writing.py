@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lathe.errors import CheckpointError
 from lathe.weights.blocks import PACKINGS
-from lathe.weights.gguf.reading import ALIGNMENT, ARRAY, NUMBERS, STRING
+from lathe.weights.gguf.header import ARRAY, NUMBERS, STRING
+from lathe.weights.gguf.reading import ALIGNMENT
 from lathe.weights.safetensors import raw
 from lathe.weights.tensors import Ref
 
