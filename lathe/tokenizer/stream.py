@@ -127,7 +127,7 @@ _UNDECODED = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")
 
 
 class StopStrings:
-    """Holds text back until it cannot be the beginning of a stop string, which is so never shown, not even in part.
+    """Holds text back while it may be the beginning of a stop string, so that no part of one is ever shown.
 
     The first stop string to be complete ends the text, however the text is cut into pieces.
 

@@ -59,7 +59,7 @@ def train(
     ranks: Ranks = ALONE,
     scale: Scale = UNSCALED,
 ) -> Reached:
-    """Learn from one item of `data` per step, until `limits` or `data` end or `after` returns False on a rank.
+    """Learn from one item of `data` per step, until `limits` or `data` end, or `after` returns False on any rank.
 
     A step's gradient is that of the mean loss over all its supervised tokens on all ranks, however they lie in
     batches. schedule: the factor on each group's `initial_lr`. max_norm: gradients are scaled down to it. begin: where

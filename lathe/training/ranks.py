@@ -28,7 +28,7 @@ class Ranks(Protocol):
         """The 2-norm of all gradients as one vector, of the whole model, on every rank."""
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on a rank."""
+        """Whether it is true on any rank."""
 
 
 class Alone:

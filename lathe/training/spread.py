@@ -63,7 +63,7 @@ class Spread:
     def load(
         self, spec: Spec, tensors: Iterable[tuple[str, Ref]], dtype: torch.dtype, products: torch.dtype | None = None
     ) -> Decoder:
-        """This process's part of a decoder, of each tensor of which it reads that part and no more.
+        """This process's part of a decoder. Of each tensor it reads that part and no more.
 
         tensors: whole, by names in memory, in any order; each is read before the next is asked for. dtype: of the
         weights. products: what they are multiplied in, where it is another (bf16-mixed).
@@ -80,7 +80,7 @@ class Spread:
         return decoder
 
     def _decoder(self, spec: Spec, dtype: torch.dtype, products: torch.dtype | None = None) -> Decoder:
-        """Its part with memory and no values. Shards are brought together in the dtype of products."""
+        """This process's part, with memory and no values. Shards are brought together in the dtype of products."""
         with torch.device("meta"):
             if self.grid.slices > 1:
                 own = self.mesh["slice"]
@@ -110,7 +110,7 @@ class Spread:
         made.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
     def learn(self, decoder: Decoder) -> None:
-        """Take note of what learns, once adapters are on and gradients are asked for; before the first step."""
+        """Take note of what learns: after adapters are put on and gradients asked for, before the first step."""
         if self.grid.size > 1:
             whole = blank(decoder.spec if self.slices is None else self.slices.share.spec)
             sizes = {name: slot.nbytes for name, slot in slots(whole)}
@@ -133,8 +133,8 @@ class Spread:
         return self.slices.lora(begin.lora(self.slices.whole, settings, self.device))
 
     def share(self, decoder: Decoder) -> Decoder | Iterator[tuple[str, Tensor]]:
-        """What this process writes of the whole model: alone the decoder; of several each some of its tensors, one
-        after the other as it is brought together on this device. All ask, and take all that comes."""
+        """What this process writes of the whole model: the decoder where it is alone, else some of the tensors, each
+        brought together on this device as it is asked for. All processes must call this, and take all that comes."""
         return decoder if self.grid.size == 1 else self._share(decoder)
 
     def _share(self, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
@@ -149,8 +149,10 @@ class Spread:
         return self.owners[group(name)] == dist.get_rank()
 
     def whole(self, decoder: Decoder, only: Collection[str] | None = None) -> Decoder | None:
-        """The whole decoder as the first process then has it on its CPU, with its adapters; the others get None. All
-        must ask. only: names of parameters that count; the others are on the meta device."""
+        """The whole decoder with its adapters, on the first process's CPU; None on the others. All must call this.
+
+        only: the names of the parameters that count; the others stay on the meta device.
+        """
         if self.grid.shards == self.grid.slices == 1:
             return decoder
         spec = decoder.spec if self.slices is None else self.slices.share.spec
@@ -170,8 +172,8 @@ class Spread:
         return made.eval() if self.first else None
 
     def gathered(self, name: str, slot: Tensor) -> Tensor:
-        """All of a parameter or buffer, or of what an optimizer knows of each of its numbers, on this device; all
-        processes ask."""
+        """All of a parameter or buffer, or of what an optimizer keeps for each of its numbers, on this device. All
+        processes must call this."""
         tensor = slot.detach()
         tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         return tensor if self.slices is None else self.slices.gathered(name, tensor)
@@ -179,7 +181,7 @@ class Spread:
     # ---- the loop's questions ----------------------------------------------------------------------------------------
     @cached_property
     def batches(self) -> dist.ProcessGroup:
-        """The processes that have other batches than this one, and the same slices."""
+        """The processes with other batches and the same slices."""
         return self.mesh["copy", "shard"]._flatten("batches").get_group()
 
     @contextmanager
@@ -214,11 +216,11 @@ class Spread:
         return total / self.grid.slices
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on a process."""
+        """Whether it is true on any process."""
         return bool(self.most(flag))
 
     def most(self, number: int) -> int:
-        """The greatest that a process has."""
+        """The greatest number that any process has."""
         if self.grid.size == 1:
             return number
         found = torch.tensor(number, device=self.device, dtype=torch.int64)
