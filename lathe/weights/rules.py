@@ -224,8 +224,15 @@ class Shift(Rule):
             tensors[name] = tensors[name].plus(self.amount)
 
 
+class OneWay(Rule):
+    """A law of reading alone: nothing of it is written back."""
+
+    def back(self, tensors: Refs) -> None:
+        return None
+
+
 @dataclass(frozen=True)
-class Microscaled(Rule):
+class Microscaled(OneWay):
     """Blocks of 4-bit floats and their scales (MXFP4), dequantized as they are read; never written back."""
 
     blocks: str
@@ -241,12 +248,9 @@ class Microscaled(Rule):
                 del tensors[name], tensors[self.scales.format(**holes)]
                 tensors[self.memory.format(**holes)] = blocks.microscaled(scales)
 
-    def back(self, tensors: Refs) -> None:
-        return None
-
 
 @dataclass(frozen=True)
-class Top(Rule):
+class Top(OneWay):
     """The first `rows` rows are what the model wants; there may be more on disk (placeholders), which are not kept."""
 
     name: str
@@ -256,12 +260,9 @@ class Top(Rule):
         for name, _ in matches(self.name, tensors):
             tensors[name] = tensors[name][: self.rows]
 
-    def back(self, tensors: Refs) -> None:
-        return None
-
 
 @dataclass(frozen=True)
-class Drop(Rule):
+class Drop(OneWay):
     """A tensor that follows from the configuration (rotary frequencies, causal masks) and is not written back."""
 
     disk: str
@@ -270,12 +271,9 @@ class Drop(Rule):
         for name, _ in matches(self.disk, tensors):
             del tensors[name]
 
-    def back(self, tensors: Refs) -> None:
-        return None
-
 
 @dataclass(frozen=True)
-class Adopt(Rule):
+class Adopt(OneWay):
     """A prefix that some writers use or leave out: such names are read, but never written."""
 
     disk: str
@@ -284,12 +282,9 @@ class Adopt(Rule):
     def into(self, tensors: Refs) -> None:
         Prefix(self.disk, self.memory).into(tensors)
 
-    def back(self, tensors: Refs) -> None:
-        return None
-
 
 @dataclass(frozen=True)
-class Old(Rule):
+class Old(OneWay):
     """A rule of files that are no longer written so: they are read by it."""
 
     rule: Rule
@@ -297,12 +292,9 @@ class Old(Rule):
     def into(self, tensors: Refs) -> None:
         self.rule.into(tensors)
 
-    def back(self, tensors: Refs) -> None:
-        return None
-
 
 @dataclass(frozen=True)
-class Tie(Rule):
+class Tie(OneWay):
     """Two names of one tensor: `copy` may be stored or not, and is never a tensor of its own in memory."""
 
     name: str
@@ -311,9 +303,6 @@ class Tie(Rule):
     def into(self, tensors: Refs) -> None:
         if (copy := tensors.pop(self.copy, None)) is not None:
             tensors.setdefault(self.name, copy)
-
-    def back(self, tensors: Refs) -> None:
-        return None
 
 
 @dataclass(frozen=True)
