@@ -100,6 +100,7 @@ def run(options: Options) -> None:
 
 def answer(device: str | torch.device, options: Options, path: Path, prompt: str) -> None:
     """Load the model and print what it says; of several processes, the first prints and all compute."""
+    from lathe.module import messages
     from lathe.transforms.group import Group
 
     speaks = Group.joined().rank == 0
@@ -115,7 +116,7 @@ def answer(device: str | torch.device, options: Options, path: Path, prompt: str
     load_seconds = time.perf_counter() - begun
     wishes = options.wishes() | {"logprobs": options.logprobs}
     seeds = [None if options.seed is None else options.seed + number for number in range(options.num_samples)]
-    asked = prompt if options.system is None else messages(options.system, prompt)
+    asked = prompt if options.system is None else messages(prompt, options.system)
     replies = [llm.stream(asked, raw=options.raw, **wishes | {"seed": seed}) for seed in seeds]
     for number, reply in enumerate(replies, 1):
         if len(replies) > 1 and speaks and not options.json:
@@ -148,10 +149,6 @@ def read(prompt: str | None, file: Path | None = None) -> str:
     if not prompt:
         raise PromptError("The prompt is empty.", "It must hold at least one character.")
     return prompt
-
-
-def messages(system: str, prompt: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
 
 def content(file: Path) -> bytes:
