@@ -66,13 +66,12 @@ def spread(options: Options, device: torch.device, spec: Spec, weight_bytes: int
 
     Raises UsageError where so many processes cannot divide it so.
     """
-    import torch.distributed as dist
-
     from lathe import checkpoint
     from lathe.training.grid import divided, room
     from lathe.training.spread import Spread
+    from lathe.transforms.group import Group
 
-    count = dist.get_world_size() if dist.is_initialized() else 1
+    count = Group.joined().count
     size = sum(slot.numel() for _, slot in checkpoint.slots(checkpoint.blank(spec)))
     need = size * weight_bytes * (4 if all_learn else 1)
     grid = divided(count, launch.near(count), options.tensor_parallel, options.strategy, need, room(device))

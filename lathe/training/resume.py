@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lathe import checkpoint
 from lathe.errors import MissingError, UsageError
 from lathe.training import saves, stored
+from lathe.transforms.group import Group
 
 
 def find(folder: Path, wanted: bool | str | Path) -> Path | None:
@@ -28,7 +29,7 @@ def find(folder: Path, wanted: bool | str | Path) -> Path | None:
     named = wanted is not True and wanted != "auto"
     place = Path(str(wanted)) if named else folder
     if place.is_dir():
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if Group.joined().rank == 0:
             checkpoint.recover(place)
         if dist.is_initialized():
             dist.barrier()

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch.distributed as dist
-
 from lathe import checkpoint
 from lathe.errors import UsageError
 from lathe.tokenizer import Tokenizer
@@ -25,6 +23,7 @@ from lathe.training import state as states
 from lathe.training.about import About
 from lathe.training.loop import Step
 from lathe.training.report import Report
+from lathe.transforms.group import Group
 
 
 class Run:
@@ -63,7 +62,7 @@ class Run:
         self.validation = [(line["step"], line["validation_loss"]) for line in lines or () if "validation_loss" in line]
         for line in lines or ():
             self.report.take(line)
-        self.first = not dist.is_initialized() or dist.get_rank() == 0
+        self.first = Group.joined().rank == 0
         begun = self.progress.reached.steps if same else 0
         newest = max(map(saves.number, saves.steps(folder)), default=0)
         try:

@@ -22,6 +22,7 @@ from lathe.model.decoder import Decoder
 from lathe.tokenizer import Tokenizer
 from lathe.training import agreement, stored
 from lathe.training.background import Background
+from lathe.transforms.group import Group
 from lathe.weights.tensors import Ref
 
 Copied = dict[str, Ref] | checkpoint.AdapterFiles
@@ -75,10 +76,10 @@ class Saves:
     def __init__(self, folder: Path, replace: bool, keep: int | None, begun: int) -> None:
         self.folder, self.replace, self.keep = folder, replace, keep
         self.own = {number(step) for step in steps(folder) if number(step) <= begun}
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank = Group.joined().rank
         self.first = self.rank == 0
         # Its own, so that what threads say to each other is not taken for what the training says.
-        several = dist.is_initialized() and dist.get_world_size() > 1
+        several = Group.joined().count > 1
         self.group = dist.new_group(backend="gloo") if several else None
         self.background = Background()
         self.wait = self.background.wait

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -25,6 +24,7 @@ from lathe.errors import CheckpointError
 from lathe.training import stored
 from lathe.training.limits import START, Reached
 from lathe.training.spread import Spread
+from lathe.transforms.group import Group
 from lathe.weights import distributed
 from lathe.weights.tensors import Ref
 
@@ -68,7 +68,7 @@ class Training:
         facts = {
             "version": stored.VERSION,
             "progress": asdict(progress),
-            "processes": dist.get_world_size() if dist.is_initialized() else 1,
+            "processes": Group.joined().count,
             "optimizer": values,
             "parts": {name: part.state() for name, part in self.parts.items()},
         }

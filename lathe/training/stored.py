@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lathe.errors import CheckpointError, MissingError
+from lathe.transforms.group import Group
 from lathe.transforms.parts import local, part
 from lathe.weights import distributed
 from lathe.weights.tensors import Ref
@@ -93,7 +94,7 @@ def fill(tensor: Tensor, ref: Ref) -> None:
 
 def generators() -> dict[str, Tensor]:
     """The random generators of this process, on the CPU and its GPU: (n,) uint8 each."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank = Group.joined().rank
     found = {f"random.cpu.{rank}": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found[f"random.cuda.{rank}"] = torch.cuda.get_rng_state()
