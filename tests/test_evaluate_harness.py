@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving import in_process, serving
+from serving import in_process
 
 from lathe import LLM, checkpoint, families
 from lathe.cli import main
@@ -161,11 +161,7 @@ def same(mine: dict[str, results.Result], theirs: dict[str, list[dict[str, Any]]
 
 @contextmanager
 def served(model: Path, words: Tokenizer) -> Iterator[Remote]:
-    """The model behind HTTP: in processes of its own, of which one is enough; of a family of ours in a thread."""
-    if model.name == "stories260K-hf":
-        with serving(model, "--precision", "fp32") as server:
-            yield Remote(server.url, tokenizer=words, longest=MAX_LENGTH)
-        return
+    """The model behind the server's requests and answers; test_evaluate.py sends the like over a line."""
     with in_process(model, precision="fp32") as client, pytest.MonkeyPatch.context() as patch:
 
         def ask(_: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -175,7 +171,7 @@ def served(model: Path, words: Tokenizer) -> Iterator[Remote]:
         yield Remote("http://here", tokenizer=words, longest=MAX_LENGTH)
 
 
-def test_answers_are_those_of_the_hf_backend_here_and_over_http(
+def test_answers_are_those_of_the_hf_backend_here_and_of_a_server(
     model: Path, yaml: Path, asked: Examination, tmp_path: Path
 ) -> None:
     theirs = asked_of_hf(model, yaml)
