@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from lathe.checkpoint import Checkpoint
     from lathe.weights.tensors import Ref
 
-PIECE = 1 << 24  # numbers looked at once
 SENTENCE = "A lathe turns; 3.14 is π, naïve 日本語 🙂.\n"
 
 
@@ -59,13 +58,13 @@ def fault(ref: Ref) -> str | None:
 
     if not ref.dtype.is_floating_point or not prod(ref.shape):
         return None
-    zero, rows = len(ref.shape) > 1, max(PIECE // max(prod(ref.shape[1:]), 1), 1)
-    for start in range(0, ref.shape[0] if ref.shape else 1, rows):
-        piece = ref[start : start + rows].read() if ref.shape else ref.read()
+    zero, start = len(ref.shape) > 1, 0
+    for piece in ref.pieces():
         if not piece.isfinite().all():
             n = torch.count_nonzero(~piece.isfinite())
             return f"holds {n} numbers that are infinite or none, the first from row {start} on"
         zero = zero and not bool(piece.any())
+        start += len(piece) if ref.shape else 0
     return "is zero everywhere" if zero else None
 
 
