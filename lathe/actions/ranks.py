@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lathe.errors import LatheError, UsageError
+from lathe.signals import once
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -59,24 +59,14 @@ def run(function: Callable[..., Any], count: int, kind: str, *arguments: Any, pa
 @contextmanager
 def _passed_on(ranks: list[BaseProcess]) -> Iterator[None]:
     """Ctrl-C and SIGTERM go to all processes, once; the second one is this process's own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        restore()
+    def pass_on(number: int) -> None:
         for process in ranks:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
 
-    for number in before:
-        signal.signal(number, pass_on)
-    try:
+    with once(pass_on):
         yield
-    finally:
-        restore()
 
 
 def apart() -> None:

@@ -7,16 +7,16 @@ metrics.jsonl   a line for every step and every validation
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace as changed
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from lathe import checkpoint
 from lathe.errors import UsageError
+from lathe.signals import once
 from lathe.tokenizer import Tokenizer
 from lathe.training import curve, metrics, report, saves
 from lathe.training import state as states
@@ -204,19 +204,5 @@ def interruptible() -> Iterator[Callable[[], int]]:
     """Ctrl-C and SIGTERM let the step at hand end: the function that is given says which signal came, or 0. A second
     one stops at once. 128 and the signal is the exit status that shells expect."""
     caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
+    with once(caught.append):
         yield lambda: caught[0] if caught else 0
-    finally:
-        restore()
