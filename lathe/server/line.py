@@ -100,6 +100,9 @@ def _engine(pipe: Connection, load: Callable[[], Loaded]) -> None:
     """The engine process."""
     for name in ("SIGINT", "SIGTERM"):  # meant for the web process, which ends this one by closing the line
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Threads of GNU's OpenMP that wait for the next pass would spin for milliseconds, on cores that the web process and
+    # often the clients want meanwhile. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from lathe.server.room import occupy
 
     occupy(pipe, load)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "codes.h"
+#include "meeting.h"
 #include "norms.h"
 #include "seeing.h"
 
@@ -188,156 +189,153 @@ inline Share part(const Share& panels, i64 from, i64 rows) {
   return own;
 }
 
-// Room that a flight of threads works in; kept by the thread that calls.
-struct Room {
-  std::vector<char> bytes;
-  size_t used = 0;
+// What a layer needs of a pass, beside what it is told: who looks together, and where what it makes lies in the room.
+template <class E> struct Need {
+  std::vector<Group> groups;
+  i64 rows, most_chunks;  // rows: of a task of looking
+  bool split;             // few look span by span, so that there is work for all threads; many, at all they see
+  size_t words, normed, heads, seen, after, inner, codes, queries, sums, parts, low, bytes = 0;
+
+  Need(const Block& b, const Pass& p) {
+    const Mixer& m = b.mixer;
+    const i64 T = p.tokens, D = b.width, C = m.look.channels, H = m.look.heads, K = m.look.kv_heads, F = b.mlp.width;
+    const auto chunks = [](const Matrix& matrix, i64 width) { return matrix.kind ? blocks_of(width) : 0; };
+    most_chunks = std::max({chunks(m.q, D), chunks(m.o, H * C), chunks(b.mlp.up, D), chunks(b.mlp.down, F)});
+    if (m.there) grouped(m.look, p, groups);
+    const i64 G = i64(groups.size());
+    split = G * K < 8 * p.threads;
+    rows = std::max(TOGETHER, m.there ? H / K : 1);
+    const i64 spans = G ? (groups.back().rows_before + groups.back().spans() * groups.back().count) * H : 0;
+    const i64 looked = split ? spans : 2 * p.threads * rows;
+    const i64 ranks =
+        std::max({m.q.rank + m.k.rank + m.v.rank, m.o.rank, b.mlp.gate.rank + b.mlp.up.rank, b.mlp.down.rank});
+    const i64 widest = std::max({m.there ? worded(std::max(D, H * C)) : 0, b.mlp.there ? worded(std::max(D, F)) : 0});
+    words = place<E>(WORDS<E> && T > 1 ? (T + 3) / 4 * 4 * widest : 0);
+    normed = place<E>(T == 1 ? D * p.threads : T * D);
+    heads = place<E>(T * (H + 2 * K) * C);
+    seen = place<E>(T * H * C);
+    after = place<E>(T * D);
+    inner = place<E>(T * F);
+    codes = place<Chunk>((T == 1 ? p.threads : T) * most_chunks);
+    queries = place<E>(p.threads * rows * C);
+    sums = place<float>(looked * padded(C));
+    parts = place<Part>(looked);
+    low = place<float>(T * ranks);
+  }
+
   template <class X> size_t place(i64 count) {
-    const size_t at = used;
-    used = (used + size_t(count) * sizeof(X) + 63) / 64 * 64;
+    const size_t at = bytes;
+    bytes = (bytes + size_t(count) * sizeof(X) + 63) / 64 * 64;
     return at;
   }
 };
 
-// S: what the cache's rows are of.
+// What each thread of a flight does. S: what the cache's rows are of. base: the room.
 template <class E, class S>
-static void block(const Block& b, const Pass& p, const E* x, E* y, const Cache<S>& cache, const Turn& turn) {
+static void block(const Block& b, const Pass& p, const Need<E>& need, char* base, const E* x, E* y,
+                  const Cache<S>& cache, const Turn& turn, Meeting& meeting) {
   const Mixer& m = b.mixer;
   const i64 T = p.tokens, D = b.width, C = m.look.channels, H = m.look.heads, K = m.look.kv_heads, F = b.mlp.width;
-  const i64 across = (H + 2 * K) * C, heads_each = m.there ? H / K : 1, wideness = padded(C);
+  const i64 across = (H + 2 * K) * C, most_chunks = need.most_chunks;
   const float r = float(b.residual);
+  E *const words = (E*)(base + need.words), *const normed = (E*)(base + need.normed),
+           *const heads = (E*)(base + need.heads), *const seen = (E*)(base + need.seen),
+           *const after = (E*)(base + need.after), *const inner = (E*)(base + need.inner),
+           *const queries = (E*)(base + need.queries);
+  Chunk* const codes = (Chunk*)(base + need.codes);
+  float *const sums = (float*)(base + need.sums), *const low = (float*)(base + need.low);
+  Part* const parts = (Part*)(base + need.parts);
 
-  const auto chunks = [](const Matrix& matrix, i64 width) { return matrix.kind ? blocks_of(width) : 0; };
-  const i64 most_chunks = std::max({chunks(m.q, D), chunks(m.o, H * C), chunks(b.mlp.up, D), chunks(b.mlp.down, F)});
-
-  thread_local Room room;
-  thread_local std::vector<Group> known;
-  room.used = 0;
-  known.clear();
-  if (m.there) grouped(m.look, p, known);
-  const std::vector<Group>& groups = known;  // the caller's, in all threads
-  const i64 G = i64(groups.size());
-  // Few look span by span, so that there is work for all threads; many, at all they see.
-  const bool split = G * K < 8 * p.threads;
-  const i64 rows = std::max(TOGETHER, heads_each);  // of a task
-  const i64 spans = G ? (groups.back().rows_before + groups.back().spans() * groups.back().count) * H : 0;
-  const i64 looked = split ? spans : 2 * p.threads * rows;
-  const i64 ranks = std::max({m.q.rank + m.k.rank + m.v.rank, m.o.rank, b.mlp.gate.rank + b.mlp.up.rank, b.mlp.down.rank});
-  const i64 widest = std::max({m.there ? worded(std::max(D, H * C)) : 0, b.mlp.there ? worded(std::max(D, F)) : 0});
-  const size_t at_words = room.place<E>(WORDS<E> && T > 1 ? (T + 3) / 4 * 4 * widest : 0),
-               at_normed = room.place<E>(T == 1 ? D * p.threads : T * D), at_heads = room.place<E>(T * across),
-               at_seen = room.place<E>(T * H * C), at_after = room.place<E>(T * D), at_inner = room.place<E>(T * F),
-               at_codes = room.place<Chunk>((T == 1 ? p.threads : T) * most_chunks),
-               at_queries = room.place<E>(p.threads * rows * C), at_sums = room.place<float>(looked * wideness),
-               at_parts = room.place<Part>(looked), at_low = room.place<float>(T * ranks);
-  if (room.bytes.size() < room.used + 64) room.bytes.resize(room.used + 64);
-  char* const base = room.bytes.data() + (64 - uintptr_t(room.bytes.data()) % 64) % 64;  // vectors in lines of a cache
-  E *const words = (E*)(base + at_words), *const normed = (E*)(base + at_normed), *const heads = (E*)(base + at_heads), *const seen = (E*)(base + at_seen),
-           *const after = (E*)(base + at_after), *const inner = (E*)(base + at_inner),
-           *const queries = (E*)(base + at_queries);
-  Chunk* const codes = (Chunk*)(base + at_codes);
-  float* const sums = (float*)(base + at_sums);
-  Part* const parts = (Part*)(base + at_parts);
-  float* const low = (float*)(base + at_low);
-
-#pragma omp parallel num_threads(p.threads)
-  {
-    // Rows of `width` numbers as some matrices take them: normed, if they are to be, and as words or codes; and the
-    // first halves of the products beside these. One row is made ready by every thread for itself: sooner than waiting
-    // for another.
-    const auto given = [&](const Norm& norm, std::initializer_list<const Matrix*> all, const E* from, i64 width) {
-      const i64 kind = (*all.begin())->kind, alone = T == 1 ? omp_get_thread_num() : 0;
-      const Share share(T, 4);
-      const i64 first = T == 1 ? 0 : share.first, last = T == 1 ? 1 : share.last;
-      i64 rank = 0;
-      for (const Matrix* matrix : all) rank += matrix->rank;
-      const bool laid = WORDS<E> && T > 1 && (!kind || rank);
-      if (norm.kind) {
-        E* to = normed + alone * D;
-        for (i64 t = first; t < last; t++) norm_row(norm, from + t * D, D, to + t * D);
-        from = to;
-      }
-      Given<E> rows = {{from, width, false}, nullptr};
-      if (kind) {
-        Chunk* to = codes + alone * most_chunks;
-        for (i64 t = first; t < last; t++) coded_row(from + t * width, width, to + t * blocks_of(width));
-        rows.codes = to;
-      }
-      if constexpr (WORDS<E>)
-        if (laid) {
-          lay(from, width, first, last, width, words);
-          rows.rows = {words, worded(width), true};
-        }
-      if (T > 1 && (norm.kind || kind || laid)) {
-#pragma omp barrier
-      }
-      float* to = low;
-      for (const Matrix* matrix : all) {
-        if (matrix->rank) lowered(*matrix, rows.rows, width, T, to);
-        to += T * matrix->rank;
-      }
-      if (rank) {
-#pragma omp barrier
-      }
-      return rows;
-    };
-    // What a matrix makes of `rows` of `width` numbers, added to `in`.
-    const auto added = [&](const Matrix& matrix, const Norm& norm, const E* from, i64 width, const E* in) {
-      const Share share(D, 16);
-      const Given<E> rows = given({}, {&matrix}, from, width);
-      if (!norm.kind) {
-        add_rows(matrix, share.first, share.last, width, rows, T, low, r, in, y, D);
-      } else {
-        map_rows(matrix, share.first, share.last, width, rows, T, low, after, D);
-#pragma omp barrier
-        const Share own(T);
-        for (i64 t = own.first; t < own.last; t++) {
-          norm_row(norm, after + t * D, D, after + t * D);
-          for (i64 c = t * D; c < (t + 1) * D; c++) y[c] = narrow<E>(wide(in[c]) + r * wide(after[c]));
-        }
-      }
-#pragma omp barrier
-    };
-
-    if (m.there) {
-      const Given<E> rows = given(b.before_mixer, {&m.q, &m.k, &m.v}, x, D);
-      const i64 wide_q = panels_of(H * C), wide_k = panels_of(K * C);
-      const Share share(wide_q + 2 * wide_k);
-      const Share q = part(share, 0, H * C), k = part(share, wide_q, K * C), v = part(share, wide_q + wide_k, K * C);
-      map_rows(m.q, q.first, q.last, D, rows, T, low, heads, across);
-      map_rows(m.k, k.first, k.last, D, rows, T, low + T * m.q.rank, heads + H * C, across);
-      map_rows(m.v, v.first, v.last, D, rows, T, low + T * (m.q.rank + m.k.rank), heads + (H + K) * C,
-               across);
-#pragma omp barrier
-      const Share tokens(T);
-      for (i64 t = tokens.first; t < tokens.last; t++) {
-        E *own = heads + t * across, *keys = own + H * C, *values = keys + K * C;
-        S *key = cache.keys + p.write[t] * cache.key_slot, *value = cache.values + p.write[t] * cache.value_slot;
-        const float *cos = turn.cos + t * m.rope.channels, *sin = turn.sin + t * m.rope.channels;
-        turn_heads(m, m.q_norm, own, H, cos, sin, turn.warm ? turn.warm[t] : 1.0f, own, C);
-        turn_heads(m, m.k_norm, keys, K, cos, sin, 1.0f, keys, C);
-        if (m.clip != 0)
-          for (i64 c = 0; c < K * C; c++)
-            values[c] = narrow<E>(std::min(std::max(wide(values[c]), -float(m.clip)), float(m.clip)));
-        for (i64 h = 0; h < K; h++) {
-          keep(keys + h * C, C, key + h * cache.key_head);
-          keep(values + h * C, C, value + h * cache.value_head);
-        }
-      }
-#pragma omp barrier
-      if (split)
-        look_in_spans(m.look, m.sinks, p, cache, groups, heads, queries, sums, parts, seen);
-      else
-        look_whole(m.look, m.sinks, p, cache, groups, heads, queries, sums, parts, seen);
-      added(m.o, b.after_mixer, seen, H * C, x);
+  // Rows of `width` numbers as some matrices take them: normed, if they are to be, and as words or codes; and the first
+  // halves of the products beside these. One row is made ready by every thread for itself: sooner than waiting for another.
+  const auto given = [&](const Norm& norm, std::initializer_list<const Matrix*> all, const E* from, i64 width) {
+    const i64 kind = (*all.begin())->kind, alone = T == 1 ? omp_get_thread_num() : 0;
+    const Share share(T, 4);
+    const i64 first = T == 1 ? 0 : share.first, last = T == 1 ? 1 : share.last;
+    i64 rank = 0;
+    for (const Matrix* matrix : all) rank += matrix->rank;
+    const bool laid = WORDS<E> && T > 1 && (!kind || rank);
+    if (norm.kind) {
+      E* to = normed + alone * D;
+      for (i64 t = first; t < last; t++) norm_row(norm, from + t * D, D, to + t * D);
+      from = to;
     }
-    if (b.mlp.there) {
-      const Given<E> rows = given(b.before_mlp, {&b.mlp.up, &b.mlp.gate}, m.there && !b.parallel ? y : x, D);
-      const Share share(F, 16);
-      activated(b.mlp, share.first, share.last, D, rows, T, low, inner);
-#pragma omp barrier
-      added(b.mlp.down, b.after_mlp, inner, F, m.there ? y : x);
+    Given<E> rows = {{from, width, false}, nullptr};
+    if (kind) {
+      Chunk* to = codes + alone * most_chunks;
+      for (i64 t = first; t < last; t++) coded_row(from + t * width, width, to + t * blocks_of(width));
+      rows.codes = to;
     }
+    if constexpr (WORDS<E>)
+      if (laid) {
+        lay(from, width, first, last, width, words);
+        rows.rows = {words, worded(width), true};
+      }
+    if (T > 1 && (norm.kind || kind || laid)) meeting.wait();
+    float* to = low;
+    for (const Matrix* matrix : all) {
+      if (matrix->rank) lowered(*matrix, rows.rows, width, T, to);
+      to += T * matrix->rank;
+    }
+    if (rank) meeting.wait();
+    return rows;
+  };
+  // What a matrix makes of `rows` of `width` numbers, added to `in`.
+  const auto added = [&](const Matrix& matrix, const Norm& norm, const E* from, i64 width, const E* in) {
+    const Share share(D, 16);
+    const Given<E> rows = given({}, {&matrix}, from, width);
+    if (!norm.kind) {
+      add_rows(matrix, share.first, share.last, width, rows, T, low, r, in, y, D);
+    } else {
+      map_rows(matrix, share.first, share.last, width, rows, T, low, after, D);
+      meeting.wait();
+      const Share own(T);
+      for (i64 t = own.first; t < own.last; t++) {
+        norm_row(norm, after + t * D, D, after + t * D);
+        for (i64 c = t * D; c < (t + 1) * D; c++) y[c] = narrow<E>(wide(in[c]) + r * wide(after[c]));
+      }
+    }
+    meeting.wait();
+  };
+
+  if (m.there) {
+    const Given<E> rows = given(b.before_mixer, {&m.q, &m.k, &m.v}, x, D);
+    const i64 wide_q = panels_of(H * C), wide_k = panels_of(K * C);
+    const Share share(wide_q + 2 * wide_k);
+    const Share q = part(share, 0, H * C), k = part(share, wide_q, K * C), v = part(share, wide_q + wide_k, K * C);
+    map_rows(m.q, q.first, q.last, D, rows, T, low, heads, across);
+    map_rows(m.k, k.first, k.last, D, rows, T, low + T * m.q.rank, heads + H * C, across);
+    map_rows(m.v, v.first, v.last, D, rows, T, low + T * (m.q.rank + m.k.rank), heads + (H + K) * C, across);
+    meeting.wait();
+    const Share tokens(T);
+    for (i64 t = tokens.first; t < tokens.last; t++) {
+      E *own = heads + t * across, *keys = own + H * C, *values = keys + K * C;
+      S *key = cache.keys + p.write[t] * cache.key_slot, *value = cache.values + p.write[t] * cache.value_slot;
+      const float *cos = turn.cos + t * m.rope.channels, *sin = turn.sin + t * m.rope.channels;
+      turn_heads(m, m.q_norm, own, H, cos, sin, turn.warm ? turn.warm[t] : 1.0f, own, C);
+      turn_heads(m, m.k_norm, keys, K, cos, sin, 1.0f, keys, C);
+      if (m.clip != 0)
+        for (i64 c = 0; c < K * C; c++)
+          values[c] = narrow<E>(std::min(std::max(wide(values[c]), -float(m.clip)), float(m.clip)));
+      for (i64 h = 0; h < K; h++) {
+        keep(keys + h * C, C, key + h * cache.key_head);
+        keep(values + h * C, C, value + h * cache.value_head);
+      }
+    }
+    meeting.wait();
+    if (need.split)
+      look_in_spans(m.look, m.sinks, p, cache, need.groups, heads, queries, sums, parts, seen, meeting);
+    else
+      look_whole(m.look, m.sinks, p, cache, need.groups, heads, queries, sums, parts, seen);
+    meeting.wait();
+    added(m.o, b.after_mixer, seen, H * C, x);
+  }
+  if (b.mlp.there) {
+    const Given<E> rows = given(b.before_mlp, {&b.mlp.up, &b.mlp.gate}, m.there && !b.parallel ? y : x, D);
+    const Share share(F, 16);
+    activated(b.mlp, share.first, share.last, D, rows, T, low, inner);
+    meeting.wait();
+    added(b.mlp.down, b.after_mlp, inner, F, m.there ? y : x);
   }
 }
 
@@ -351,14 +349,27 @@ struct Layer {  // as the Python side fills it
 
 template <class E, class S>
 static void run(const Layer* layers, i64 count, const Pass& p, const E* x, E* y) {
-  thread_local std::vector<E> between;  // every second layer's, so that none overwrites what it reads
-  if (count > 1) between.resize(size_t(p.tokens * layers[0].block->width));
-  for (i64 i = 0; i < count; i++) {
-    E* to = (count - i) % 2 ? y : between.data();
-    const i64* steps = layers[i].steps;
-    const Cache<S> cache = {(S*)layers[i].keys, (S*)layers[i].values, steps[0], steps[1], steps[2], steps[3]};
-    block<E, S>(*layers[i].block, p, x, to, cache, layers[i].turn);
-    x = to;
+  thread_local std::vector<E> kept;  // every second layer's, so that none overwrites what it reads
+  thread_local std::vector<char> room;
+  if (count > 1) kept.resize(size_t(p.tokens * layers[0].block->width));
+  std::vector<Need<E>> needs;
+  needs.reserve(size_t(count));
+  size_t bytes = 64;
+  for (i64 i = 0; i < count; i++) bytes = std::max(bytes, needs.emplace_back(*layers[i].block, p).bytes + 64);
+  if (room.size() < bytes) room.resize(bytes);
+  char* const base = room.data() + (64 - uintptr_t(room.data()) % 64) % 64;  // vectors in lines of a cache
+  E* const between = kept.data();  // the caller's, in all threads
+  Meeting meeting;
+#pragma omp parallel num_threads(p.threads)
+  {
+    const E* from = x;
+    for (i64 i = 0; i < count; i++) {
+      E* to = (count - i) % 2 ? y : between;
+      const i64* steps = layers[i].steps;
+      const Cache<S> cache = {(S*)layers[i].keys, (S*)layers[i].values, steps[0], steps[1], steps[2], steps[3]};
+      block<E, S>(*layers[i].block, p, needs[size_t(i)], base, from, to, cache, layers[i].turn, meeting);
+      from = to;
+    }
   }
 }
 

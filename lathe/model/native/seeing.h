@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "meeting.h"
 
 namespace lathe {
 
@@ -53,7 +54,7 @@ inline void look_whole(const Look& look, const void* sinks, const Pass& p, const
   const i64 rows = std::max(TOGETHER, each), own = omp_get_thread_num() * rows, tasks = i64(groups.size()) * K;
   float *const y = sums + 2 * own * row, *const further = y + rows * row;
   Part *const so_far = parts + 2 * own, *const part = so_far + rows;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
   for (i64 task = tasks - 1; task >= 0; task--) {  // those with the longest past first, of a prompt
     const Group& group = groups[size_t(task / K)];
     const i64 kv = task % K, M = group.count * each;
@@ -73,12 +74,12 @@ inline void look_whole(const Look& look, const void* sinks, const Pass& p, const
 template <class E, class S>
 inline void look_in_spans(const Look& look, const void* sinks, const Pass& p, const Cache<S>& cache,
                           const std::vector<Group>& groups, const E* heads, E* queries, float* sums, Part* parts,
-                          E* seen) {
+                          E* seen, Meeting& meeting) {
   const i64 C = look.channels, H = look.heads, K = look.kv_heads, each = H / K, row = padded(C);
   const i64 rows = std::max(TOGETHER, each), own = omp_get_thread_num() * rows;
   const Group& last = groups.back();
   const i64 spans = last.spans_before + last.spans();
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
   for (i64 task = 0; task < spans * K; task++) {
     size_t g = 0;
     while (groups[g].spans_before + groups[g].spans() <= task / K) g++;
@@ -88,7 +89,8 @@ inline void look_in_spans(const Look& look, const void* sinks, const Pass& p, co
     look_at(look, p, cache, group, kv, each, span, queries_of(look, group, kv, heads, queries + own * C),
             sums + at * row, parts + at);
   }
-#pragma omp for
+  meeting.wait();
+#pragma omp for nowait
   for (i64 i = 0; i < p.tokens * H; i++) {
     size_t g = 0;
     while (groups[g].first + groups[g].count <= i / H) g++;
