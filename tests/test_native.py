@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,13 +77,32 @@ def test_a_source_that_does_not_compile_says_what_the_compiler_says(small, tmp_p
     assert not [*(tmp_path / "kept").glob("*.so")]
 
 
-def test_the_kernels_are_for_any_processor():
+SOURCES = sorted(map(str, Path(native.__file__).parent.glob("*.cpp")))
+
+
+@pytest.mark.parametrize("program", ["g++", "clang++"])
+@pytest.mark.parametrize("flags", [[], ["-march=native"]])
+def test_the_kernels_are_for_any_compiler_and_processor(program, flags):
     """Without the instructions that this one may have, they are still C++."""
-    program = building.compiler()
-    if program is None:
-        pytest.skip("no C++ compiler")
-    sources = sorted(map(str, Path(native.__file__).parent.glob("*.cpp")))
-    subprocess.run([program, "-std=c++17", "-fsyntax-only", "-fopenmp", *sources], check=True)
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program}")
+    subprocess.run([program, "-std=c++17", "-fsyntax-only", "-fopenmp", *flags, *SOURCES], check=True)
+
+
+@pytest.mark.parametrize("kind", ["armv8-a", "armv8.2-a+dotprod"])
+def test_another_processor_multiplies_the_same(kind, tmp_path):
+    """One that is only emulated here, with and without its instructions for codes."""
+    program, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if program is None or emulator is None:
+        pytest.skip("no compiler for Arm, or no qemu")
+    some = [path for path in SOURCES if Path(path).stem in ("codes", "panels", "products")]
+    alone = Path(__file__).parent / "native_alone.cpp"
+    flags = ["-std=c++17", "-O2", "-fopenmp-simd", f"-march={kind}", "-static", "-w"]
+    subprocess.run([program, *flags, *some, str(alone), "-o", str(tmp_path / "alone")], check=True)
+    ran = subprocess.run(
+        [emulator, "-cpu", "max", str(tmp_path / "alone")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0 and "WRONG" not in ran.stdout, ran.stdout
 
 
 def test_without_a_compiler_there_are_no_kernels(monkeypatch):

@@ -15,9 +15,10 @@ from families import CASES
 from lathe import checkpoint, cli, families
 from lathe.actions import quality
 from lathe.checkpoint import coding
+from lathe.model.layers import Linear
 from lathe.model.layout import Layout
 from lathe.tokenizer import train_bpe
-from lathe.transforms import gptq
+from lathe.transforms import awq, gptq
 from lathe.transforms.grids import halves, int4_codes, int4_scales
 from lathe.transforms.kinds import KINDS
 from lathe.transforms.quantize import Packed, matrices
@@ -257,11 +258,33 @@ def test_what_is_calibrated_saw_the_layers_below_it_in_codes(model):
     assert same > 0.99  # sums in another order may round one code otherwise
 
 
+@pytest.mark.parametrize(
+    ("name", "count"), [("llama-biased", 6), ("gemma2", 6), ("olmo2", 2), ("phi3", 6), ("neox", 4)]
+)
+def test_a_layer_that_awq_scales_computes_what_it_did(tmp_path, name, count):
+    """count: matrices of a layer that are scaled, or divided as what comes before one."""
+    config = families.plain(next(case for case in CASES if case.name.startswith(name)).config)
+    found = checkpoint.open(made(tmp_path / "model", config | {"vocab_size": 300}))
+    decoder, layout = found.load(), Layout.of([40])
+    before, changed = ask(decoder), 0
+    for layer in decoder.model.layers:
+        maps = {name: one for name, one in layer.named_modules() if isinstance(one, Linear)}
+        weights = {name: one.weight for name, one in maps.items()}
+        with torch.inference_mode():
+            with coding.Moments(maps) as moments:
+                layer(decoder.embed(torch.arange(40) * 7 % 90, layout), layout, None)
+            awq.scale(layer, moments.of, coding._again, torch.float32)
+        changed += sum(one.weight is not weights[name] for name, one in maps.items())
+    assert changed == count * len(decoder.model.layers)
+    torch.testing.assert_close(ask(decoder), before, rtol=1e-4, atol=1e-4)
+
+
 def test_a_calibrated_model_is_better_on_a_real_text(shared, tmp_path, capsys):
     source, text = shared / "data/models/stories260K-hf", shared / "data/text/tinystories_1k.txt"
     words = ["quantize", str(source), "--to", "int4", "--check", str(text), "--check-tokens", "4096"]
     found = {}
     ways = {"nearest": [], "hqq": ["--method", "hqq"], "gptq": ["--calibrate", str(text), "--calibrate-tokens", "8192"]}
+    ways["awq"] = ["--method", "awq", *ways["gptq"]]
     for name, more in ways.items():
         assert cli.main([*words[:2], str(tmp_path / name), *words[2:], *more]) == 0
         out = capsys.readouterr().out
@@ -269,6 +292,7 @@ def test_a_calibrated_model_is_better_on_a_real_text(shared, tmp_path, capsys):
         found[name] = after
         assert 3 < before < 8 and "%" in out
     assert before < found["gptq"] < before + 0.75 * (found["nearest"] - before)
+    assert before < found["awq"] < before + 0.85 * (found["nearest"] - before)
     assert before < found["hqq"] < before + 1.2 * (found["nearest"] - before)
 
 

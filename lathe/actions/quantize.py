@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lathe.weights.tensors import Ref
 
 TEXT = 1 << 14  # tokens
+GUIDED = ("gptq", "awq")  # methods that go by a text
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Options(Places):
     _: KW_ONLY
     to: Literal["int8", "int4", "nf4", "fp8", "Q8_0", "Q4_0", "Q4_K_M"]
     """int8, int4, nf4 or fp8, for Lathe, transformers and vLLM; Q8_0, Q4_0 or Q4_K_M, for llama.cpp too."""
-    method: Literal["nearest", "hqq", "gptq"] | None = None
+    method: Literal["nearest", "hqq", "gptq", "awq"] | None = None
     """How int4's numbers are chosen: each the nearest; with zero points beside scales (hqq); or by a text (gptq, which
-    --calibrate means)."""
+    --calibrate alone means; or awq, with zero points)."""
     calibrate: Path | None = None
-    """A text to choose int4's numbers by (gptq), so that what the model makes of such text changes least."""
+    """A text to choose int4's numbers by (gptq, awq), so that what the model makes of such text changes least."""
     calibrate_tokens: int = 1 << 15
     """How many tokens of it, from its beginning."""
     check: Path | None = None
@@ -49,9 +50,10 @@ class Options(Places):
         if self.method is not None and self.to != "int4":
             found = f"--method is given, and --to is {self.to}."
             raise UsageError(found, "Only int4 is made in several ways.", "Take --to int4, or leave --method out.")
-        if self.method is not None and (self.method == "gptq") != (self.calibrate is not None):
-            fix = "Name one with --calibrate." if self.method == "gptq" else "Leave --calibrate or --method out."
-            wish = "is" if self.method == "gptq" else "is not"
+        guided = self.method in GUIDED
+        if self.method is not None and guided != (self.calibrate is not None):
+            fix = "Name one with --calibrate." if guided else "Leave --calibrate or --method out."
+            wish = "is" if guided else "is not"
             raise UsageError(f"--method is {self.method}, which {wish} guided by a text.", fix=fix)
         at_least(2, self, "calibrate_tokens", "check_tokens")
         if self.to not in convert.MIXES and self.target.suffix == ".gguf":
@@ -61,7 +63,7 @@ class Options(Places):
     @property
     def kind(self) -> str:
         """What transforms.quantize calls these codes."""
-        return "int4-zp" if self.method == "hqq" else self.to
+        return "int4-zp" if self.method in ("hqq", "awq") else self.to
 
 
 def run(options: Options) -> None:
@@ -106,13 +108,13 @@ def run(options: Options) -> None:
 
 
 def codes(source: Checkpoint, how: str, rows: list[list[int]] | None) -> dict[str, Ref]:
-    """The codes of matrices by names, calibrated on rows of tokens where there are any."""
+    """The codes of matrices by names, calibrated on rows of tokens where there are any, and what goes with them."""
     from lathe.checkpoint import coding
 
     total = sum(ref.nbytes for name, ref in source.tensors.items() if name.startswith("model.layers."))
     found: dict[str, Ref] = {}
     with convert.counting(f"Rounding to {how}", total) as read:
-        made = coding.nearest(source, how) if rows is None else coding.calibrated(source, rows)
+        made = coding.nearest(source, how) if rows is None else coding.calibrated(source, rows, how)
         for name, ref in made:
             found[name] = ref
             read(ref.nbytes)
@@ -121,10 +123,11 @@ def codes(source: Checkpoint, how: str, rows: list[list[int]] | None) -> dict[st
 
 def write(source: Checkpoint, place: Path, coded: dict[str, Ref], force: bool) -> None:
     from lathe import checkpoint
+    from lathe.weights.coded import Coded
 
     checkpoint.save(
         place,
-        source.tensors,
+        {**source.tensors, **{name: ref for name, ref in coded.items() if not isinstance(ref, Coded)}},
         source.config,
         generation=source.generation,
         tokenizer=convert.tokenizer(source),

@@ -1,5 +1,5 @@
-"""A checkpoint's matrices become codes, a layer in memory at a time: each rounded to the nearest by itself, or int4
-calibrated on a text. What comes is in memory's names, and is written by `save`."""
+"""A checkpoint's matrices become codes, a layer in memory at a time: each rounded to the nearest by itself, or in 4
+bits calibrated on a text. What comes is in memory's names, and is written by `save`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lathe.model import layers
 from lathe.model.blank import blank, slots
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
-from lathe.transforms import gptq
+from lathe.transforms import awq, gptq
 from lathe.transforms.grids import BLOCK, GROUP
 from lathe.transforms.kinds import FOURS, KINDS
 from lathe.transforms.quantize import matrices
@@ -43,10 +43,15 @@ def rounded(ref: Ref, how: str) -> Coded | None:
     inputs = ref.shape[-1]
     if how == "nf4" and inputs % BLOCK:
         return None
-    kind = "int8" if how in FOURS and inputs % GROUP else how
+    kind = _kind(how, inputs)
     if isinstance(ref, Coded) and ref.kind == kind and ref.sure():
         return ref
     return _coded(ref, kind, KINDS[kind].pack(ref.pieces(), torch.Size(ref.shape), CPU))
+
+
+def _kind(how: str, inputs: int) -> str:
+    """How a matrix with so many columns is coded, where 4 bits are wished."""
+    return "int8" if how in FOURS and inputs % GROUP else how
 
 
 def _coded(ref: Ref, kind: str, parts: Mapping[str, Tensor]) -> Coded:
@@ -59,9 +64,10 @@ def _coded(ref: Ref, kind: str, parts: Mapping[str, Tensor]) -> Coded:
 
 
 @torch.inference_mode()
-def calibrated(found: Checkpoint, rows: Sequence[Sequence[int]]) -> Iterator[tuple[str, Coded]]:
-    """The int4 codes of every matrix, chosen for what the layers below it, in their codes already, make of rows of
-    tokens. Experts, of which each sees little, and what is not given a row are rounded to the nearest.
+def calibrated(found: Checkpoint, rows: Sequence[Sequence[int]], how: str = "int4") -> Iterator[tuple[str, Ref]]:
+    """The codes of every matrix, chosen for what the layers below it, in their codes already, make of rows of tokens:
+    int4 by GPTQ; int4-zp of matrices that are scaled by AWQ, and norms that make up for it. Experts, of which each sees
+    little, and what is not given a row are rounded to the nearest.
 
     Everything is computed in float32. Raises CheckpointError as `Checkpoint.load`.
     """
@@ -76,10 +82,16 @@ def calibrated(found: Checkpoint, rows: Sequence[Sequence[int]]) -> Iterator[tup
         with Moments(modules) as moments:
             for x, layout in streams:
                 layer(x, layout, None)
+        if how == "int4-zp":
+            for name in awq.scale(layer, moments.of, _again, found.dtype):
+                yield prefix + name, Ref.of(layer.get_parameter(name).to(found.dtype))
         for name, module in modules.items():
             ref = found.tensors[f"{prefix}{name}.weight"]
             given = moments.of.pop(name, None)
-            if given is None or ref.shape[-1] % GROUP:
+            if how == "int4-zp":
+                kind = _kind(how, ref.shape[-1])
+                coded = _coded(ref, kind, KINDS[kind].pack([module.weight], module.weight.shape, CPU))
+            elif given is None or ref.shape[-1] % GROUP:
                 coded = rounded(ref, "int4")
             else:
                 coded = _coded(ref, "int4", gptq.quantize(module.weight, given))
@@ -88,6 +100,12 @@ def calibrated(found: Checkpoint, rows: Sequence[Sequence[int]]) -> Iterator[tup
             module.weight = nn.Parameter(coded.to(torch.float32).read(), requires_grad=False)
         streams = [(layer(x, layout, None), layout) for x, layout in streams]
         layer.to("meta")
+
+
+def _again(weight: Tensor) -> Tensor:
+    """What the codes of a matrix stand for that is scaled."""
+    kind, inputs = KINDS[_kind("int4-zp", weight.shape[1])], weight.shape[1]
+    return kind.unpack([*kind.pack([weight], weight.shape, CPU).values()], inputs, torch.float32)
 
 
 def _embedded(found: Checkpoint, decoder: Decoder, rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Layout]]:

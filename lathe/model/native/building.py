@@ -55,8 +55,8 @@ def library(sources: Sequence[Path], program: str, runtime: Path | None, into: P
 def _build(sources: Sequence[str], program: str, runtime: Path | None, place: Path) -> None:
     with tempfile.TemporaryDirectory(dir=place.parent) as beside:
         made = Path(beside) / place.name
-        # The second is for compilers that know neither; what it gives is slower, and right.
-        for more in ((*_threads(runtime), "-march=native"), ()):
+        # The others are for compilers without OpenMP's library, or that know neither: slower, and right.
+        for more in ((*_threads(runtime), "-march=native"), ("-fopenmp-simd", "-march=native"), ()):
             command = [program, *FLAGS, *sources, *more, "-o", str(made)]
             ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
             if ran.returncode == 0:
