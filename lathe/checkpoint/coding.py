@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lathe.checkpoint.filling import Checkpoint, fit
 from lathe.model import layers
 from lathe.model.blank import blank, slots
-from lathe.model.decoder import Decoder
+from lathe.model.decoder import Block, Decoder
 from lathe.model.layout import Layout
 from lathe.transforms import awq, gptq
 from lathe.transforms.grids import BLOCK, GROUP
@@ -83,11 +83,13 @@ def calibrated(found: Checkpoint, rows: Sequence[Sequence[int]], how: str = "int
             for x, layout in streams:
                 layer(x, layout, None)
         if how == "int4-zp":
+            assert isinstance(layer, Block)
             for name in awq.scale(layer, moments.of, _again, found.dtype):
                 yield prefix + name, Ref.of(layer.get_parameter(name).to(found.dtype))
         for name, module in modules.items():
             ref = found.tensors[f"{prefix}{name}.weight"]
             given = moments.of.pop(name, None)
+            coded: Coded | None
             if how == "int4-zp":
                 kind = _kind(how, ref.shape[-1])
                 coded = _coded(ref, kind, KINDS[kind].pack([module.weight], module.weight.shape, CPU))

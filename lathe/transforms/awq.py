@@ -16,13 +16,13 @@ from lathe.model import attention, layers, mlps
 from lathe.model.decoder import Block, Parallel, PreNorm, Sandwich, Shared
 
 POWERS = 20  # that are tried between 0, no scales, and 1
-READERS = {  # who is given what a norm makes
+READERS: dict[type[Block], dict[str, tuple[str, ...]]] = {  # who is given what a norm makes
     PreNorm: {"input_layernorm": ("self_attn",), "post_attention_layernorm": ("mlp",)},
     Sandwich: {"input_layernorm": ("self_attn",), "pre_feedforward_layernorm": ("mlp",)},
     Parallel: {"input_layernorm": ("self_attn",), "post_attention_layernorm": ("mlp",)},
     Shared: {"input_layernorm": ("self_attn", "mlp")},
 }
-FIRST = {  # the matrices that these multiply with what they are given
+FIRST: dict[type[nn.Module], tuple[str, ...]] = {  # the matrices that these multiply with what they are given
     attention.Attention: ("q_proj", "k_proj", "v_proj"),
     mlps.Gated: ("gate_proj", "up_proj"),
     mlps.Plain: ("up_proj",),
@@ -46,7 +46,8 @@ def scale(block: Block, moments: MutableMapping[str, Tensor], rounded: Rounded, 
             changed.append("mlp.up_proj.bias")
     for name, readers in _norms(block, moments):
         norm = block.get_submodule(name)
-        by = _best([block.get_submodule(reader) for reader in readers], moments[readers[0]], rounded)
+        assert isinstance(norm, layers.RMSNorm | layers.LayerNorm)
+        by = _best([_linear(block, reader) for reader in readers], moments[readers[0]], rounded)
         by = _divide(norm, by, dtype)
         _multiply(block, readers, by, moments)
         changed += [f"{name}.{part}" for part, _ in norm.named_parameters()]
@@ -83,23 +84,30 @@ def _best(modules: list[layers.Linear], moments: Tensor, rounded: Rounded) -> Te
     return found
 
 
-def _divide(norm: nn.Module, by: Tensor, dtype: torch.dtype) -> Tensor:
+def _divide(norm: layers.RMSNorm | layers.LayerNorm, by: Tensor, dtype: torch.dtype) -> Tensor:
     """Divide what a norm makes. Returns by what it is divided when its weight is rounded as it is stored."""
+    assert norm.weight is not None
     offset = float(getattr(norm, "offset", 0.0))
     before = offset + norm.weight
     _put(norm, "weight", (before / by - offset).to(dtype).float())
     after = offset + norm.weight
     by = torch.where(after == 0, 1, before / after)
-    if getattr(norm, "bias", None) is not None:
+    if isinstance(norm, layers.LayerNorm) and norm.bias is not None:
         _put(norm, "bias", (norm.bias / by).to(dtype).float())
     return by
 
 
 def _multiply(block: Block, names: list[str], by: Tensor, moments: MutableMapping[str, Tensor]) -> None:
     for name in names:
-        module = block.get_submodule(name)
+        module = _linear(block, name)
         _put(module, "weight", module.weight * by)
         moments[name] = moments[name] / (by[:, None] * by)
+
+
+def _linear(block: Block, name: str) -> layers.Linear:
+    module = block.get_submodule(name)
+    assert isinstance(module, layers.Linear)
+    return module
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
