@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lathe.engine import Engine, Sampling
+from lathe.engine.choosing import Chooser, choose
 from lathe.engine.constrain import KEPT, Constraint, Grammars
-from lathe.engine.sampling import Chooser, choose
 from lathe.errors import UsageError
 from lathe.model import spec as s
 from lathe.model.decoder import Decoder

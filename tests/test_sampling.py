@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
+from lathe.engine.choosing import Chooser, choose
 from lathe.engine.rules import Candidates, MinP, TopP
-from lathe.engine.sampling import Chooser, Sampling, choose
+from lathe.engine.sampling import Sampling
 from lathe.errors import UsageError
 
 VOCAB = 200

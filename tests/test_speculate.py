@@ -16,8 +16,8 @@ from test_engine import CONTEXT, SPECS, VOCAB, WIDTH, answers, assert_conserved,
 from torch import Tensor
 
 from lathe.engine import DraftModel, Engine, Sampling
+from lathe.engine.choosing import chances
 from lathe.engine.lookup import PATIENCE, ROWS, Lookup, Memory
-from lathe.engine.sampling import chances
 from lathe.engine.scheduler import NOTHING, Draft, Sequence
 from lathe.errors import LatheError, UsageError
 from lathe.model import spec as s

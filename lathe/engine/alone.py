@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lathe.engine.choosing import Chooser, reported
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Piece, Runner
-from lathe.engine.sampling import Chooser, Sampling, Token, reported
+from lathe.engine.sampling import Sampling, Token
 from lathe.engine.scheduler import Sequence
 from lathe.model.decoder import Decoder
 

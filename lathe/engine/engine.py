@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lathe.engine import alone
 from lathe.engine.alone import Steps
+from lathe.engine.choosing import Chooser, choose
 from lathe.engine.constrain import Constraint
 from lathe.engine.judge import Text, judged
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Adapters, Runner
-from lathe.engine.sampling import Chooser, Sampling, Token, choose
+from lathe.engine.sampling import Sampling, Token
 from lathe.engine.scheduler import Part, Scheduler, Sequence
 from lathe.engine.speculate import Drafter, accept
 from lathe.errors import CheckpointError, PromptError, UsageError

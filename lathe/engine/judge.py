@@ -14,9 +14,10 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from lathe.engine import scheduler
+from lathe.engine.choosing import reported
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Piece, Runner
-from lathe.engine.sampling import Token, reported
+from lathe.engine.sampling import Token
 from lathe.engine.scheduler import Part
 
 SCORES = 1 << 26  # that are in memory at once: a vocabulary of them for each token that is judged

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from lathe.engine.choosing import Chooser
 from lathe.engine.names import Names
 from lathe.engine.pages import Lease, Pages
-from lathe.engine.sampling import Chooser, Token
+from lathe.engine.sampling import Token
 from lathe.errors import LatheError
 
 Finish = Literal["stop", "length", "cancelled", "failed"]  # failed: `error` says why

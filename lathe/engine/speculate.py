@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.engine import scheduler
+from lathe.engine.choosing import Chooser, chances, draw, numbers, picked, reported
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Piece, Runner
-from lathe.engine.sampling import Chooser, Token, chances, draw, numbers, picked, reported
+from lathe.engine.sampling import Token
 from lathe.engine.scheduler import NOTHING, Draft, Part
 from lathe.errors import UsageError
 from lathe.model.decoder import Decoder
