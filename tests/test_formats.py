@@ -64,7 +64,7 @@ def test_columns():
     assert isinstance(found, Chat) and list(found.messages) == [USER, ANSWER]
     with pytest.raises(DataError, match=r'no column "qq", only q, a.*Did you mean "q"'):
         sample({"q": "Hi", "a": "Hello!"}, {"prompt": "qq"})
-    with pytest.raises(DataError, match='"prompt" is no pair'):
+    with pytest.raises(DataError, match='"prompt" is not a pair'):
         parse_columns(["prompt"])
 
 
@@ -206,7 +206,7 @@ def test_every_call_and_every_word_of_a_real_file_is_kept(shared: Path):
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "of the kind image"),
         ({"messages": [{"role": "user", "content": 5}]}, "its content is a number"),
         ({"messages": ["a", 1]}, "message 1: it is a text"),
-        ({"instruction": "Hi", "output": 5}, '"output" is no text: 5'),
+        ({"instruction": "Hi", "output": 5}, '"output" is not a text: 5'),
         ({"messages": [USER, {"from": "function_call", "value": "{"}]}, "tool call should be JSON"),
         ({"messages": [USER, ANSWER], "tools": "x"}, "the tools should be JSON"),
         ({"chosen": "x", "rejected": [ANSWER]}, "not both texts or both messages"),

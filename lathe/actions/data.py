@@ -31,7 +31,7 @@ WIDTH = 17  # of the names of facts
 @dataclass(frozen=True)
 class Options(Places, Written):
     model: str
-    """Folder, file or repo id of the model that shall learn. Its weights are not needed."""
+    """Folder, file or repo id of the model that is to learn. Its weights are not needed."""
     data: tuple[str, ...]
     """Files, folders or names of data."""
     _: KW_ONLY

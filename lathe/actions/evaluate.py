@@ -89,7 +89,7 @@ class Options(Loading, Adapters):
             raise UsageError("--tokenizer is for --url.", "A model has its own.")
         if self.url is not None and (self.adapter or self.quantize):
             option = "--adapter" if self.adapter else "--quantize"
-            raise UsageError(f"{option} is of no use with --url.", "The server has its model as it is.")
+            raise UsageError(f"{option} does nothing with --url.", "The server has its model as it is.")
 
 
 def run(options: Options) -> None:

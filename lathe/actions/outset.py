@@ -80,7 +80,7 @@ def spread(options: Options, device: torch.device, spec: Spec, weight_bytes: int
         found = f"--optimizer.name is {method}, and no device has the whole of a matrix."
         raise UsageError(found, "It takes all of it together.", "Take adamw, or --strategy ddp.")
     if grid.slices > 1 and options.train.balance_loss:
-        found = "--train.balance-loss is not to be had with --tensor-parallel."
+        found = "--train.balance-loss does not go together with --tensor-parallel."
         raise UsageError(found, "", "Take --strategy fsdp for a model with experts.")
     return Spread(device, grid)
 

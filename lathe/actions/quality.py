@@ -51,7 +51,7 @@ def rows(file: Path, tokenizer: Tokenizer, context: int, tokens: int, end: bool 
         DataError: it has no two tokens.
     """
     if not file.is_file():
-        raise MissingError(f"{file} is no file.", "It should be a text.")
+        raise MissingError(f"{file} is not a file.", "It should be a text.")
     with file.open("rb") as text:
         if end:
             text.seek(max(file.stat().st_size - tokens * BYTES, 0))

@@ -68,7 +68,7 @@ def told_by(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"MODEL begins like a configuration and is no JSON: {error}.") from None
+        raise UsageError(f"MODEL begins like a configuration and is not JSON: {error}.") from None
     return dict(config)
 
 

@@ -76,7 +76,7 @@ def parse_columns(words: Sequence[str]) -> dict[str, str]:
     pairs = [pair.partition("=") for word in words for pair in word.split(",") if pair.strip()]
     bad = next((name for name, equals, old in pairs if not (equals and name.strip() and old.strip())), None)
     if bad is not None:
-        raise DataError(f'"{bad}" is no pair of columns.', fix="Write --columns prompt=question,completion=answer.")
+        raise DataError(f'"{bad}" is not a pair of columns.', fix="Write --columns prompt=question,completion=answer.")
     return {name.strip(): old.strip() for name, _, old in pairs}
 
 
@@ -232,5 +232,5 @@ def _asked(row: Mapping[str, Any], question: str) -> Chat:
 
 def _string(row: Mapping[str, Any], key: str) -> str:
     if not isinstance(row[key], str):
-        raise DataError(f'"{key}" is no text: {str(row[key])[:40]}.', fix="Turn it into one.")
+        raise DataError(f'"{key}" is not a text: {str(row[key])[:40]}.', fix="Turn it into one.")
     return row[key]

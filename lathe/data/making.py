@@ -60,7 +60,7 @@ class Workers:
                 raise LatheError(found, fix="What it printed says why; if nothing, it may have run out of memory.")
 
     def stop(self) -> None:
-        """End them. What they have made stays, and is gone on with."""
+        """End them. What they have made stays, and is used."""
         for process in self.processes:
             process.kill()
             process.wait()
