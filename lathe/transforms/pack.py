@@ -98,6 +98,7 @@ def _ends(decoder: Decoder, kernels: ctypes.CDLL) -> None:
         panels = made[id(module.weight)]
         quick = QuickTable(module, panels) if isinstance(module, Embedding) else QuickHead(module, kernels, panels)
         decoder.set_submodule(name, quick)
+    resident.trim()
 
 
 def unpack(decoder: Decoder) -> None:
