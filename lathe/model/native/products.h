@@ -80,7 +80,7 @@ template <class E> struct Lanes {
 };
 #endif
 
-constexpr int MOST = 6;    // rows of x in a tile
+constexpr int MOST = sizeof(Sum) == 64 ? 6 : 2;  // rows of x in a tile, before registers run out
 constexpr i64 PANEL = 64;  // rows of weights between two looks at what came of them
 constexpr i64 SOME = 48;   // rows of x meanwhile, at most
 constexpr i64 NEAR = 16384;  // bytes of x that stay next to a core while weights pass by
