@@ -32,9 +32,17 @@ def finetuning(row: dict[str, str]) -> dict[str, Any]:
     """A row of the table as the recipe that it was taken from."""
     number = {name: yaml.safe_load(told) if told else None for name, told in row.items()}
     folder, method = row["recipe"].split("/")
-    data = {"mask_prompt": False, "prompt_style": "alpaca", "ignore_index": -100, "seed": 42, "num_workers": 4}
+    data: dict[str, Any] = {
+        "mask_prompt": False,
+        "prompt_style": "alpaca",
+        "ignore_index": -100,
+        "seed": 42,
+        "num_workers": 4,
+    }
     if row["held"]:
         data["val_split_fraction"] = number["held"]
+    if number["held"] == 0.05:
+        data["download_dir"] = "data/alpaca2k"
     made: dict[str, Any] = {
         "checkpoint_dir": f"checkpoints/{row['model']}",
         "out_dir": f"out/finetune/{method}-{folder}",
@@ -119,6 +127,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
         "data": "TinyStories",
         "lr": 5e-4,
         "logger": "csv",
+        "interval": 2000,
         "train": {**TALES, "max_tokens": 9_700_000_000, "tie_embeddings": True, "min_lr": 0.0},
     },
 }
@@ -133,9 +142,10 @@ def pretraining(
     shape: dict[str, Any] | None = None,
     logger: str = "tensorboard",
     out: str = "stories15M",
+    interval: int = 1000,
 ) -> dict[str, Any]:
     usual = {"save_interval": 1000, "log_interval": 1, "epochs": None, "max_steps": None, "max_norm": 1.0}
-    looks = {"interval": 1000, "max_new_tokens": None, "max_iters": 100, "initial_validation": False}
+    looks = {"interval": interval, "max_new_tokens": None, "max_iters": 100, "initial_validation": False}
     return {
         "model_name": model,
         "model_config": shape,

@@ -203,11 +203,6 @@ def test_llama_adapters(run: Run, verb: str, place: str) -> None:
     )
 
 
-def test_the_word_of_older_tutorials(run: Run) -> None:
-    run(f"finetune lora --data Alpaca --checkpoint_dir org/small --out_dir out/older {SHORT}")
-    assert Path("out/older/final/adapter_config.json").is_file()
-
-
 def test_recipes_by_file_and_by_address(run: Run, workshop: Path) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
@@ -226,19 +221,6 @@ def test_recipes_by_file_and_by_address(run: Run, workshop: Path) -> None:
 
 
 # ---- all the others -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "more",
-    [
-        "--precision 32-true",
-        "--precision bf16-true",
-        "--precision 16-true",
-        *(f"--quantize bnb.{way}" for way in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")),
-    ],
-)
-def test_number_formats(run: Run, more: str) -> None:
-    assert run(f"generate org/small {more} --max_new_tokens 4", "--prompt", "Hello").strip()
-
-
 def test_models_are_converted_and_checked(run: Run) -> None:
     run("download org/small --convert_checkpoint false")
     run("convert_to_litgpt checkpoints/org/small")
@@ -246,21 +228,6 @@ def test_models_are_converted_and_checked(run: Run) -> None:
     assert "every tensor has its place" in run("validate org/small --dtype float32 --training true")
     assert "every tensor has its place" in run("validate org/small --model_filename lit_model.pth")
     (Path("checkpoints/org/small") / "lit_model.pth").unlink()
-
-
-def test_lists(run: Run) -> None:
-    assert run("download list") == run("pretrain list")
-
-
-def test_an_evaluation_leaves_its_results_where_they_are_looked_for(run: Run) -> None:
-    rows = [{"question": "Say", "choices": ["one", "two"], "answer": n % 2} for n in range(4)]
-    Path("asks.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run("download org/small")
-    more = "--batch_size 4 --force_conversion true --limit 3"
-    run(f"evaluate org/small/ {more} --out_dir evaluate_model/ --tasks asks.jsonl")
-    assert json.loads(Path("evaluate_model/results.json").read_text())["n-samples"]["asks.jsonl"]["effective"] == 3
-    run("evaluate org/small --tasks asks.jsonl")
-    assert Path("checkpoints/org/small/evaluate/results.json").is_file()
 
 
 def test_a_token_goes_where_the_hub_looks_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

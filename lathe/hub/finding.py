@@ -24,6 +24,9 @@ def find(
     has the form of a repo id (ORG/NAME, or ORG/NAME:FILE.gguf) is downloaded into `checkpoints`, which is said on
     stderr. Without `weights` only the configuration and the tokenizer are wanted. Raises MissingError, CheckpointError.
     """
+    below = f"{checkpoints.as_posix()}/"
+    if model.startswith(below) and not os.path.exists(model):  # noqa: PTH110  as below
+        model = model.removeprefix(below)  # where that repo would be
     repo, file = split(model)
     for path in (Path(model).expanduser(), checkpoints / model):
         if model and os.path.exists(path):  # noqa: PTH110  Path.exists raises for a name too long, as a stray prompt is
