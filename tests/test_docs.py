@@ -29,6 +29,22 @@ def test_what_the_page_shows_is_so(page: str, walk):
     walk(page)
 
 
+@pytest.mark.parametrize(
+    "language, text, says",
+    [
+        ("rust", "fn main() {}\n", "nothing here runs a block of rust"),
+        ("", "lathe generate MODEL --temprature 0\n", "ended with status 2"),
+        ("", "$ lathe --version\nlathe 0.0\n", "prints lathe"),
+        ("python", "import lathes\n", "No module named"),
+    ],
+)
+def test_a_block_that_is_not_so_fails(language: str, text: str, says: str, workshop):
+    from walking import Walk
+
+    with pytest.raises(AssertionError, match=says):
+        Walk(workshop, "index.md", None).run(pages.Block("index.md", 0, language, text, ""))
+
+
 def test_links_lead_somewhere():
     for page in PAGES.values():
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

@@ -90,25 +90,23 @@ def test_it_ends_when_told(process):
 
 def test_the_program_of_the_page_trains(model, tmp_path):
     """That of docs/clusters.md, with two workers on a CPU where it has sixteen on GPUs, and two steps."""
-    from pages import blocks, stood_in
+    from pages import blocks
 
     [program] = [block.text for block in blocks("clusters.md") if "TorchTrainer" in block.text]
     soon = '*"--train.max-steps 2 --train.max-seq-length 64 --train.global-batch-size 4 --device cpu".split()'
     for shown, other in (
         ("num_workers=16, use_gpu=True", "num_workers=2"),
         ("meta-llama/Llama-3.1-8B", str(model)),
+        ("/shared/corpus", str(tmp_path / "corpus.txt")),
+        ("/shared/out/mine", str(tmp_path / "mine")),
         ("*where]", f"*where, {soon}]"),
     ):
         assert shown in program
         program = program.replace(shown, other)
-    (tmp_path / "shared").mkdir()
-    (tmp_path / "shared/corpus.txt").write_text("The lathe turns the work, and the tool stands still.\n" * 60)
-    program = stood_in(program.replace('"/shared/corpus"', '"/shared/corpus.txt"')).replace(
-        "shared/", f"{tmp_path}/shared/"
-    )
+    (tmp_path / "corpus.txt").write_text("The lathe turns the work, and the tool stands still.\n" * 60)
     (tmp_path / "train.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     ran = subprocess.run([str(python()), "train.py"], cwd=tmp_path, env=environment, timeout=300, capture_output=True)
     assert ran.returncode == 0, ran.stderr.decode()
-    assert (tmp_path / "shared/out/mine/final/model.safetensors").is_file()
+    assert len(LLM.load(tmp_path / "mine/final", device="cpu").score([1, 2, 3])) == 2
