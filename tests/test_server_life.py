@@ -53,6 +53,17 @@ def counted(server: Served, name: str, model: str = "model") -> float:
     return float(found)
 
 
+def test_a_text_is_judged_by_the_adapter_that_is_named(house: Served, folder: Path, tiny_model: Path) -> None:
+    ids = [n * 7 % 500 + 3 for n in range(40)]
+    told = {}
+    for name, path in (("first.v1", folder / "adapters/one"), (None, None)):
+        asked = {"prompt": ids, "echo": True, "logprobs": 0, "max_tokens": 0, **({"model": name} if name else {})}
+        [choice] = house.client.post("/v1/completions", json=asked).json()["choices"]
+        told[name] = choice["logprobs"]["token_logprobs"][1:]
+        assert told[name] == pytest.approx(LLM.load(tiny_model, device="cpu", adapter=path).score(ids), abs=1e-5)
+    assert told["first.v1"] != pytest.approx(told[None], abs=1e-3)
+
+
 def test_adapters_are_models_by_name_and_come_and_go(house: Served, folder: Path, tiny_model: Path) -> None:
     one, two = (folder / "adapters" / name for name in ("one", "two"))
     alone = {
