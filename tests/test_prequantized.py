@@ -249,7 +249,9 @@ def test_products_of_codes_with_zero_points(form, group):
         pytest.skip("no C++ compiler")
     x = torch.randn(70, 256, generator=random())
     room = panels.Room(kernels, [("int4-zp", module.shape)])
-    quick = panels.QuickPacked(module, kernels, room.panels("int4-zp", module.shape))
+    found = room.panels("int4-zp", module.shape)
+    found.put([module.get_parameter(name) for name in module.parts])
+    quick = panels.QuickPacked(module, found)
     with torch.inference_mode():
         product, y = x @ exact.T, quick(x)
         assert (y - product).square().mean() <= (0.01 * product.std()) ** 2
