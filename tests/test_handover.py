@@ -21,7 +21,6 @@ from serving import serving
 from lathe.actions import engines, handover
 from lathe.actions.serve import Options, gate
 from lathe.errors import MissingError, UsageError
-from lathe.llm import LLM
 from lathe.server import proxy
 
 HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 12, "temperature": 0}
@@ -46,11 +45,32 @@ def test_a_folder_is_served_as_it_is(capsys, tiny_model):
     options = {"served_model_name": "tiny", "port": 9000, "max_seqs": 8, "precision": "bf16", "api_key": ("k",)}
     address = ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "9000"]
     launch = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tiny_model)]
-    more = ["8", "--api-key", "k", "--dtype", "bfloat16"]
+    more = ["8", "--dtype", "bfloat16", "--api-key", "k"]
     served = planned(capsys, tiny_model, engine="vllm", **options)
     assert served == [["vllm", "serve", str(tiny_model), *address, "--max-num-seqs", *more]]
     served = planned(capsys, tiny_model, engine="sglang", **options)
     assert served == [[*launch, *address, "--max-running-requests", *more]]
+    [two] = planned(capsys, tiny_model, engine="vllm", **{**options, "api_key": ("k", "l")})
+    assert two[-3:] == ["--api-key", "k", "l"]
+    with pytest.raises(UsageError, match="SGLang knows one"):
+        planned(capsys, tiny_model, engine="sglang", **{**options, "api_key": ("k", "l")})
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_every_word_is_one_that_the_engine_knows(tiny_model, tmp_path, precision):
+    """As their newest versions have them, see tests/oracles/engine_options.py."""
+    known = json.loads((Path(__file__).parent / "data/engine_options.json").read_text())
+    adapters = {"a": lora(tmp_path / "a"), "b": lora(tmp_path / "b", r=200)}
+    for name, engine in engines.ENGINES.items():
+        theirs = known[name]["options"]
+        several = adapters if name != "llamacpp" else {"a": adapters["a"]}
+        device = "auto" if name == "vllm" else "cpu"
+        wanted = engines.Wanted(tiny_model, "tiny", tmp_path, "::1", 1, several, 3, precision, device, ("k",))
+        *_, command = engine.commands(wanted)
+        for option, value in zip(command, [*command[1:], ""], strict=True):
+            if option.startswith("--"):
+                choices = theirs[option[2:]]
+                assert choices is None or value in map(str, choices), (name, option, value)
 
 
 def test_what_an_engine_cannot_read_is_written_for_it_once(capsys, tiny_model, tmp_path):
@@ -78,7 +98,13 @@ def test_adapters_go_with_the_model_or_into_it(tiny_model, tmp_path):
     adapters = {"a": lora(tmp_path / "a"), "b": lora(tmp_path / "b", rank_pattern={"q_proj": 20})}
     wanted = engines.Wanted(tiny_model, "tiny", tmp_path / "made", adapters=adapters)
     [command] = engines.vllm(wanted)
-    assert command[-5:] == ["--max-lora-rank", "32", "--lora-modules", f"a={adapters['a']}", f"b={adapters['b']}"]
+    assert command[-5:-2] == ["--max-lora-rank", "32", "--lora-modules"]
+    assert [json.loads(word) for word in command[-2:]] == [
+        {"name": name, "path": str(place)} for name, place in adapters.items()
+    ]
+    huge = {"c": lora(tmp_path / "huge", r=1024)}
+    with pytest.raises(UsageError, match="up to 512"):
+        engines.vllm(engines.Wanted(tiny_model, "tiny", tmp_path, adapters=huge))
     with pytest.raises(UsageError, match="one model under one name"):
         engines.llamacpp(wanted)
     merged = engines.Wanted(tiny_model, "tiny", tmp_path / "made", adapters={"a": adapters["a"]})
@@ -104,16 +130,41 @@ def test_what_cannot_be_done_is_said(tiny_model, monkeypatch):
         handed(Options(str(tiny_model), engine="vllm", host="0.0.0.0", dry_run=True))
     with pytest.raises(UsageError, match="--engine ray"):
         Options(str(tiny_model), replicas=2)
+    with pytest.raises(UsageError, match="here there are none"):
+        Options(str(tiny_model), engine="ray", dry_run=True)
+
+
+# What plays llama-server: it is ready after a while, knows its own key alone, and answers with what it was told.
+STAND_IN = """
+import json, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.tell(200, {"status": "ok"})
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        mine = self.headers["authorization"] == "Bearer " + words["--api-key"]
+        self.tell(200 if mine else 401, {"model": words["--alias"], "file": words["--model"], "asked": body})
+    def tell(self, status, told):
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+time.sleep(0.3)
+words |= dict(zip(sys.argv[sys.argv.index("--jinja") + 1::2], sys.argv[sys.argv.index("--jinja") + 2::2]))
+ThreadingHTTPServer((words["--host"], int(words["--port"])), Handler).serve_forever()
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for llama-server is a shell script")
 def test_the_gate_stands_before_an_engine_until_one_of_them_ends(tiny_model, tmp_path, monkeypatch):
-    """llama-server is played by Lathe itself: it is given the GGUF file, the name and the port."""
-    (tmp_path / "handover").mkdir()
-    LLM.load(tiny_model, device="cpu").save(tmp_path / "handover" / "mine.gguf", format="gguf")
+    file = tmp_path / "handover" / "mine.gguf"
+    file.parent.mkdir()
+    file.touch()
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
     script = tmp_path / "llama-server"
-    options = '--served-model-name "$4" --port "$8" --api-key "${11}" --device cpu'
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m lathe serve "$2" {options}\n')
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path / "stand_in.py"} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     words = ["--engine", "llamacpp", "--gate", "--checkpoints", str(tmp_path), "--api-key", "secret"]
@@ -125,10 +176,13 @@ def test_the_gate_stands_before_an_engine_until_one_of_them_ends(tiny_model, tmp
         assert health.json() == {"status": "ok"}
         assert front.client.post("/v1/chat/completions", json=HELLO).status_code == 401
         key = {"Authorization": "Bearer secret"}
-        answer = front.client.post("/v1/chat/completions", json=HELLO, headers=key).json()
-        assert (answer["model"], answer["usage"]["completion_tokens"]) == ("mine", 12)
+        answer = front.client.post("/v1/chat/completions", json=HELLO, headers=key)
+        assert answer.json() == {"model": "mine", "file": str(file), "asked": HELLO}
         front.process.terminate()
         assert front.ended() == 0
+    script.write_text("#!/bin/sh\nexit 7\n")
+    with serving(tiny_model, *words, "--served-model-name", "mine") as front:
+        assert front.ended() == 7
 
 
 @pytest.fixture(scope="module")

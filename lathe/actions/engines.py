@@ -45,11 +45,15 @@ def vllm(wanted: Wanted) -> list[Command]:
     if wanted.device != "auto":
         raise UsageError(f"--device is {wanted.device}.", "vLLM runs on what it was built for.", "Leave it out.")
     before, folder = as_folder(wanted)
-    command = ["vllm", "serve", str(folder), *told(wanted, "--served-model-name", "--max-num-seqs", "--dtype")]
+    options = told(wanted, "--served-model-name", "--max-num-seqs", "--dtype")
+    command = ["vllm", "serve", str(folder), *options, *(["--api-key", *wanted.keys] if wanted.keys else [])]
     if wanted.adapters:
         rank = max(lora_rank(place) for place in wanted.adapters.values())
-        room = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
-        modules = [f"{name}={place}" for name, place in wanted.adapters.items()]
+        room = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), None)
+        if room is None:
+            fix = "Merge it, as by lathe merge, and serve that."
+            raise UsageError(f"An adapter has rank {rank}.", "vLLM takes ranks up to 512.", fix)
+        modules = [json.dumps({"name": name, "path": str(place)}) for name, place in wanted.adapters.items()]
         command += ["--enable-lora", "--max-lora-rank", str(room), "--lora-modules", *modules]
     return [*before, command]
 
@@ -57,6 +61,9 @@ def vllm(wanted: Wanted) -> list[Command]:
 def sglang(wanted: Wanted) -> list[Command]:
     before, folder = as_folder(wanted)
     options = told(wanted, "--served-model-name", "--max-running-requests", "--dtype")
+    if len(wanted.keys) > 1:
+        raise UsageError(f"{len(wanted.keys)} keys are given, and SGLang knows one.", "", "Add --gate.")
+    options += ["--api-key", *wanted.keys] if wanted.keys else []
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(folder), *options]
     command += [] if wanted.device == "auto" else ["--device", wanted.device]
     if wanted.adapters:
@@ -161,7 +168,4 @@ def newest(place: Path) -> float:
 def told(wanted: Wanted, name: str, seats: str, dtype: str) -> list[str]:
     """What every engine that reads the folder is told, with the words that differ."""
     words = [name, wanted.name, "--host", wanted.host, "--port", str(wanted.port), seats, str(wanted.seats)]
-    if len(wanted.keys) > 1:
-        raise UsageError(f"{len(wanted.keys)} keys are given, and the engine knows one.", "", "Add --gate.")
-    words += ["--api-key", *wanted.keys] if wanted.keys else []
     return words if wanted.precision == "auto" else [*words, dtype, PRECISIONS[wanted.precision]]

@@ -121,8 +121,11 @@ class Options(Speaking):
             raise UsageError(f"--api-path is {self.api_path}.", "It begins with a slash.")
         if self.replicas > 1 and self.engine != "ray":
             raise UsageError(f"--replicas is {self.replicas}.", "", "Add --engine ray, which has them.")
-        if (self.gate or self.dry_run) and self.engine in ("lathe", "ray"):
-            raise UsageError("--gate and --dry-run are of no use here.", "They are for another --engine than Lathe's.")
+        if self.gate and self.engine in ("lathe", "ray"):
+            raise UsageError("--gate is of no use here.", "Lathe's own engine, and its replicas in Ray, are behind it.")
+        if self.dry_run and self.engine in ("lathe", "ray"):
+            found = f"--dry-run is given, and --engine is {self.engine}."
+            raise UsageError(found, "It prints the commands of vllm, sglang and llamacpp; here there are none.")
         for origin in self.cors_origin:
             if origin not in ("*", "localhost") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
                 raise UsageError(

@@ -35,7 +35,7 @@ class Kept:
         self.running: OrderedDict[str, Any] = OrderedDict()
         self.start, self.ask = kind.start, kind.make_request
         kind.start, kind.stop = lambda server, timeout_seconds=0: self.begin(server), lambda server: None
-        kind.make_request = self.asked
+        kind.make_request = lambda server, *words, **more: self.asked(server, *words, **more)
 
     def asked(self, server: Any, method: str, path: str, data: Any = None, **more: Any) -> Any:
         """A request. llama-server's --verbose is what chats say that do not say; Lathe has only what they say."""
