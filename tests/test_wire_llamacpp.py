@@ -88,3 +88,16 @@ def test_the_end_is_told_and_fields_are_picked(complete) -> None:
 def test_what_cannot_be_is_refused(server, body) -> None:
     answer = server.client.post("/completion", json={**ONCE, **body})
     assert answer.status_code == 400 and answer.json()["error"]["param"].startswith(next(iter(body)))
+
+
+def test_a_server_tells_what_it_serves_and_which_seats_are_taken(server) -> None:
+    told, slots = server.client.get("/props").json(), server.client.get("/slots").json()
+    usual = told["default_generation_settings"]
+    assert (usual["n_ctx"], told["total_slots"], len(slots)) == (512, 64, 64)
+    assert (usual["params"]["temperature"], usual["params"]["top_k"]) == (0.8, 50)
+    assert {slot["is_processing"] for slot in slots} == {False} and "im_start" in told["chat_template"]
+
+
+def test_who_says_how_to_sample_gets_nothing_usual_beside_it(complete) -> None:
+    settings = [complete(**wish)["generation_settings"] for wish in ({"temperature": 1.0}, {"temperature": None})]
+    assert [(told["temperature"], told["top_k"]) for told in settings] == [(1.0, 0), (0.8, 50)]

@@ -52,7 +52,7 @@ def folder(told: argparse.Namespace, stories: Path, place: Path) -> Path:
     config["max_position_embeddings"] = int(told.ctx_size or 512) // slots
     (place / "config.json").write_text(json.dumps(config))
     generation = {"eos_token_id": 2, "temperature": float(told.temp or 0.8), "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-    if told.n_predict:
+    if told.n_predict and int(told.n_predict) > 0:  # -1 is as many as there is room for
         generation["max_new_tokens"] = int(told.n_predict)
     (place / "generation_config.json").write_text(json.dumps(generation))
     name = told.chat_template or "chatml"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requests.structures import CaseInsensitiveDict
 
 DESELECTED = Path(__file__).with_name("llama_server_deselected.txt")
 AT_ONCE = 4  # servers that are kept
@@ -40,7 +41,9 @@ class Kept:
     def asked(self, server: Any, method: str, path: str, data: Any = None, **more: Any) -> Any:
         """A request. llama-server's --verbose is what chats say that do not say; Lathe has only what they say."""
         verbose = server.debug and path.endswith("/chat/completions")
-        return self.ask(server, method, path, {"verbose": True, **data} if verbose else data, **more)
+        answer = self.ask(server, method, path, {"verbose": True, **data} if verbose else data, **more)
+        answer.headers = CaseInsensitiveDict(answer.headers)  # as HTTP has it
+        return answer
 
     def begin(self, server: Any) -> None:
         told = {name: value for name, value in vars(server).items() if name not in OWN and name[0] != "_"}

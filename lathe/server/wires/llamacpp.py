@@ -190,10 +190,10 @@ def likely(word: Word) -> dict[str, Any]:
 
 
 def router(desk: Desk) -> APIRouter:
-    routes = APIRouter(tags=["llama.cpp"], dependencies=[JSON])
+    routes = APIRouter(tags=["llama.cpp"])
 
-    @routes.post(PATH)
-    @routes.post("/completions", include_in_schema=False)
+    @routes.post(PATH, dependencies=[JSON])
+    @routes.post("/completions", include_in_schema=False, dependencies=[JSON])
     async def completion(request: Request, body: NativeBody) -> Response:
         """Texts that continue prompts, whole or as a stream."""
         headers, served = warning(body.unknown(desk.strict)), desk.find(body.model)
@@ -224,7 +224,7 @@ def router(desk: Desk) -> APIRouter:
     def slots() -> list[dict[str, Any]]:
         """The seats for answers, and which of them are taken."""
         served = desk.find()
-        taken = served.state["running"]
+        taken = served.state.get("running", 0)  # nothing is told of an engine that has not been asked yet
         return [{"id": at, "n_ctx": served.context, "is_processing": at < taken} for at in range(served.seats)]
 
     return routes
