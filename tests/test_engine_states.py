@@ -205,8 +205,9 @@ class History(RuleBasedStateMachine):
         assert {pages.known[name]: name for name in pages.known} == pages.names and pages.drafted <= set(pages.names)
         assert all(pages.used[page] > 0 for page in known) and all(pages.used[page] == 0 for page in blank)
         if not pages.shares:  # then who holds a page with others holds only what all of them read
-            shared = {page for page in held if lent.count(page) > 1}
-            assert shared <= set(pages.names)
+            for sequence, *_ in (*self.asked, *self.texts):
+                read = sequence.cached // pages.size
+                assert all(lent.count(page) == 1 for page in sequence.lease.pages[read:])
         assert len(scheduler.running) <= scheduler.seats
         for sequence, *_ in self.asked:
             assert 0 <= sequence.cached <= len(sequence.tokens) <= sequence.extent
