@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -415,25 +414,3 @@ def test_a_training_is_measured_on_its_way(
     [result] = LLM.load("out/final", device="cpu").evaluate(files["choices"], limit=4).values()
     assert found[3]["task/choices.jsonl/acc"] == result.metrics["acc"]
     assert '"choices.jsonl/acc_norm"' in (tmp_path / "out/report.html").read_text()
-
-
-def test_the_page_runs(shared: Path, tmp_path: Path, server, monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    """Every command and the program of docs/evaluate.md, on a few rows of the real files; names need a network."""
-    page = (Path(__file__).parents[1] / "docs/evaluate.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(shared / "data/models/stories260K-hf", "MODEL")
-    shutil.copy(shared / "data/models/stories260K-gguf/stories260K-q8_0.gguf", "MODEL.gguf")
-    for name, source in (("arc_easy", "arc_easy"), ("lambada", "lambada_openai_1500")):
-        rows = (shared / f"data/eval/{source}.jsonl").read_text().splitlines(keepends=True)
-        Path(f"{name}.jsonl").write_text("".join(rows[:10]))
-    Path("notes.txt").write_text("She went home. It was late. " * 150)
-    short = "--train.max-seq-length=64 --train.max-steps=1 --train.global-batch-size=2 --train.micro-batch-size=2"
-    more = {"pretrain": short}
-    blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    for line in "".join(blocks).replace("http://127.0.0.1:8000", server.url).splitlines():
-        if line.startswith("lathe") and not re.search(r"gsm8k|\.yaml|list", line):
-            _, action, *words = shlex.split(line)
-            assert main([action, *words, *more.get(action, "").split()]) == 0, line
-    assert "±" in capsys.readouterr().out
-    exec(re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)[0], {})
-    assert "Question" in capsys.readouterr().out
