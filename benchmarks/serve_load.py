@@ -10,7 +10,8 @@ each time, so that nothing of it was read before. Prints one JSON object: tokens
 second that the server's processes computed (for a busy machine), seconds to the first token (median and 95 %), how many
 answers were whole, left, refused (429), failed (anything else, and those that are too short) and wrong (not what the
 same prompt gets alone), and what the server holds before, in the middle and after: requests, pages, file descriptors
-and memory (Linux). `amiss` says what should not be: an answer that failed or is wrong, or something held that nobody
+and memory (Linux). A pool fills with what is known of prompts: with a small one, as --cache-tokens 8192, memory is flat
+from the middle on. `amiss` says what should not be: an answer that failed or is wrong, or something held that nobody
 asks for any more; then the exit status is 1. Further options are those of `lathe serve`.
 
 With `--peer PROGRAM` it is LitGPT's server that is asked, for whole answers, of as many tokens as were asked for. It

@@ -44,7 +44,11 @@ SPECS = {
 
 def decoder_of(name: str) -> Decoder:
     cap = 5.0 if name == "softcap" else None
-    decoder = Decoder(s.Spec(VOCAB, WIDTH, SPECS[name], NORM, CONTEXT, logit_softcap=cap))
+    return filled(Decoder(s.Spec(VOCAB, WIDTH, SPECS[name], NORM, CONTEXT, logit_softcap=cap)))
+
+
+def filled(decoder: Decoder) -> Decoder:
+    """With random numbers, always the same ones."""
     generator = torch.Generator().manual_seed(1)
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.25, generator=generator)

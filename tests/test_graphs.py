@@ -10,7 +10,22 @@ from typing import Any
 import pytest
 import torch
 from families import CASES, Case
-from test_engine import CONTEXT, DYNAMIC, GATED, GQA, LATENT, NORM, ROPE, SOFTCAP, VOCAB, WIDTH, WINDOW, prompt_of, run
+from test_engine import (
+    CONTEXT,
+    DYNAMIC,
+    GATED,
+    GQA,
+    LATENT,
+    NORM,
+    ROPE,
+    SOFTCAP,
+    VOCAB,
+    WIDTH,
+    WINDOW,
+    filled,
+    prompt_of,
+    run,
+)
 from test_speculate import near
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,11 +74,7 @@ def spec_of(name: str) -> s.Spec:
 
 
 def decoder_of(name: str) -> Decoder:
-    decoder = Decoder(spec_of(name))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.25, generator=generator)
-    return decoder.requires_grad_(False)
+    return filled(Decoder(spec_of(name)))
 
 
 @pytest.fixture(scope="module", params=MIXERS)

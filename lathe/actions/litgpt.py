@@ -9,17 +9,16 @@ from tempfile import TemporaryDirectory
 
 from lathe import hub
 from lathe.actions import convert, merge
+from lathe.actions.place import Places
 
 
 @dataclass(frozen=True)
-class ToLitgpt:
+class ToLitgpt(Places):
     checkpoint_dir: str
     """Folder or repo id of a model in Hugging Face form."""
     _: KW_ONLY
     dtype: str = "auto"
     """bf16, fp16 or fp32; auto keeps every tensor as it is."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for and downloaded to."""
 
 
 def to_litgpt(options: ToLitgpt) -> None:
@@ -42,7 +41,7 @@ def to_litgpt(options: ToLitgpt) -> None:
 
 
 @dataclass(frozen=True)
-class FromLitgpt:
+class FromLitgpt(Places):
     checkpoint_dir: str
     """LitGPT's folder."""
     output_dir: Path
@@ -50,8 +49,6 @@ class FromLitgpt:
     _: KW_ONLY
     model_pth: bool = True
     """Write model.pth too, which LitGPT writes and programs made for it read; it takes the weights' size again."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for."""
 
 
 def from_litgpt(options: FromLitgpt) -> None:
@@ -72,14 +69,11 @@ def from_litgpt(options: FromLitgpt) -> None:
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(Places):
     checkpoint_dir: str
     """The folder that pretraining or finetuning wrote, with or without the optimizer's state."""
     output_dir: Path
     """A folder for the model alone, in LitGPT's form."""
-    _: KW_ONLY
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for."""
 
 
 def pretrained(options: Pretrained) -> None:
@@ -97,7 +91,7 @@ def pretrained(options: Pretrained) -> None:
 
 
 @dataclass(frozen=True)
-class MergeLora:
+class MergeLora(Places):
     checkpoint_dir: str
     """The folder of the adapter."""
     _: KW_ONLY
@@ -105,8 +99,6 @@ class MergeLora:
     """The model to merge it into. By default the one that the adapter names."""
     precision: str | None = None
     """What weights become: bf16-true, 16-true, 32-true. By default what they are in the base."""
-    checkpoints: Path = Path("checkpoints")
-    """Where models named by their repo id are looked for."""
 
 
 def merge_lora(options: MergeLora) -> None:

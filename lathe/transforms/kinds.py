@@ -115,6 +115,11 @@ def _table(values: Table, double: bool = False) -> Kind:
     return Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), to, back, double)
 
 
+def _four(to: Callable[[Tensor], tuple[Tensor, ...]], back: Callable[..., Tensor], zeros: bool = False) -> Kind:
+    half = GROUP // 2
+    return Kind(torch.uint8, lambda n: _groups(n) * half, _groups, to, back, scale=torch.float16, zeros=zeros)
+
+
 KINDS = {
     "nf4": _table(NF4),
     "nf4-dq": _table(NF4, double=True),
@@ -130,23 +135,8 @@ KINDS = {
         scale=torch.float16,
     ),
     "fp8": Kind(torch.float8_e4m3fn, lambda inputs: inputs, lambda inputs: 1, grids.to_fp8, grids.from_fp8),
-    "int4": Kind(
-        torch.uint8,
-        lambda inputs: _groups(inputs) * GROUP // 2,
-        _groups,
-        grids.to_int4,
-        grids.from_int4,
-        scale=torch.float16,
-    ),
-    "int4-zp": Kind(
-        torch.uint8,
-        lambda inputs: _groups(inputs) * GROUP // 2,
-        _groups,
-        grids.to_int4_with_zeros,
-        grids.from_int4_with_zeros,
-        scale=torch.float16,
-        zeros=True,
-    ),
+    "int4": _four(grids.to_int4, grids.from_int4),
+    "int4-zp": _four(grids.to_int4_with_zeros, grids.from_int4_with_zeros, zeros=True),
 }
 FOURS = ("int4", "int4-zp")  # whole numbers of 4 bits
 # These stay in codes where a checkpoint has them: they are also multiplied so.
