@@ -82,6 +82,10 @@ def test_what_is_translated_needs_no_more_translation(line: str) -> None:
         ),
         ("finetune_lora a/b --data Alpaca --optimizer LBFGS", "--optimizer is LBFGS. There are AdamW8bit"),
         ("finetune_lora a/b --data Alpaca --optimizer.betas 0.9", "Write them as [0.9,0.95]."),
+        (
+            "finetune_lora a/b --data my.module.Data --data.json_path d.json",
+            "--data is my.module.Data, which is none of LitGPT's data.",
+        ),
     ],
 )
 def test_what_lathe_does_not_do_is_refused(line: str, said: str) -> None:

@@ -10,6 +10,8 @@ import yaml
 from lathe.compat import recipes
 from lathe.compat.pairs import Pair
 from lathe.compat.table import QUESTION
+from lathe.data.presets import PLACED, presets
+from lathe.errors import UsageError
 
 UNHEEDED = {"finetune": ("train.min_lr",)}  # what stands in LitGPT's recipes, and it does not heed
 TARGETS = [f"lora_{part}" for part in ("query", "key", "value", "projection", "mlp", "head")]
@@ -20,7 +22,7 @@ FLAN = "Muennighoff/flan"  # where LitGPT fetches the files of FLAN
 
 
 def read(action: str, pairs: Sequence[Pair]) -> list[Pair]:
-    """The same options, each of which can be read alone."""
+    """The same options, each of which can be read alone. Raises UsageError for a class of data that is not LitGPT's."""
     told = [each for pair in pairs for each in _expanded(pair)]
     if action == "finetune" and any(pair.name in TARGETS for pair in told):
         names = {pair.name for pair in told}
@@ -79,6 +81,9 @@ def _data(pairs: list[Pair]) -> list[Pair]:
         sides = (("data", "train"), ("val_data", "test"))
         made = [Pair(name, f"{FLAN}/{side}/{part.strip()}_{side}.jsonl") for name, side in sides for part in parts]
     elif any(pair.name in PLACES or pair == Pair("data.use_starcoder", "false", pair.recipe) for pair in pairs):
+        if kind and kind not in PLACED and kind.lower() not in presets():
+            fix = "Leave it out: its place is all that Lathe needs, and data is read by what is in it."
+            raise UsageError(f"--data is {kind}, which is none of LitGPT's data.", fix=fix)
         made = []
     else:
         return pairs
