@@ -381,6 +381,7 @@ def test_what_cannot_be_done_is_said(
 def test_without_the_harness_it_is_said_how_to_get_it(tiny_model: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    monkeypatch.delitem(sys.modules, "lathe.evaluation.answering", raising=False)  # as before it was ever imported
     assert lathe(tiny_model, "--tasks", "arc_easy") == 2
     assert 'pip install "lathe-llm[eval]"' in capsys.readouterr().err
     assert lathe("list") == 0
