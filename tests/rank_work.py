@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from lathe import checkpoint
+from lathe.actions import outset, pretrain
 from lathe.engine import DraftModel, Engine, Sampling
 from lathe.errors import PromptError
 from lathe.model import spec as s
@@ -81,3 +83,11 @@ def one_fails(device: torch.device, how: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(7)
     dist.all_reduce(torch.zeros(1))  # waits for the one that is gone
+
+
+def one_is_late(device: torch.device, out: Path) -> None:
+    """It looks when the other has begun to write."""
+    if dist.get_rank() == 1:
+        time.sleep(0.5)
+    assert outset.begun(pretrain.Options("llama", data=("texts",), out_dir=out, resume="auto")) is None
+    (out / "final").mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rank_work import one_is_late
 
-from lathe.actions import launch
+from lathe.actions import launch, ranks
 from lathe.actions.launch import Place, near, started
 from lathe.cli import main
 from lathe.errors import UsageError
@@ -161,6 +162,10 @@ def test_what_processes_refuse_is_said_once(place: Path, capfd: pytest.CaptureFi
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_what_a_run_begins_with_is_the_same_for_one_that_looks_late(tmp_path: Path) -> None:
+    ranks.run(one_is_late, 2, "cpu", tmp_path / "out")
+
+
 def test_all_stop_at_the_same_step_when_one_is_asked_to(place: Path) -> None:
     command = [
         sys.executable,

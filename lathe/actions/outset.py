@@ -27,21 +27,25 @@ WHOLE_ONLY = ("adafactor",)  # optimizers that do not work on shards
 
 
 def begun(options: Options) -> Path | None:
-    """The step that --resume goes on from; None for a new run.
+    """The step that --resume goes on from; None for a new run. Of several processes the first one looks.
 
     Raises UsageError where the run's folder holds another one, and as `resume.find` and `resume.check`.
     """
     import yaml
 
-    from lathe.training import resume
+    from lathe.training import agreement, resume
     from lathe.training.run import refuse
 
     wanted: bool | str = {None: False, "false": False, "true": True}.get(options.resume, options.resume or False)
-    step = resume.find(options.out_dir, wanted)
-    refuse(options.out_dir, options.overwrite or step is not None)
-    if step is not None:
-        resume.check(step, yaml.safe_load(to_yaml(options)), options.bound())
-    return step
+
+    def look() -> Path | None:
+        step = resume.find(options.out_dir, wanted)
+        refuse(options.out_dir, options.overwrite or step is not None)
+        if step is not None:
+            resume.check(step, yaml.safe_load(to_yaml(options)), options.bound())
+        return step
+
+    return agreement.first(look)
 
 
 def row(options: Options, context: int, usual: int) -> int:

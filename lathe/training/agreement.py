@@ -1,15 +1,24 @@
-"""What several processes each do becomes one outcome: all go on, or all end with what one of them met."""
+"""What several processes each do, or one does for all, becomes one outcome: all go on, or all end with what one met."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
 from lathe.errors import LatheError, UsageError
 
 T = TypeVar("T")
+
+
+def first(work: Callable[[], T]) -> T:
+    """What `work` gives on the first process that torch.distributed has brought together, on all of them: for what
+    is read from a disk that one of them may have changed before another looks. Raises as `all`."""
+    if not dist.is_initialized():
+        return work()
+    given = all(lambda: work() if dist.get_rank() == 0 else None, dist.group.WORLD)[0]
+    return cast(T, given)
 
 
 def all(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from lathe import checkpoint
 from lathe.errors import MissingError, UsageError
 from lathe.training import saves, stored
-from lathe.transforms.group import Group
 
 
 def find(folder: Path, wanted: bool | str | Path) -> Path | None:
@@ -29,10 +26,7 @@ def find(folder: Path, wanted: bool | str | Path) -> Path | None:
     named = wanted is not True and wanted != "auto"
     place = Path(str(wanted)) if named else folder
     if place.is_dir():
-        if Group.joined().rank == 0:
-            checkpoint.recover(place)
-        if dist.is_initialized():
-            dist.barrier()
+        checkpoint.recover(place)
     if named and (place / "state").is_dir():
         found = place
     else:
