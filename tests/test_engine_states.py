@@ -23,8 +23,10 @@ from test_engine_adapters import parts_of
 from test_speculate import Wrong, near
 
 from lathe.engine import DraftModel, Engine, Lookup, Sampling, Sequence
+from lathe.engine.embed import Embedded
 from lathe.engine.judge import Text
 from lathe.errors import UsageError
+from lathe.model.layout import Layout
 from lathe.transforms import adapt
 from lathe.transforms.roster import Roster
 from lathe.transforms.standing import Parts
@@ -54,6 +56,16 @@ def judged_alone(kind: str, text: tuple[int, ...], adapter: tuple[str, int] | No
     if adapter is not None:
         adapt.put(decoder, "x", numbers(kind, *adapter))
     return Engine(decoder).score(text)
+
+
+@functools.cache
+def embedded_alone(kind: str, text: tuple[int, ...], adapter: tuple[str, int] | None) -> list[float]:
+    decoder = decoder_of(kind)
+    if adapter is not None:
+        adapt.put(decoder, "x", numbers(kind, *adapter))
+    with torch.no_grad():
+        mean = decoder(torch.tensor(text), Layout.of([len(text)])).mean(0)
+    return (mean / mean.norm()).tolist()
 
 
 class Apart(Roster):
@@ -90,7 +102,7 @@ class History(RuleBasedStateMachine):
         self.engine.pages.shares = shares
         self.load("a", 0)
         self.asked: list[tuple[Sequence, tuple[int, ...], Sampling, tuple[str, int] | None]] = []
-        self.texts: list[tuple[Text, tuple[str, int] | None]] = []
+        self.texts: list[tuple[Text | Embedded, tuple[str, int] | None]] = []
 
     def _submit(self, prompt: list[int], wish: Sampling, adapter: str | None, **told: Any) -> None:
         if len(prompt) >= self.engine.context:
@@ -186,6 +198,13 @@ class History(RuleBasedStateMachine):
             version = None if name is None else (name, self.versions[name])
             self.texts.append((self.engine.read(prompt_of(length, seed), first, top, adapter=name), version))
 
+    @rule(data=st.data(), length=st.integers(1, 45), seed=st.integers(0, 1), priority=st.integers(-1, 1))
+    def embed(self, data: st.DataObject, length: int, seed: int, priority: int) -> None:
+        """So are texts embedded."""
+        name = data.draw(st.sampled_from([None, *self.versions]))
+        version = None if name is None else (name, self.versions[name])
+        self.texts.append((self.engine.embedding(prompt_of(length, seed), adapter=name, priority=priority), version))
+
     @precondition(lambda self: self.texts)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
@@ -229,7 +248,11 @@ class History(RuleBasedStateMachine):
             if sequence.finish != "cancelled":
                 assert [token.id for token in sequence.made] == alone(self.kind, prompt, wish, version, self.kv)
         for text, version in self.texts:
-            if text.finish != "cancelled":
+            if isinstance(text, Embedded):
+                if text.finish != "cancelled" and self.kv is None:
+                    right = embedded_alone(self.kind, tuple(text.tokens), version)
+                    assert text.told == pytest.approx(right, abs=1e-5)
+            elif text.finish != "cancelled":
                 right = judged_alone(self.kind, tuple(text.whole), version)[text.first - 1 :]
                 assert [token.id for token in text.judged] == text.whole[text.first :]
                 assert all(len(token.top) == text.top for token in text.judged)

@@ -310,6 +310,27 @@ def test_texts_are_judged_together_as_in_process_and_their_beginning_is_read_onc
     assert made[0].cached >= 608
 
 
+def test_texts_are_embedded_together_as_alone(tmp_path: Path) -> None:
+    model = tiny(tmp_path, max_position_embeddings=2048)
+    llm, sizes = LLM.load(model, device="cpu"), list[int]()
+    texts = [[n * (k + 3) % 500 + 3 for n in range(1 + 13 * k)] for k in range(24)]
+    texts[-1] *= 3  # longer than a pass
+
+    def watched(loaded: Loaded) -> None:
+        loaded.engine.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+
+    async def work(desk: Desk) -> list[tuple[int, list[float]]]:
+        return await asyncio.gather(*(desk.embed(text) for text in texts))
+
+    with desk_of(model, watched) as run:
+        told = run(work)
+    for text, (count, embedding) in zip(texts, told, strict=True):
+        hidden = llm.decoder(torch.tensor(text), Layout.of([len(text)]))
+        right = torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()
+        assert count == len(text) and embedding == pytest.approx(right, abs=1e-5)
+    assert sum(sizes) == sum(map(len, texts)) and len(sizes) < len(texts) / 2
+
+
 def test_a_text_that_nobody_waits_for_is_not_judged(tmp_path: Path) -> None:
     model = tiny(tmp_path, max_position_embeddings=1 << 16)
     text = [n * 7 % 500 + 3 for n in range(1 << 15)]

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
+import torch.nn.functional as F
 from serving import Served, adapter, begun, serving, tiny
 
 from lathe.llm import LLM
+from lathe.model.layout import Layout
 
 ASKED = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}
 
@@ -62,6 +65,19 @@ def test_a_text_is_judged_by_the_adapter_that_is_named(house: Served, folder: Pa
         told[name] = choice["logprobs"]["token_logprobs"][1:]
         assert told[name] == pytest.approx(LLM.load(tiny_model, device="cpu", adapter=path).score(ids), abs=1e-5)
     assert told["first.v1"] != pytest.approx(told[None], abs=1e-3)
+
+
+def test_a_text_is_embedded_by_the_adapter_that_is_named(house: Served, folder: Path, tiny_model: Path) -> None:
+    ids = [[n * k % 500 + 3 for n in range(20 + k)] for k in (3, 7, 11)]
+    told = {}
+    for name, path in (("first.v1", folder / "adapters/one"), (None, None)):
+        asked = {"input": ids, **({"model": name} if name else {})}
+        told[name] = [item["embedding"] for item in house.client.post("/v1/embeddings", json=asked).json()["data"]]
+        decoder = LLM.load(tiny_model, device="cpu", adapter=path).decoder
+        for tokens, embedding in zip(ids, told[name], strict=True):
+            hidden = decoder(torch.tensor(tokens), Layout.of([len(tokens)]))
+            assert embedding == pytest.approx(F.normalize(hidden.mean(0), dim=0).tolist(), abs=1e-5)
+    assert told["first.v1"][0] != pytest.approx(told[None][0], abs=1e-3)
 
 
 def test_adapters_are_models_by_name_and_come_and_go(house: Served, folder: Path, tiny_model: Path) -> None:

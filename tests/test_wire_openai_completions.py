@@ -5,6 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 import torch
+from serving import in_process
 
 from lathe.llm import LLM
 from lathe.model.layout import Layout
@@ -171,6 +172,12 @@ def test_a_text_of_another_vocabulary_is_not_judged(server) -> None:
 def test_many_texts_are_embedded_at_once(client, model) -> None:
     told = client.embeddings.create(model=model, input=[f"Number {n}" for n in range(400)])
     assert [item.index for item in told.data] == list(range(400))
+
+
+def test_texts_of_one_request_wait_for_each_other_where_the_queue_is_short(tiny_model) -> None:
+    with in_process(tiny_model, max_seqs=2, max_queue=0) as client:
+        told = client.post("/v1/embeddings", json={"input": [f"Number {n}" for n in range(9)]})
+    assert told.status_code == 200 and len(told.json()["data"]) == 9
 
 
 def post(server, path: str, **body):

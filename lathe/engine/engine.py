@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lathe.engine import alone
-from lathe.engine.alone import Steps
 from lathe.engine.choosing import Chooser, choose
 from lathe.engine.constrain import Constraint
+from lathe.engine.embed import Embedded, embedded
 from lathe.engine.judge import Text, judged
 from lathe.engine.pages import Pages
 from lathe.engine.runner import Adapters, Runner
@@ -25,6 +25,8 @@ from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
 from lathe.model.rope import frequencies
 from lathe.model.spec import Rope
+
+S = TypeVar("S", Embedded, Text)
 
 BESIDE = 256  # tokens of prompts that a CPU reads in a pass in which others wait for their next token
 AHEAD = 2  # texts to be judged that wait for each seat
@@ -127,20 +129,21 @@ class Engine:
         try:
             hidden = self.runner.run(parts)  # T D
             scores = self.runner.scores(hidden, parts) if due else None  # N V
-            told = judged(hidden, parts, self.runner)
+            told = [partial(text.take, tokens, text.cached) for text, tokens in judged(hidden, parts, self.runner)]
+            told += [partial(text.take, total) for text, total in embedded(hidden, parts)]
         except (MemoryError, RuntimeError) as error:
             return self._less(parts, error)
         try:
             made = [] if scores is None else self._chosen(scores, due)
         except CheckpointError as error:
             return self._apart(parts, error)
-        read = {text: text.cached for text, _ in told}
         for sequence, length, _ in parts:  # only now, so that a step that was interrupted can be taken again
             self.scheduler.advance(sequence, length)
-        for text, tokens in told:
-            text.take(tokens, read[text])
-            if text.finish:
-                self.scheduler.remove(text)
+        for take in told:
+            take()
+        for sequence, *_ in parts:
+            if sequence.finish and not sequence.answers:
+                self.scheduler.remove(sequence)
         came = []
         for (sequence, _, draft), tokens in zip(due, made, strict=True):
             came += [(sequence, token) for token in sequence.extend(tokens)]
@@ -264,8 +267,8 @@ class Engine:
                     if len(whole) - 1 <= self.context:
                         begun[self.read(whole, first, top)] = number
                     else:  # the pool has no room for it
-                        pieces = self._pieces(whole[:-1], len(whole))
-                        yield number, alone.finished(alone.judged(self.decoder, pieces, whole, max(first, 1), top))
+                        pieces = alone.read(self.decoder, self.pages, whole[:-1], len(whole), self.chunk)
+                        yield number, alone.judged(self.decoder, pieces, whole, max(first, 1), top)
                 for text in [text for text in begun if text.finish]:
                     if text.failure:
                         raise text.failure
@@ -294,34 +297,37 @@ class Engine:
         Raises PromptError, also where it is longer than the pool, and UsageError for an adapter that is not there.
         """
         whole, first = self._fitting(tokens, unread=1), max(first, 1)
-        if len(whole) - 1 > self.context:
-            found = f"The text is {len(whole)} tokens long."
-            raise PromptError(found, f"There is room for {self.context} tokens.", "Shorten it, or take it in pieces.")
-        chooser = Chooser(Sampling(), (), self.decoder.spec.vocab, self.device)
-        names, rank = self._names(len(whole), adapter, salt), (priority, next(self.arrivals))
-        told: dict[str, Any] = {"whole": whole, "first": first, "top": top, "pages": self.pages}
-        text = Text(whole[:-1], len(whole), frozenset(), chooser, names, adapter, rank, **told)
+        told = {"whole": whole, "first": first, "top": top, "pages": self.pages}
+        text = self._unanswered(Text, whole[:-1], len(whole), adapter, salt, priority, **told)
         if first < len(whole):
-            self.scheduler.names.extend(names, text.tokens)
+            self.scheduler.names.extend(text.names, text.tokens)
             self.scheduler.add(text)
         else:
             text.finish = "stop"
         return text
 
-    def embed(self, tokens: Iterable[int]) -> list[float]:
-        """The mean of a text's last hidden states, scaled to length 1. Returns D numbers. Raises PromptError."""
-        return alone.finished(self.embedding(tokens))
+    def embedding(
+        self, tokens: Iterable[int], *, adapter: str | None = None, salt: str = "", priority: int = 0
+    ) -> Embedded:
+        """A text whose hidden states' mean is wanted; when it has its `finish`, `told` is that.
 
-    def embedding(self, tokens: Iterable[int]) -> Steps[list[float]]:
-        """As `embed`, in pieces: whoever runs the generator may take steps in between, and gets what it returns."""
-        tokens = self._fitting(tokens)
-        return alone.embedded(self._pieces(tokens, len(tokens)))
+        It is read when `step` is called, as a prompt is. The other arguments are those of `submit`. Raises as `read`.
+        """
+        whole = self._fitting(tokens)
+        text = self._unanswered(Embedded, whole, len(whole), adapter, salt, priority)
+        self.scheduler.add(text)
+        return text
 
-    def _pieces(self, tokens: list[int], extent: int) -> Iterator[Tensor]:
-        """Hidden states of a text, which are computed from those of its earlier pieces, in room of its own."""
-        return alone.read(
-            self.decoder, self.pages, tokens, extent, lambda: self.scheduler.beside if self.busy else self.chunk
-        )
+    def _unanswered(
+        self, kind: type[S], tokens: list[int], extent: int, adapter: str | None, salt: str, priority: int, **more: Any
+    ) -> S:
+        """A sequence of which nothing follows."""
+        if len(tokens) > self.context:
+            found = f"The text is {extent} tokens long."
+            raise PromptError(found, f"There is room for {self.context} tokens.", "Shorten it, or take it in pieces.")
+        chooser = Chooser(Sampling(), (), self.decoder.spec.vocab, self.device)
+        names, rank = self._names(extent, adapter, salt), (priority, next(self.arrivals))
+        return kind(tokens, extent, frozenset(), chooser, names, adapter, rank, **more)
 
     def _fitting(self, tokens: Iterable[int], unread: int = 0) -> list[int]:
         tokens = list(tokens)

@@ -48,6 +48,11 @@ class Text(scheduler.Sequence):
     pages: Pages | None = None
 
     @property
+    def told(self) -> list[Token]:
+        """What was judged. All there is to it when it has its `finish`."""
+        return self.judged
+
+    @property
     def known(self) -> int:
         """How many tokens need not be read: what is said behind the next one is to be known."""
         return self.first + len(self.judged) - 1

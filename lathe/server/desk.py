@@ -215,8 +215,7 @@ class Desk:
         self, prompt: str | Sequence[int], model: str | None = None, top: int = 0, salt: str = ""
     ) -> list[Word]:
         """The tokens of a text with their log-probabilities, the first one's excepted. Raises what `answer` raises."""
-        adapter = self.named(model).adapter
-        served, tokens, judged = await self._reading("judge", prompt, model, top, adapter, salt)
+        served, tokens, judged = await self._reading("judge", prompt, model, top, salt)
         _numbers([logprob for _, logprob, _ in judged])
         spelt = served.tokenizer.spelling
         words = [Word(tokens[0], spelt(tokens[0]))]
@@ -225,14 +224,15 @@ class Desk:
         return words
 
     async def _reading(
-        self, word: Literal["embed", "judge"], prompt: str | Sequence[int], model: str | None, *more: int | str | None
+        self, word: Literal["embed", "judge"], prompt: str | Sequence[int], model: str | None, *more: int | str
     ) -> tuple[Served, list[int], Any]:
-        served = self.find(model)
+        named = self.named(model)
+        served = named.served
         with self._admitted(served, 1):
             tokens = (await self._in_thread(self.read, served, Ask(prompt))).tokens
             if len(tokens) > served.context:
                 raise Overflow(len(tokens), served.context)
-            return served, tokens, await served.told(word, tokens, *more)
+            return served, tokens, await served.told(word, tokens, named.adapter, *more)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)

@@ -3,8 +3,8 @@
 Nothing on it is ever unpickled but the function that loads the model, which this program itself hands over. Imports no
 torch: that is the engine process's.
 
-    to the engine   ["ask", id, {...}], ["cancel", id], ["embed", id, [tokens]],
-                    ["judge", id, [tokens], top, adapter, salt], ["adapt", id, name, path], ["take off", id, name],
+    to the engine   ["ask", id, {...}], ["cancel", id], ["embed", id, [tokens], adapter],
+                    ["judge", id, [tokens], adapter, top, salt], ["adapt", id, name, path], ["take off", id, name],
                     ["stop"]
     from it         ["ready", {...}], ["failed", error], ["made", {...}] after a step (see `room`),
                     ["refused", id, error], ["done", id, value]; and from the line itself, at last, ["gone", exit code]

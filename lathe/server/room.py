@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe.engine import Constraint, Engine, Grammars, Sampling, Sequence, Token
-from lathe.engine.alone import Steps
+from lathe.engine.embed import Embedded
 from lathe.engine.judge import Text
 from lathe.engine.thoughts import Bound, Bounded
 from lathe.errors import CheckpointError, LatheError
@@ -114,21 +114,20 @@ class Asked:
 
 
 class Room:
-    """open: sequences that are being made. compiling: requests whose grammar is. texts: those that are judged beside
-    them. readings: texts to be read for themselves, in the order they came."""
+    """open: sequences that are being made. compiling: requests whose grammar is. texts: those that are judged or
+    embedded beside them."""
 
     def __init__(self, loaded: Loaded, pipe: Connection) -> None:
         self.loaded, self.engine, self.pipe = loaded, loaded.engine, pipe
         self.open: dict[int, Sequence] = {}
         self.compiling: dict[int, tuple[Asked, Future[Constraint]]] = {}
-        self.texts: dict[int, Text] = {}
-        self.readings: dict[int, Steps[Any]] = {}
+        self.texts: dict[int, Text | Embedded] = {}
         self._said: dict[str, Any] = {}
 
     def run(self) -> None:
         """Until the line ends, or asks to stop."""
         while True:
-            patience = 0.0 if self.engine.busy or self.readings else 0.005 if self.compiling else None
+            patience = 0.0 if self.engine.busy else 0.005 if self.compiling else None
             if patience is None and not self.pipe.poll(QUIET):
                 self.loaded.grammars.prepare()
             while self.pipe.poll(patience):
@@ -142,9 +141,6 @@ class Room:
             if (made := self._step()) != self._said:
                 _send(self.pipe, "made", made)
                 self._said = {"state": made["state"]}
-            # A piece between two steps, and no other text meanwhile.
-            for id, reading in [*self.readings.items()][:1]:
-                self._safely(id, self._read, id, reading)
 
     @property
     def state(self) -> dict[str, int]:
@@ -168,8 +164,7 @@ class Room:
             case "embed":
                 self._safely(id, self._embed, id, *rest)
             case "cancel":
-                for kept in (self.readings, self.compiling):
-                    kept.pop(id, None)
+                self.compiling.pop(id, None)
                 if sequence := self.open.pop(id, None) or self.texts.pop(id, None):
                     self.engine.cancel(sequence)
 
@@ -185,23 +180,11 @@ class Room:
     def _do(self, id: int, work: Callable[[], Any]) -> None:
         _send(self.pipe, "done", id, work())
 
-    def _judge(self, id: int, tokens: list[int], top: int, adapter: str | None, salt: str) -> None:
+    def _judge(self, id: int, tokens: list[int], adapter: str | None, top: int, salt: str) -> None:
         self.texts[id] = self.engine.read(tokens, top=top, adapter=adapter, salt=salt)
 
-    def _embed(self, id: int, tokens: list[int]) -> None:
-        self.readings[id] = self.engine.embedding(tokens)
-
-    def _read(self, id: int, reading: Steps[Any]) -> None:
-        """One more piece of a text."""
-        reads = False
-        try:
-            next(reading)
-            reads = True
-        except StopIteration as end:
-            _send(self.pipe, "done", id, end.value)
-        finally:
-            if not reads:
-                del self.readings[id]
+    def _embed(self, id: int, tokens: list[int], adapter: str | None) -> None:
+        self.texts[id] = self.engine.embedding(tokens, adapter=adapter)
 
     def _ask(self, id: int, asked: Asked) -> None:
         if asked.grammar is None:
@@ -263,7 +246,7 @@ class Room:
             if text.failure:
                 _send(self.pipe, "refused", id, told(Unready(text.failure.found, "", text.failure.fix)))
             else:
-                _send(self.pipe, "done", id, text.judged)
+                _send(self.pipe, "done", id, text.told)
         return {name: rows for name, rows in made.items() if rows} | {"state": self.state}
 
     def _trouble(self, error: Exception) -> None:

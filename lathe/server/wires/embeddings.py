@@ -22,7 +22,7 @@ from lathe.server.wires.mixed import Piece, Pieces, ids_of, separate
 
 PATH = "/v1/embeddings"
 MOST_TEXTS = 2048
-AT_ONCE = 8  # texts of one request that wait for the engine at a time
+AT_ONCE = 32  # texts of one request that the engine has at a time, where it has so many seats
 
 
 class EmbeddingBody(Body):
@@ -45,7 +45,7 @@ def router(desk: Desk) -> APIRouter:
         if body.dimensions not in (None, served.width):
             found = f"The model's embeddings have {served.width} dimensions, and no fewer are made."
             raise Unsupported("dimensions", found, fix="Leave it out.")
-        prompts, turns = separate(body.input), asyncio.Semaphore(AT_ONCE)
+        prompts, turns = separate(body.input), asyncio.Semaphore(min(AT_ONCE, served.seats))
         if len(prompts) > MOST_TEXTS:
             raise Misused("input", f"{len(prompts)} texts are given.", f"At most {MOST_TEXTS} are taken.")
 
