@@ -38,7 +38,7 @@ def kernels(request, tmp_path_factory) -> ctypes.CDLL:
     sources = [str(Path(native.__file__).parent / name) for name in ("codes.cpp", "panels.cpp")]
     subprocess.run([program, *building.FLAGS, "-fopenmp-simd", *flags, *sources, "-o", str(made)], check=True)
     found = ctypes.CDLL(str(made))
-    for name in ("lathe_panels", "lathe_panel_bytes", "lathe_coded_product"):
+    for name in ("lathe_panels", "lathe_panel_bytes", "lathe_panel_rows", "lathe_coded_product"):
         function = getattr(found, name)
         function.argtypes = [native.KINDS[letter] for letter in native.SIGNATURES[name]]
         function.restype = None
@@ -50,7 +50,7 @@ def drawn(how: str, shape: tuple[int, int]) -> list[Tensor]:
     random = torch.Generator().manual_seed(shape[1])
     parts = []
     for name, part in KINDS[how].blank(torch.Size(shape)).items():
-        if name == "scales":
+        if part.dtype.is_floating_point:
             parts.append((torch.rand(part.shape, generator=random) + 0.1).to(part.dtype))
         else:
             low, high = {"zeros": (0, 17)}.get(name, (-128, 128) if part.dtype == torch.int8 else (0, 256))
@@ -111,3 +111,18 @@ def test_codes_come_back_bit_for_bit(kernels, how):
     again = [torch.empty_like(part) for part in parts]
     moved(kernels, how, again, in_panels(kernels, how, parts, shape), shape, back=True)
     assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+@pytest.mark.parametrize("how", [how for how in CODES if how != "nf4"])
+@pytest.mark.parametrize("shape", [(5, 64), (49, 576), (16, 1000)])
+def test_rows_are_the_numbers_that_codes_stand_for(kernels, how, shape):
+    """To the last digit, for a minimum may be taken away before a product is rounded."""
+    parts = drawn(how, shape)
+    panels, index = in_panels(kernels, how, parts, shape), torch.tensor([shape[0] - 1, 0, 3, 3])
+    for dtype in (torch.float32, torch.bfloat16):
+        y = torch.empty(len(index), shape[1], dtype=dtype)
+        sizes = len(index), shape[1], CODES[how], native.TYPES[dtype], 1
+        kernels.lathe_panel_rows(panels.data_ptr(), index.data_ptr(), y.data_ptr(), *sizes)
+        exact = KINDS[how].unpack(parts, shape[1], dtype)[index]
+        near = 2 * torch.finfo(dtype).eps if KINDS[how].others else 0.0
+        torch.testing.assert_close(y, exact, rtol=near, atol=near * float(exact.abs().max()))

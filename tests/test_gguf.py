@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from samples import damaged, draw_box, same_bits
 
 from lathe.errors import CheckpointError, MissingError
+from lathe.transforms.kinds import KINDS
 from lathe.weights import gguf
 from lathe.weights.blocks import PACKINGS
+from lathe.weights.coded import Coded
+from lathe.weights.gguf.codes import WAYS
 from lathe.weights.tensors import Ref
 
 # ---- against the reference ------------------------------------------------------------------------------------------
@@ -149,6 +152,29 @@ def test_a_quantized_type_is_the_reference_s_bit_for_bit(kind: int) -> None:
     expected = torch.from_numpy(reference.dequantize(raw, theirs))
     assert not expected.isnan().any()
     assert same_bits(packing.expand(torch.from_numpy(raw)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("kind", [n for n, one in PACKINGS.items() if one.name in WAYS], ids=lambda n: PACKINGS[n].name)
+def test_codes_stand_for_the_very_numbers(kind: int, tmp_path: Path) -> None:
+    """All of them, some rows of a stack, and those of a file's rows in another order."""
+    raw = raw_blocks(kind, (2, 6), 2, 3)
+    one_tensor(tmp_path / "a", raw.tobytes(), (2, 6, 2 * PACKINGS[kind].values), kind)
+    ref = gguf.open(tmp_path / "a").tensors["x"]
+    whole = torch.from_numpy(reference.dequantize(raw, GGMLQuantizationType(kind)))
+    order = [0, 2, 4, 1, 3, 5]
+    for some, wanted in (
+        (ref, whole),
+        (ref[1:, 2:5], whole[1:, 2:5]),
+        (ref.unstack()[1].reordered((3, 2), (1, 0)), whole[1, order]),
+    ):
+        assert isinstance(some, Coded)
+        parts = [part.read() for part in some.parts.values()]
+        blank = KINDS[some.kind].blank(torch.Size(some.shape))
+        assert [(name, part.shape, part.dtype) for name, part in blank.items()] == [
+            (name, part.shape, part.dtype) for name, part in zip(some.parts, parts, strict=True)
+        ]
+        assert same_bits(KINDS[some.kind].unpack(parts, some.shape[-1], torch.float32), wanted)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -20,7 +20,7 @@ from lathe.model.mlps import Router
 from lathe.transforms import adapt, begin, pack, panels, quantize
 from lathe.transforms.adapted import Adapted
 from lathe.transforms.grids import NF4
-from lathe.transforms.kinds import KINDS
+from lathe.transforms.kinds import KINDS, MADE
 from lathe.transforms.quantize import Packed
 from lathe.transforms.terms import Lora
 from lathe.weights.tensors import Ref
@@ -92,12 +92,12 @@ def test_double_quantization_is_near_and_small():
     off = (scales - plain["scales"]).abs().view(-1, 256)
     bound = (plain["scales"] - plain["scales"].mean()).abs().view(-1, 256).amax(1) / 254
     assert (off <= bound[:, None] * 1.001).all()
-    bits = {name: sum(p.nbytes for p in packed(name, weight).values()) * 8 / weight.numel() for name in KINDS}
+    bits = {name: sum(p.nbytes for p in packed(name, weight).values()) * 8 / weight.numel() for name in MADE}
     assert bits["nf4"] == 4.5 and bits["nf4-dq"] == pytest.approx(4.127, abs=1e-3)  # the paper's figures
     assert bits["int8"] == 8 + 32 / 4096
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MADE)
 def test_pieces_and_parts_of_a_matrix(name):
     """However it is cut when it is read, and of whatever type; and some of it alone, when it is unpacked."""
     stack = torch.randn(6, 10, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -134,7 +134,7 @@ def ask(decoder: Decoder) -> Tensor:
     return decoder.logits(decoder(torch.arange(20) * 7 % 96, Layout.of([13, 7])))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MADE)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_packed_model_is_its_unpacked_one_and_near_the_original(name, kind):
     found = model(name)
@@ -153,7 +153,7 @@ def test_a_packed_model_is_its_unpacked_one_and_near_the_original(name, kind):
     assert all(torch.equal(a, b) for a, b in zip(in_place.parameters(), decoder.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MADE)
 @pytest.mark.parametrize(("name", "settings"), [
     ("llama-biased", Lora(targets="all-linear", bias="all")),
     ("llama-biased", Lora(targets="all-linear", dora=True)),

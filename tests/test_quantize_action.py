@@ -133,6 +133,27 @@ def test_ggufs_types_are_written_into_its_file(model, tmp_path, how):
     torch.testing.assert_close(ask(decoder), ask(found.load(dense=True)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory) -> Path:
+    """A file in Q4_K_M whose rows are whole blocks."""
+    place = tmp_path_factory.mktemp("medium")
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8}
+    folder = made(place / "model", CONFIG | wide)
+    assert cli.main(["quantize", str(folder), str(place / "medium.gguf"), "--to", "Q4_K_M"]) == 0
+    return place / "medium.gguf"
+
+
+def test_a_mixture_stays_in_its_codes(medium):
+    """Values and some ways down in Q6_K, all else in Q4_K; the kernels multiply by the numbers of the file."""
+    found = checkpoint.open(medium)
+    decoder, dense, quick = found.load(), found.load(dense=True), found.load(quick=True)
+    assert kinds(decoder) == kinds(quick) == {"q4_k", "q6_k"} and kinds(dense) == set()
+    torch.testing.assert_close(ask(decoder), ask(dense), rtol=1e-5, atol=1e-5)
+    assert (ask(quick) - ask(dense)).square().mean() <= (0.05 * ask(dense).std()) ** 2
+    for name, module in matrices(dense):
+        assert torch.equal(quick.get_submodule(name).weight, module.weight)
+
+
 def test_a_row_that_is_no_whole_groups(tmp_path, capsys):
     """int4 keeps such matrices in 8 bits, nf4 as they were."""
     folder = made(tmp_path / "odd", CONFIG | {"intermediate_size": 172})
@@ -177,11 +198,14 @@ def test_memory_is_the_quantized_model_and_a_layer(tmp_path):
     assert memory.printed(PROGRAM, folder, tmp_path / "out", "--to", "nf4") < whole * 4.5 / 16 + layer < whole
 
 
-@pytest.mark.parametrize("how", ["int4", "nf4"])
-def test_it_is_finetuned_in_its_codes_or_whole(model, tmp_path, how, capsys):
+@pytest.mark.parametrize("how", ["int4", "nf4", "Q4_K_M"])
+def test_it_is_finetuned_in_its_codes_or_whole(model, medium, tmp_path, how, capsys):
     """An adapter learns beside the codes (QLoRA) and is merged into what they stand for; a whole model learns dense."""
     place, rows = tmp_path / "out", tmp_path / "rows.json"
-    assert cli.main(["quantize", str(model), str(place), "--to", how]) == 0
+    if how == "Q4_K_M":
+        place = medium
+    else:
+        assert cli.main(["quantize", str(model), str(place), "--to", how]) == 0
     rows.write_text(json.dumps([{"instruction": "Turn", "output": "wood"}] * 4))
     few = ["--data", str(rows), "--train.max-steps", "2", "--train.global-batch-size", "2", "--overwrite"]
     few += ["--train.micro-batch-size", "2", "--prompt-style", "alpaca", "--max-repeats", "1"]
@@ -192,7 +216,12 @@ def test_it_is_finetuned_in_its_codes_or_whole(model, tmp_path, how, capsys):
         told = checkpoint.open(run / "final")
         name = "model.layers.0.mlp.up_proj.weight"
         assert not torch.equal(told.tensors[name].read(), codes[name].read())
-        assert kinds(told.load()) == ({how} if method == "lora" else set())
+        assert kinds(told.load()) == (kinds(checkpoint.open(place).load()) if method == "lora" else set())
+    assert cli.main(["merge", str(tmp_path / "lora" / "final"), str(tmp_path / "merged")]) == 0
+    told = checkpoint.open(tmp_path / "merged")
+    with torch.inference_mode():
+        near = ask(told.load())
+        assert (near - ask(checkpoint.open(tmp_path / "lora" / "final").load())).abs().max() < 0.05 * near.std()
 
 
 def test_inspect_says_what_is_kept(model, tmp_path, capsys):

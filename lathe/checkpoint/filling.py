@@ -175,10 +175,12 @@ class Checkpoint:
 
 def fill(panels: Panels, ref: Ref, passing: Passing) -> None:
     """Put a matrix into its panels: the codes that it is stored as, if they are of the panels' kind."""
-    if isinstance(ref, Coded) and ref.kind == panels.how and ref.sure():
-        panels.put([part.read().contiguous() for part in ref.parts.values()])
-        return
     step = panels.step()
+    if isinstance(ref, Coded) and ref.kind == panels.how and ref.sure():
+        for start in range(0, ref.shape[0], step):
+            parts = [part[start : start + step].read().contiguous() for part in ref.parts.values()]
+            panels.put(parts, start)
+        return
     pieces = (ref[start : start + step].read().contiguous() for start in range(0, ref.shape[0], step))
     panels.rounded(passing.through(pieces))
 

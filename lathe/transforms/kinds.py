@@ -10,6 +10,13 @@ int4-zp  whole numbers from 0 to 15, less a zero point, times a scale, for each 
 fp4      as nf4, with the sixteen values that floats of 4 bits have; fp4-dq as nf4-dq
 fp8      floats of 8 bits (4 of exponent, 3 of mantissa), times a 448th of the largest of each row: 8 bits
 
+As GGUF has them, and nothing is made here:
+
+q4_1     whole numbers from 0 to 15, times a scale, less a minimum, for each 32 numbers of a row: 5 bits
+q4_k     the same, whose scales and minima are whole numbers times one scale for each 256: 4.63 bits
+q5_1, q5_k  as these, from 0 to 31, in 8 bits: 9 and 8.63 bits
+q6_k     whole numbers from -32 to 31 in 8 bits, times a whole number for each 16, times a scale for each 256: 8.56 bits
+
 Knows no file and no module: `Kind.pack` takes the pieces of a matrix as they are read.
 """
 
@@ -24,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.errors import UsageError, did_you_mean
-from lathe.transforms import grids
+from lathe.transforms import grids, minima
 from lathe.transforms.grids import BLOCK, FP4, GROUP, NF4, Table
 
 COARSE = 256  # scales that are packed about one size
@@ -34,17 +41,17 @@ CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are
 @dataclass(frozen=True)
 class Kind:
     """One way. code: the type of codes. width, scales: how many codes a row of so many inputs has, and how many numbers
-    that they are multiplied by. rows: n D to both; back: both to ... D. double: the scales are packed too. zeros:
-    beside each scale is a zero point, which is taken from the codes before."""
+    that they are multiplied by. rows: n D to both, unless it is for files alone; back: both to ... D. double: the
+    scales are packed too. others: what else there is, its name, how many of a row, and their type."""
 
     code: torch.dtype
     width: Callable[[int], int]
     scales: Callable[[int], int]
-    rows: Callable[[Tensor], tuple[Tensor, ...]]
+    rows: Callable[[Tensor], tuple[Tensor, ...]] | None
     back: Callable[..., Tensor]
     double: bool = False
     scale: torch.dtype = torch.float32
-    zeros: bool = False
+    others: tuple[str, Callable[[int], int], torch.dtype] | None = None
 
     def blank(self, shape: torch.Size) -> dict[str, Tensor]:
         """Parts without values for a matrix, or a stack of them, of this shape."""
@@ -53,7 +60,10 @@ class Kind:
         found = {"codes": torch.empty(*lead, self.width(inputs), dtype=self.code)}
         if not self.double:
             found["scales"] = torch.empty(*lead, count, dtype=self.scale)
-            return found | ({"zeros": torch.empty(*lead, count, dtype=torch.uint8)} if self.zeros else {})
+            if self.others is not None:
+                name, many, dtype = self.others
+                found[name] = torch.empty(*lead, many(inputs), dtype=dtype)
+            return found
         coarse = -(-torch.Size(lead).numel() * count // COARSE)
         return found | {
             "scales": torch.empty(*lead, count, dtype=torch.int8),
@@ -63,11 +73,12 @@ class Kind:
 
     def pack(self, pieces: Iterable[Tensor], shape: torch.Size, device: torch.device) -> dict[str, Tensor]:
         """Parts of a matrix that comes some rows at a time (of a stack: some matrices), in any floating-point type."""
+        assert self.rows, "no matrix is made into codes that only files have"
         with device:
             found = self.blank(shape)
             if self.double:  # numbers, until all are known
                 found["scales"] = torch.empty(*shape[:-1], self.scales(shape[-1]))
-        parts, start = [found[name].flatten(0, -2) for name in ("codes", "scales", "zeros") if name in found], 0
+        parts, start = [part.flatten(0, -2) for part in [*found.values()][: 2 if self.double else 3]], 0
         step = max((CHUNK if device.type == "cpu" else LARGE) // shape[-1], 1)
         for piece in pieces:
             for rows in piece.flatten(0, -2).split(step):
@@ -115,9 +126,35 @@ def _table(values: Table, double: bool = False) -> Kind:
     return Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), to, back, double)
 
 
+def _same(inputs: int) -> int:
+    return inputs
+
+
+def _nibbles(inputs: int) -> int:
+    return _groups(inputs) * GROUP // 2
+
+
+def _levels(inputs: int) -> int:
+    return 2 * _groups(inputs)
+
+
+def _tops(inputs: int) -> int:
+    return -(-inputs // minima.COARSE)
+
+
 def _four(to: Callable[[Tensor], tuple[Tensor, ...]], back: Callable[..., Tensor], zeros: bool = False) -> Kind:
-    half = GROUP // 2
-    return Kind(torch.uint8, lambda n: _groups(n) * half, _groups, to, back, scale=torch.float16, zeros=zeros)
+    others = ("zeros", _groups, torch.uint8) if zeros else None
+    return Kind(torch.uint8, _nibbles, _groups, to, back, scale=torch.float16, others=others)
+
+
+def _stored(eight: bool, levels: bool) -> Kind:
+    """Codes with minima."""
+    code, width = (torch.int8, _same) if eight else (torch.uint8, _nibbles)
+    if levels:
+        others, back = ("levels", _levels, torch.int8), minima.from_levels
+        return Kind(code, width, lambda n: 2 * _tops(n), None, back, scale=torch.float16, others=others)
+    others = ("minima", _groups, torch.float16)
+    return Kind(code, width, _groups, None, minima.from_minima, scale=torch.float16, others=others)
 
 
 KINDS = {
@@ -125,22 +162,37 @@ KINDS = {
     "nf4-dq": _table(NF4, double=True),
     "fp4": _table(FP4),
     "fp4-dq": _table(FP4, double=True),
-    "int8": Kind(torch.int8, lambda inputs: inputs, lambda inputs: 1, grids.to_int8, grids.from_int8),
+    "int8": Kind(torch.int8, _same, lambda inputs: 1, grids.to_int8, grids.from_int8),
     "int8-32": Kind(
         torch.int8,
-        lambda inputs: inputs,
+        _same,
         _groups,
         grids.to_int8_groups,
         grids.from_int8_groups,
         scale=torch.float16,
     ),
-    "fp8": Kind(torch.float8_e4m3fn, lambda inputs: inputs, lambda inputs: 1, grids.to_fp8, grids.from_fp8),
+    "fp8": Kind(torch.float8_e4m3fn, _same, lambda inputs: 1, grids.to_fp8, grids.from_fp8),
     "int4": _four(grids.to_int4, grids.from_int4),
     "int4-zp": _four(grids.to_int4_with_zeros, grids.from_int4_with_zeros, zeros=True),
+    "q4_1": _stored(eight=False, levels=False),
+    "q5_1": _stored(eight=True, levels=False),
+    "q4_k": _stored(eight=False, levels=True),
+    "q5_k": _stored(eight=True, levels=True),
+    "q6_k": Kind(
+        torch.int8,
+        _same,
+        _tops,
+        None,
+        minima.from_fine_levels,
+        scale=torch.float16,
+        others=("levels", lambda inputs: -(-inputs // minima.FINE), torch.int8),
+    ),
 }
+MADE = [name for name, kind in KINDS.items() if kind.rows]  # of any matrix; others only files have
+STORED = [name for name in KINDS if name not in MADE]
 FOURS = ("int4", "int4-zp")  # whole numbers of 4 bits
 # These stay in codes where a checkpoint has them: they are also multiplied so.
-KEPT = ("int8", "int8-32", *FOURS, "nf4")
+KEPT = ("int8", "int8-32", *FOURS, "nf4", *STORED)
 LITGPT = {
     **{f"bnb.{name}": name for name in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")},
     "bnb.int8-training": "int8",
@@ -148,13 +200,13 @@ LITGPT = {
 
 
 def known(name: str) -> str:
-    """One of KINDS by its name, or by LitGPT's.
+    """One of MADE by its name, or by LitGPT's.
 
     Raises:
         UsageError: there is none of that name.
     """
     found = LITGPT.get(name, name)
-    if found not in KINDS:
-        every = f"Known are {', '.join(KINDS)}."
-        raise UsageError(f'"{name}" is no way to quantize that is known.', every, did_you_mean(name, [*KINDS, *LITGPT]))
+    if found not in MADE:
+        every = f"Known are {', '.join(MADE)}."
+        raise UsageError(f'"{name}" is no way to quantize that is known.', every, did_you_mean(name, [*MADE, *LITGPT]))
     return found

@@ -24,7 +24,7 @@ from lathe.transforms.quantize import Packed, PackedLinear
 from lathe.transforms.quick import Quick, QuickTrunk
 
 ENDS = "int8-32"  # codes of embedding and head
-QUICK = {"int8", "int8-32", "int4", "int4-zp"}  # layers that these go with; nf4 is for room, and keeps them as they are
+QUICK = CODES.keys() - {"nf4"}  # layers that these go with; nf4 is for room, and keeps them as they are
 
 
 def pack(decoder: Decoder) -> None:

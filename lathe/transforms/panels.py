@@ -17,7 +17,9 @@ from lathe.transforms.kinds import KINDS
 from lathe.transforms.quantize import PackedLinear
 
 # Ways to quantize that the kernels know, as in codes.h.
-CODES = {"int8": 1, "nf4": 2, "int4": 3, "int8-32": 4, "int4-zp": 5}
+CODES = {
+    "int8": 1, "nf4": 2, "int4": 3, "int8-32": 4, "int4-zp": 5, "q4_1": 6, "q5_1": 7, "q4_k": 8, "q5_k": 9, "q6_k": 10,
+}  # fmt: skip
 ABREAST = 16  # rows of a panel
 CHUNK = 1 << 19  # numbers that are made into codes at once
 
@@ -51,7 +53,7 @@ class Panels:
         self.kernels, self.how, self.shape, self.all = kernels, how, shape, panels
 
     def put(self, parts: Sequence[Tensor], start: int = 0) -> None:
-        """Rows from `start` on, which begins a panel, from their codes, scales and zero points."""
+        """Rows from `start` on, which begins a panel, from their codes, scales and what else the kind has."""
         self._move(parts, start, len(parts[0]), False)
 
     def step(self) -> int:
@@ -60,9 +62,10 @@ class Panels:
 
     def rounded(self, pieces: Iterable[Tensor]) -> Panels:
         """These, after a matrix of numbers was put into them, which comes `step` rows at a time."""
-        start = 0
+        start, codes = 0, KINDS[self.how].rows
+        assert codes
         for rows in pieces:
-            self.put([part.contiguous() for part in KINDS[self.how].rows(rows)], start)
+            self.put([part.contiguous() for part in codes(rows)], start)
             start += len(rows)
         return self
 
@@ -84,8 +87,8 @@ class Panels:
         return y
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows of a matrix in codes of 8 bits, as numbers. index: ... of int64, on the CPU. dtype: one of native.TYPES.
-        Returns ... D. Raises IndexError where there is no row of such a number."""
+        """Rows of a matrix in codes of any kind but nf4, as numbers. index: ... of int64, on the CPU. dtype: one of
+        native.TYPES. Returns ... D. Raises IndexError where there is no row of such a number."""
         index, (n, k) = index.contiguous(), self.shape
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= n):
             raise IndexError(f"Rows {int(index.min())} to {int(index.max())} are asked for, of {n}.")
@@ -97,8 +100,8 @@ class Panels:
 
     def _move(self, parts: Sequence[Tensor], start: int, rows: int, back: bool) -> None:
         given = [part.data_ptr() for part in parts]
-        zeros = given[2] if len(given) > 2 else None
-        places = given[0], given[1], zeros, self.all[start // ABREAST :].data_ptr()
+        others = given[2] if len(given) > 2 else None
+        places = given[0], given[1], others, self.all[start // ABREAST :].data_ptr()
         self.kernels.lathe_panels(*places, rows, self.shape[1], CODES[self.how], back, torch.get_num_threads())
 
 

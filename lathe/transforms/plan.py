@@ -135,7 +135,8 @@ class Plan:
             raise Unknown
         for name in ("q", "k", "v", "o"):
             self._matrix(one, f"{name}_proj", getattr(told, name))
-        self._alike(told.q, told.k, told.v)
+        if len({bool(matrix.kind) for matrix in (told.q, told.k, told.v)}) > 1:
+            raise Unknown  # what is given to them is made into codes once, or for none
         if part.qk_norm is not None:
             for name in ("q_norm", "k_norm"):
                 self._norm(one, name, getattr(told, name))
@@ -156,8 +157,8 @@ class Plan:
         told, one = self.told.mlp, self._module(block, "mlp", mlps.Gated, mlps.Plain)
         for name in ("gate", "up", "down") if isinstance(one, mlps.Gated) else ("up", "down"):
             self._matrix(one, f"{name}_proj", getattr(told, name))
-        if isinstance(one, mlps.Gated):
-            self._alike(told.gate, told.up)
+        if isinstance(one, mlps.Gated) and told.gate.kind != told.up.kind:  # whose rows pass side by side
+            raise Unknown
         found = [name for name in get_args(spec.Activation) if mlps.ACTIVATIONS[name] is one.act]
         if not found:
             raise Unknown
@@ -202,11 +203,6 @@ class Plan:
         else:
             told.weight = self._parameter(one, "weight")
         told.bias, told.rows = self._parameter(one, "bias"), shape_of(one)[0]
-
-    def _alike(self, *matrices: Any) -> None:
-        """What is given to several matrices is made into codes once, for all of them."""
-        if len({matrix.kind for matrix in matrices}) > 1:
-            raise Unknown
 
     def _norm(self, holder: nn.Module, name: str, told: Any) -> None:
         kinds = (layers.RMSNorm, layers.OffsetRMSNorm, layers.LayerNorm, layers.OffsetLayerNorm, layers.OwnLayerNorm)

@@ -32,7 +32,7 @@ def _half(raw: Tensor) -> Tensor:  # N 2 -> N 1
     return raw.view(torch.float16).float()
 
 
-def _bits(raw: Tensor, shifts: Sequence[int], mask: int, run: int) -> Tensor:
+def bits(raw: Tensor, shifts: Sequence[int], mask: int, run: int) -> Tensor:
     """Of each run of `run` bytes: the bits at the first shift of all of them, then at the next (N B -> N B*shifts)."""
     by = torch.tensor(shifts, dtype=torch.uint8)[:, None]
     return ((raw.unflatten(1, (-1, 1, run)) >> by) & mask).flatten(1)
@@ -52,26 +52,26 @@ def _less(d: Tensor, q: Tensor, m: Tensor) -> Tensor:
     return (d[..., None] * q.unflatten(1, (d.shape[1], -1)).float() - m[..., None]).flatten(1)
 
 
-def _fifth(raw: Tensor) -> Tensor:
+def fifth(raw: Tensor) -> Tensor:
     """32 single bits in 4 bytes, lowest first, each worth 16: N 4 -> N 32."""
-    return _bits(raw, range(8), 1, 1) << 4
+    return bits(raw, range(8), 1, 1) << 4
 
 
 def _q4_0(raw: Tensor) -> Tensor:  # d 2 | q 16
-    return _scaled(_half(raw[:, :2]), _signed(_bits(raw[:, 2:], (0, 4), 15, 16), 8))
+    return _scaled(_half(raw[:, :2]), _signed(bits(raw[:, 2:], (0, 4), 15, 16), 8))
 
 
 def _q4_1(raw: Tensor) -> Tensor:  # d 2 | m 2 | q 16
-    return _less(_half(raw[:, :2]), _bits(raw[:, 4:], (0, 4), 15, 16), -_half(raw[:, 2:4]))
+    return _less(_half(raw[:, :2]), bits(raw[:, 4:], (0, 4), 15, 16), -_half(raw[:, 2:4]))
 
 
 def _q5_0(raw: Tensor) -> Tensor:  # d 2 | fifth bits 4 | q 16
-    q = _bits(raw[:, 6:], (0, 4), 15, 16) | _fifth(raw[:, 2:6])
+    q = bits(raw[:, 6:], (0, 4), 15, 16) | fifth(raw[:, 2:6])
     return _scaled(_half(raw[:, :2]), _signed(q, 16))
 
 
 def _q5_1(raw: Tensor) -> Tensor:  # d 2 | m 2 | fifth bits 4 | q 16
-    q = _bits(raw[:, 8:], (0, 4), 15, 16) | _fifth(raw[:, 4:8])
+    q = bits(raw[:, 8:], (0, 4), 15, 16) | fifth(raw[:, 4:8])
     return _less(_half(raw[:, :2]), q, -_half(raw[:, 2:4]))
 
 
@@ -82,17 +82,17 @@ def _q8_0(raw: Tensor) -> Tensor:  # d 2 | q 32
 def _q2_k(raw: Tensor) -> Tensor:  # scales and minima 16 | q 64 | d 2 | m 2
     scales = raw[:, :16]
     d, m = _half(raw[:, 80:82]) * (scales & 15), _half(raw[:, 82:84]) * (scales >> 4)
-    return _less(d, _bits(raw[:, 16:80], (0, 2, 4, 6), 3, 32), m)
+    return _less(d, bits(raw[:, 16:80], (0, 2, 4, 6), 3, 32), m)
 
 
 def _q3_k(raw: Tensor) -> Tensor:  # third bits 32 | q 64 | scales 12 | d 2
-    low, high = _bits(raw[:, 96:104], (0, 4), 15, 8), _bits(raw[:, 104:108], (0, 2, 4, 6), 3, 4)
+    low, high = bits(raw[:, 96:104], (0, 4), 15, 8), bits(raw[:, 104:108], (0, 2, 4, 6), 3, 4)
     d = _half(raw[:, 108:]) * _signed(low | high << 4, 32)
-    q = _bits(raw[:, 32:96], (0, 2, 4, 6), 3, 32) | _bits(raw[:, :32], range(8), 1, 32) << 2
+    q = bits(raw[:, 32:96], (0, 2, 4, 6), 3, 32) | bits(raw[:, :32], range(8), 1, 32) << 2
     return _scaled(d, _signed(q, 4))
 
 
-def _scales_and_minima(raw: Tensor) -> tuple[Tensor, Tensor]:
+def scales_and_minima(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Eight 6-bit scales and eight 6-bit minima in 12 bytes: N 12 -> N 8, N 8.
 
     The first four of each are the low bits of bytes 0-3 and 4-7; the last four have their low halves in bytes 8-11 and
@@ -104,19 +104,19 @@ def _scales_and_minima(raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _q4_k(raw: Tensor) -> Tensor:  # d 2 | m 2 | scales and minima 12 | q 128
-    scales, minima = _scales_and_minima(raw[:, 4:16])
-    q = _bits(raw[:, 16:], (0, 4), 15, 32)
+    scales, minima = scales_and_minima(raw[:, 4:16])
+    q = bits(raw[:, 16:], (0, 4), 15, 32)
     return _less(_half(raw[:, :2]) * scales, q, _half(raw[:, 2:4]) * minima)
 
 
 def _q5_k(raw: Tensor) -> Tensor:  # d 2 | m 2 | scales and minima 12 | fifth bits 32 | q 128
-    scales, minima = _scales_and_minima(raw[:, 4:16])
-    q = _bits(raw[:, 48:], (0, 4), 15, 32) | _bits(raw[:, 16:48], range(8), 1, 32) << 4
+    scales, minima = scales_and_minima(raw[:, 4:16])
+    q = bits(raw[:, 48:], (0, 4), 15, 32) | bits(raw[:, 16:48], range(8), 1, 32) << 4
     return _less(_half(raw[:, :2]) * scales, q, _half(raw[:, 2:4]) * minima)
 
 
 def _q6_k(raw: Tensor) -> Tensor:  # low halves 128 | high bits 64 | scales 16 | d 2
-    q = _bits(raw[:, :128], (0, 4), 15, 64) | _bits(raw[:, 128:192], (0, 2, 4, 6), 3, 32) << 4
+    q = bits(raw[:, :128], (0, 4), 15, 64) | bits(raw[:, 128:192], (0, 2, 4, 6), 3, 32) << 4
     return _scaled(_half(raw[:, 208:]) * raw[:, 192:208].view(torch.int8), _signed(q, 32))
 
 
@@ -127,7 +127,7 @@ def _mxfp4(raw: Tensor) -> Tensor:  # exponent 1 | q 16
     """
     powers = torch.tensor([2.0 ** (exponent - 128) for exponent in range(256)])
     floats = torch.tensor([0.0, 1, 2, 3, 4, 6, 8, 12, 0.0, -1, -2, -3, -4, -6, -8, -12])
-    return _scaled(powers[raw[:, :1].int()], floats[_bits(raw[:, 1:], (0, 4), 15, 16).int()])
+    return _scaled(powers[raw[:, :1].int()], floats[bits(raw[:, 1:], (0, 4), 15, 16).int()])
 
 
 # Sixteen numbers, closer together near zero, as weights are.
@@ -135,7 +135,7 @@ BELL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
 
 def _bell(raw: Tensor, run: int) -> Tensor:
-    return torch.tensor(BELL, dtype=torch.int8)[_bits(raw, (0, 4), 15, run).int()]
+    return torch.tensor(BELL, dtype=torch.int8)[bits(raw, (0, 4), 15, run).int()]
 
 
 def _iq4_nl(raw: Tensor) -> Tensor:  # d 2 | q 16
@@ -143,7 +143,7 @@ def _iq4_nl(raw: Tensor) -> Tensor:  # d 2 | q 16
 
 
 def _iq4_xs(raw: Tensor) -> Tensor:  # d 2 | high bits of scales 2 | low halves of scales 4 | q 128
-    scales = _bits(raw[:, 4:8], (0, 4), 15, 1) | _bits(raw[:, 2:4], (0, 2, 4, 6), 3, 1) << 4
+    scales = bits(raw[:, 4:8], (0, 4), 15, 1) | bits(raw[:, 2:4], (0, 2, 4, 6), 3, 1) << 4
     return _scaled(_half(raw[:, :2]) * _signed(scales, 32), _bell(raw[:, 8:], 16))
 
 

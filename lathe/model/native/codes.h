@@ -11,6 +11,14 @@
 // kind 3: int4, a scale (float16) for each 32, before each block.        code - 8
 // kind 4: int8, a scale (float16) for each 32, before each block.        code - 128
 // kind 5: int4, a scale (float16) and a zero point (8 bits) for each 32. code - zero
+//
+// Those of ggml's types. A minimum is what is taken away after a code was multiplied by its scale.
+// kind 6: Q4_1, as 3, and a minimum (float16) for each 32, behind the scales.    code
+// kind 7: Q5_1, as 4, and the same.                                            code - 128
+// kind 8: Q4_K, a level (8 bits) of scale and of minimum for each 32, before each block; what levels are multiplied by
+//         (float16, both) for each 256, before each four blocks.               code
+// kind 9: Q5_K, the same in 8 bits.                                            code - 128
+// kind 10: Q6_K, in 8 bits, a level of scale for each 16; the same.            code - 128
 #pragma once
 #include <type_traits>
 
@@ -32,18 +40,32 @@ constexpr i64 ABREAST = 16, BLOCK_OF = 64;  // rows; columns
 inline i64 blocks_of(i64 K) { return (K + BLOCK_OF - 1) / BLOCK_OF; }
 inline i64 panels_of(i64 rows) { return (rows + ABREAST - 1) / ABREAST; }
 
-// Whether codes have 4 bits; and bytes of a block's scales, of these and zero points, and of all.
-constexpr bool halved(i64 kind) { return kind == 2 || kind == 3 || kind == 5; }
-constexpr i64 scale_bytes(i64 kind) { return kind == 1 ? 0 : 64; }
-constexpr i64 head_bytes(i64 kind) { return scale_bytes(kind) + (kind == 5 ? 32 : 0); }
+// Whether codes have 4 bits, whether there are minima, and levels; how many neighbours have a scale, of which at most 32
+// are multiplied at once.
+constexpr bool halved(i64 kind) { return kind == 2 || kind == 3 || kind == 5 || kind == 6 || kind == 8; }
+constexpr bool has_minima(i64 kind) { return kind >= 6 && kind <= 9; }
+constexpr bool has_levels(i64 kind) { return kind >= 8; }
+constexpr i64 group_of(i64 kind) { return kind == 10 ? 16 : 32; }
+
+// Bytes of a block's scales and what is beside them, and of all; and before which of a panel's bytes a block is not.
+constexpr i64 FOUR = 4, TOP = 64;  // blocks with the same scales of levels; bytes of these
+constexpr i64 head_bytes(i64 kind) { return kind == 1 ? 0 : kind == 5 ? 96 : kind == 6 || kind == 7 ? 128 : 64; }
 constexpr i64 block_bytes(i64 kind) { return head_bytes(kind) + (halved(kind) ? 512 : 1024); }
-inline i64 panel_bytes(i64 kind, i64 K) { return (kind == 1 ? 64 : 0) + blocks_of(K) * block_bytes(kind); }
+constexpr i64 block_at(i64 kind, i64 b) {
+  return (kind == 1 ? 64 : has_levels(kind) ? (b / FOUR + 1) * TOP : 0) + b * block_bytes(kind);
+}
+inline i64 panel_bytes(i64 kind, i64 K) { return block_at(kind, blocks_of(K) - 1) + block_bytes(kind); }
 
 // 64 neighbours of a row of x.
 struct Chunk {
   int8_t codes[64];
   float scale[2];
-  int32_t sum[2];  // of a group's codes
+  int32_t sum[2], first[2];  // of a group's codes, and of its first 16
+
+  // The sum of the codes of group g of so many.
+  template <i64 group> int32_t sum_of(int g) const {
+    return group == 32 ? sum[g] : g % 2 ? sum[g / 2] - first[g / 2] : first[g / 2];
+  }
 };
 
 constexpr i64 SLICE = 64;  // rows of x whose codes stay near a core while all weights pass by
@@ -53,12 +75,12 @@ template <class E> inline void coded_row(const E* x, i64 K, Chunk* to) {
   for (i64 at = 0; at < K; at += BLOCK_OF, to++)
     for (int h = 0; h < 2; h++) {
       const i64 from = at + 32 * h;
-      to->scale[h] = sixteen::coded(x + from, K - from, to->codes + 32 * h, to->sum[h]);
+      to->scale[h] = sixteen::coded(x + from, K - from, to->codes + 32 * h, to->sum[h], to->first[h]);
     }
 }
 
 // How much larger a code is than what it stands for, when it is multiplied.
-constexpr int shift(int kind) { return kind == 3 ? 8 : kind == 5 ? 0 : 128 - sixteen::LEVEL; }
+constexpr int shift(int kind) { return kind == 3 ? 8 : kind != 2 && halved(kind) ? 0 : 128 - sixteen::LEVEL; }
 
 // Sums of P panels with each of M rows of x: out[m][p], 16 numbers. x: rows are `stride` chunks apart. Nothing is asked
 // of the memory ahead: processors find one stream sooner than they are told (by a quarter, of pages of 2 MiB).
@@ -67,24 +89,30 @@ __attribute__((noinline))  // else a compiler copies it to everywhere
 void panel_tile(const uint8_t* const w[P], i64 blocks, const Chunk* x, i64 stride, float out[][2][ABREAST]) {
   using namespace sixteen;
   constexpr bool half = halved(kind);
-  constexpr int steps = half ? 4 : 8;  // times 64 bytes of a group's codes
-  Floats sums[M][P];
+  constexpr int group = group_of(kind), steps = group / (half ? 8 : 4);  // times 64 bytes of a group's codes
+  Floats sums[M][P], top[P][2];
   for (int m = 0; m < M; m++)
     for (int p = 0; p < P; p++) sums[m][p] = floats(0.0f);
   const uint8_t* at[P];
   for (int p = 0; p < P; p++) at[p] = w[p] + (kind == 1 ? 64 : 0);
   for (i64 b = 0; b < blocks; b++) {
-    for (int h = 0; h < 2; h++) {
+    if (has_levels(kind) && b % FOUR == 0)
+      for (int p = 0; p < P; p++) {
+        top[p][0] = halves(at[p]), top[p][1] = halves(at[p] + 32);
+        at[p] += TOP;
+      }
+    for (int g = 0; g < 64 / group; g++) {
+      const int h = g * group / 32;
       Ints d[M][P];
       for (int m = 0; m < M; m++) {
-        const int32_t sum = x[m * stride + b].sum[h];
+        const int32_t sum = x[m * stride + b].template sum_of<group>(g);
         for (int p = 0; p < P; p++)
-          d[m][p] = kind == 5 ? multiples(at[p] + 64 + 16 * h, -sum) : ints(-shift(kind) * sum);
+          d[m][p] = kind == 5 ? multiples(at[p] + 64 + 16 * g, -sum) : ints(-shift(kind) * sum);
       }
       for (int s = 0; s < steps; s++) {
         Bytes v[P], next[P];
         for (int p = 0; p < P; p++) {
-          const uint8_t* from = at[p] + head_bytes(kind) + 64 * (h * steps + s);
+          const uint8_t* from = at[p] + head_bytes(kind) + 64 * (g * steps + s);
           if constexpr (half) {
             v[p] = lower(from), next[p] = upper(from);
             if constexpr (kind == 2) v[p] = valued(v[p]), next[p] = valued(next[p]);
@@ -93,12 +121,12 @@ void panel_tile(const uint8_t* const w[P], i64 blocks, const Chunk* x, i64 strid
           }
         }
         for (int m = 0; m < M; m++) {
-          const int8_t* codes = x[m * stride + b].codes + 32 * h + (half ? 8 : 4) * s;
+          const int8_t* codes = x[m * stride + b].codes + group * g + (half ? 8 : 4) * s;
           int32_t four, beyond;  // each by itself: so it goes from memory to all lanes
           std::memcpy(&four, codes, 4);
           if constexpr (half) std::memcpy(&beyond, codes + 4, 4);
 #ifdef LATHE_PAIRS
-          if constexpr (kind == 3 || kind == 5) {
+          if constexpr (half && kind != 2) {
             for (int p = 0; p < P; p++) d[m][p] = dots(d[m][p], v[p], next[p], four, beyond);
             continue;
           }
@@ -108,14 +136,22 @@ void panel_tile(const uint8_t* const w[P], i64 blocks, const Chunk* x, i64 strid
             for (int p = 0; p < P; p++) d[m][p] = dot(d[m][p], next[p], beyond);
         }
       }
-      Floats scale[P];
+      Floats scale[P], minimum[P];
       for (int p = 0; p < P; p++) {
         if constexpr (kind == 2) scale[p] = singles(at[p]);
-        if constexpr (kind >= 3) scale[p] = halves(at[p] + 32 * h);
+        if constexpr (kind >= 3 && !has_levels(kind)) scale[p] = halves(at[p] + 32 * g);
+        if constexpr (kind == 6 || kind == 7) minimum[p] = halves(at[p] + 64 + 32 * g);
+        if constexpr (has_levels(kind)) scale[p] = times(top[p][0], levels(at[p] + group * g));
+        if constexpr (has_levels(kind) && has_minima(kind)) minimum[p] = times(top[p][1], levels(at[p] + group * g + 16));
       }
       for (int m = 0; m < M; m++) {
-        const Floats by = floats(x[m * stride + b].scale[h]);
+        const Chunk& chunk = x[m * stride + b];
+        const Floats by = floats(chunk.scale[h]);
         for (int p = 0; p < P; p++) sums[m][p] = plus(sums[m][p], floats(d[m][p]), kind == 1 ? by : times(scale[p], by));
+        if constexpr (has_minima(kind)) {
+          const Floats less = floats(-chunk.scale[h] * float(chunk.sum[h]));
+          for (int p = 0; p < P; p++) sums[m][p] = plus(sums[m][p], minimum[p], less);
+        }
       }
     }
     for (int p = 0; p < P; p++) at[p] += block_bytes(kind);
@@ -185,6 +221,11 @@ inline void code_products(const Matrix* const (&w)[W], i64 first, i64 last, i64 
     if (w[0]->kind == 3) panels<3>(w, first, last, K, x, some, told);
     if (w[0]->kind == 4) panels<4>(w, first, last, K, x, some, told);
     if (w[0]->kind == 5) panels<5>(w, first, last, K, x, some, told);
+    if (w[0]->kind == 6) panels<6>(w, first, last, K, x, some, told);
+    if (w[0]->kind == 7) panels<7>(w, first, last, K, x, some, told);
+    if (w[0]->kind == 8) panels<8>(w, first, last, K, x, some, told);
+    if (w[0]->kind == 9) panels<9>(w, first, last, K, x, some, told);
+    if (w[0]->kind == 10) panels<10>(w, first, last, K, x, some, told);
   }
 }
 

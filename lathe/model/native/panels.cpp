@@ -1,4 +1,4 @@
-// Codes, scales and zero points as transforms/kinds.py has them become panels as codes.h has them, and come back; rows
+// Codes, scales and what is beside them as transforms/kinds.py has them become panels as codes.h has them, and come back; rows
 // of panels become numbers.
 #include "codes.h"
 
@@ -7,13 +7,18 @@ namespace lathe {
 // Sixteen rows of codes, which may be fewer, and their panel.
 struct Abreast {
   i64 kind, K, some;
-  uint8_t *codes, *scales, *zeros, *panel;  // zeros: where the kind has zero points
+  uint8_t *codes, *scales, *others, *panel;  // others: zero points, minima or levels, where the kind has them
 
   i64 row_bytes() const { return kind == 2 ? blocks_of(K) * 32 : halved(kind) ? (K + 31) / 32 * 16 : K; }
-  i64 count() const { return kind == 1 ? 1 : kind == 2 ? blocks_of(K) : (K + 31) / 32; }  // of a row's scales
-  uint32_t* block(i64 b) const {
-    return (uint32_t*)(panel + (kind == 1 ? 64 : 0) + b * block_bytes(kind) + head_bytes(kind));
+  i64 groups() const { return (K + 31) / 32; }
+  i64 count() const {  // of a row's scales
+    const i64 tops = (blocks_of(K) + FOUR - 1) / FOUR * (has_minima(kind) ? 2 : 1);
+    return kind == 1 ? 1 : kind == 2 ? blocks_of(K) : has_levels(kind) ? tops : groups();
   }
+  i64 other_count() const { return kind == 10 ? (K + 15) / 16 : has_levels(kind) ? 2 * groups() : groups(); }
+  i64 scale_size() const { return kind <= 2 ? 4 : 2; }
+  i64 other_size() const { return kind == 6 || kind == 7 ? 2 : 1; }
+  uint32_t* block(i64 b) const { return (uint32_t*)(panel + block_at(kind, b) + head_bytes(kind)); }
 };
 
 // Eight codes of 4 bits in a word: as rows have them, two neighbours in a byte, the first in its upper half; and as
@@ -52,28 +57,36 @@ static void move_block(const Abreast& rows, i64 b, bool back) {
       for (i64 r = 0; r < ABREAST; r++) panel[j * ABREAST + r] = row[r * words + j];
 }
 
-// Where the scales number i of all rows lie beside each other in a panel.
-inline void* scales_at(void* panel, i64 kind, i64 i) {
-  const i64 at = kind == 1 ? 0 : kind == 2 ? i * block_bytes(2) : i / 2 * block_bytes(kind) + i % 2 * 32;
-  return (uint8_t*)panel + at;
+// Where the scales number i of all rows lie beside each other in a panel, and what else the kind has.
+inline const void* scales_at(const void* panel, i64 kind, i64 i) {
+  const i64 top = has_minima(kind) ? i / 2 : i, minima = has_minima(kind) ? i % 2 : 0;
+  const i64 at = kind == 1          ? 0
+                 : kind == 2        ? block_at(kind, i)
+                 : has_levels(kind) ? block_at(kind, top * FOUR) - TOP + 32 * minima
+                                    : block_at(kind, i / 2) + i % 2 * 32;
+  return (const uint8_t*)panel + at;
+}
+inline const void* others_at(const void* panel, i64 kind, i64 i) {
+  const i64 at = has_levels(kind) ? block_at(kind, i / 4) + i % 4 * 16
+                                  : block_at(kind, i / 2) + 64 + i % 2 * (kind == 5 ? 16 : 32);
+  return (const uint8_t*)panel + at;
 }
 
-template <class S>
-static void move_beside(S* here, S* there, i64 count, i64 some, bool back) {
-  for (i64 r = 0; r < some; r++) (back ? here[r * count] : there[r]) = back ? there[r] : here[r * count];
+// Number i of each row's `count`, from or to where they lie beside each other.
+static void move_beside(uint8_t* rows, const void* beside, i64 i, i64 count, i64 size, i64 some, bool back) {
+  uint8_t* const there = (uint8_t*)beside;
+  for (i64 r = 0; r < some; r++) {
+    uint8_t* const here = rows + (r * count + i) * size;
+    std::memcpy(back ? here : there + r * size, back ? there + r * size : here, size_t(size));
+  }
 }
 
 static void move_scales(const Abreast& rows, bool back) {
-  const i64 count = rows.count();
-  for (i64 i = 0; i < count; i++) {
-    void* const there = scales_at(rows.panel, rows.kind, i);
-    if (rows.kind <= 2)
-      move_beside((uint32_t*)rows.scales + i, (uint32_t*)there, count, rows.some, back);
-    else
-      move_beside((uint16_t*)rows.scales + i, (uint16_t*)there, count, rows.some, back);
-    if (rows.zeros)  // behind the scales of a block
-      move_beside(rows.zeros + i, (uint8_t*)there + 64 - i % 2 * 16, count, rows.some, back);
-  }
+  const i64 count = rows.count(), others = rows.others ? rows.other_count() : 0;
+  for (i64 i = 0; i < count; i++)
+    move_beside(rows.scales, scales_at(rows.panel, rows.kind, i), i, count, rows.scale_size(), rows.some, back);
+  for (i64 i = 0; i < others; i++)
+    move_beside(rows.others, others_at(rows.panel, rows.kind, i), i, others, rows.other_size(), rows.some, back);
 }
 
 static void move(const Abreast& rows, bool back) {
@@ -85,15 +98,33 @@ static void move(const Abreast& rows, bool back) {
   move_scales(rows, back);
 }
 
-// A row of codes of 8 bits as numbers.
+// A row of codes as numbers, of any kind but nf4.
 template <class E>
 static void numbers(const uint8_t* panel, i64 lane, i64 K, i64 kind, E* to) {
-  for (i64 k = 0; k < K; k += 32) {
-    const void* const scales = scales_at((void*)panel, kind, kind == 1 ? 0 : k / 32);
-    const float scale = kind == 1 ? ((const float*)scales)[lane] : from_half(((const uint16_t*)scales)[lane]);
-    const uint8_t* const block = panel + (kind == 1 ? 64 : 0) + k / BLOCK_OF * block_bytes(kind) + head_bytes(kind);
-    const uint8_t* const codes = block + k % BLOCK_OF / 4 * 64 + 4 * lane;
-    for (i64 i = 0; i < 32 && k + i < K; i++) to[k + i] = narrow<E>(scale * float(codes[i / 4 * 64 + i % 4] - 128));
+  const auto half = [&](const void* at) { return from_half(((const uint16_t*)at)[lane]); };
+  const auto level = [&](i64 i) { return float(((const int8_t*)others_at(panel, kind, i))[lane]); };
+  const i64 group = group_of(kind);
+  for (i64 g = 0; g * group < K; g++) {
+    const i64 from = g * group, top = from / (FOUR * BLOCK_OF);
+    float scale, minimum = 0;
+    if (kind == 1) {
+      scale = ((const float*)panel)[lane];
+    } else if (has_levels(kind) && has_minima(kind)) {
+      scale = half(scales_at(panel, kind, 2 * top)) * level(2 * g);
+      minimum = half(scales_at(panel, kind, 2 * top + 1)) * level(2 * g + 1);
+    } else if (has_levels(kind)) {
+      scale = half(scales_at(panel, kind, top)) * level(g);
+    } else {
+      scale = half(scales_at(panel, kind, g));
+      if (has_minima(kind)) minimum = half(others_at(panel, kind, g));
+    }
+    const int zero = kind == 5 ? ((const uint8_t*)others_at(panel, kind, g))[lane] : kind == 3 ? 8 : halved(kind) ? 0 : 128;
+    const uint8_t* const block = panel + block_at(kind, from / BLOCK_OF) + head_bytes(kind) + 4 * lane;
+    for (i64 k = from; k < K && k < from + group; k++) {
+      const i64 c = k % BLOCK_OF;
+      const int code = halved(kind) ? block[c / 8 * 64 + c % 4] >> c / 4 % 2 * 4 & 15 : block[c / 4 * 64 + c % 4];
+      to[k] = narrow<E>(scale * float(code - zero) - minimum);
+    }
   }
 }
 
@@ -111,25 +142,26 @@ LATHE_API void lathe_panel_bytes(void* answer, int64_t K, int64_t kind) {
   *(int64_t*)answer = lathe::panel_bytes(kind, K);
 }
 
-// Codes, scales and zero points (null where the kind has none) of N rows become panels; `back`: panels become these.
+// Codes, scales and zero points, minima or levels (null where the kind has none) of N rows become panels; `back`: panels
+// become these.
 // Rows and columns that are missing have scales of zero.
-LATHE_API void lathe_panels(void* codes, void* scales, void* zeros, void* panels, int64_t N, int64_t K, int64_t kind,
+LATHE_API void lathe_panels(void* codes, void* scales, void* others, void* panels, int64_t N, int64_t K, int64_t kind,
                             int64_t back, int64_t threads) {
   using namespace lathe;
   const i64 bytes = panel_bytes(kind, K);
 #pragma omp parallel for num_threads(threads)
   for (i64 p = 0; p < panels_of(N); p++) {
     const i64 n = p * ABREAST, some = N - n < ABREAST ? N - n : ABREAST;
-    Abreast rows = {kind, K, some, (uint8_t*)codes, (uint8_t*)scales, (uint8_t*)zeros, (uint8_t*)panels + p * bytes};
+    Abreast rows = {kind, K, some, (uint8_t*)codes, (uint8_t*)scales, (uint8_t*)others, (uint8_t*)panels + p * bytes};
     rows.codes += n * rows.row_bytes();
-    if (zeros) rows.zeros += n * rows.count();
-    rows.scales += n * rows.count() * (kind <= 2 ? 4 : 2);
+    rows.scales += n * rows.count() * rows.scale_size();
+    if (others) rows.others += n * rows.other_count() * rows.other_size();
     if (!back && (some < ABREAST || K % BLOCK_OF)) std::memset(rows.panel, 0, size_t(bytes));
     move(rows, back);
   }
 }
 
-// The rows of these numbers, `count` of them, K numbers each. kind: 1 or 4. type: of y.
+// The rows of these numbers, `count` of them, K numbers each. kind: not 2. type: of y.
 LATHE_API void lathe_panel_rows(const void* panels, const void* index, void* y, int64_t count, int64_t K, int64_t kind,
                                 int64_t type, int64_t threads) {
   using namespace lathe;

@@ -17,20 +17,25 @@ constexpr uint8_t NF4[16] = {1, 40, 61, 78, 92, 105, 116, 128, 138, 148, 159, 17
 #else
 
 namespace lathe::sixteen {
-// 32 numbers, of which the first n are there, as codes and the sum of these; returns what they are multiplied by.
-template <class E> inline float coded(const E* x, i64 n, int8_t* codes, int32_t& sum) {
+// 32 numbers, of which the first n are there, as codes, the sum of these and of the first 16; returns what they are
+// multiplied by.
+template <class E> inline float coded(const E* x, i64 n, int8_t* codes, int32_t& sum, int32_t& first) {
   float v[32] = {}, largest = 0;
   for (i64 i = 0; i < 32 && i < n; i++) v[i] = wide(x[i]);
 #pragma omp simd reduction(max : largest)
   for (int i = 0; i < 32; i++) largest = largest > std::fabs(v[i]) ? largest : std::fabs(v[i]);
   const float inverse = largest > 0 ? 127.0f / largest : 0;
-  int32_t total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int i = 0; i < 32; i++) {
-    codes[i] = int8_t(nearest(v[i] * inverse));
-    total += codes[i];
+  int32_t total[2] = {};
+  for (int half = 0; half < 2; half++) {
+    int32_t some = 0;
+#pragma omp simd reduction(+ : some)
+    for (int i = 16 * half; i < 16 * half + 16; i++) {
+      codes[i] = int8_t(nearest(v[i] * inverse));
+      some += codes[i];
+    }
+    total[half] = some;
   }
-  sum = total;
+  sum = total[0] + total[1], first = total[0];
   return largest / 127.0f;
 }
 }  // namespace lathe::sixteen

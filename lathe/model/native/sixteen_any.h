@@ -41,6 +41,9 @@ LATHE_INLINE Floats halves(const uint8_t* p) {
   std::memcpy(half, p, sizeof half);
   return each<Floats>([&](size_t i) { return from_half(half[i]); });
 }
+LATHE_INLINE Floats levels(const uint8_t* p) {
+  return each<Floats>([=](size_t i) { return float(int8_t(p[i])); });
+}
 LATHE_INLINE Floats times(const Floats& x, const Floats& y) {
   return each<Floats>([&](size_t i) { return x.v[i] * y.v[i]; });
 }

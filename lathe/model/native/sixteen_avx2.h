@@ -37,6 +37,12 @@ LATHE_INLINE Floats halves(const uint8_t* p) {
   const __m128i* at = (const __m128i*)p;
   return {{_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))}};
 }
+LATHE_INLINE Floats levels(const uint8_t* p) {
+  const auto half = [](const uint8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+  };
+  return {{half(p), half(p + 8)}};
+}
 LATHE_INLINE Floats times(Floats x, Floats y) {
   return {{_mm256_mul_ps(x.v[0], y.v[0]), _mm256_mul_ps(x.v[1], y.v[1])}};
 }

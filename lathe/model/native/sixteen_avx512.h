@@ -16,6 +16,9 @@ LATHE_INLINE Floats floats(float x) { return _mm512_set1_ps(x); }
 LATHE_INLINE Floats floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 LATHE_INLINE Floats singles(const uint8_t* p) { return _mm512_loadu_ps(p); }
 LATHE_INLINE Floats halves(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+LATHE_INLINE Floats levels(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
 LATHE_INLINE Floats times(Floats x, Floats y) { return _mm512_mul_ps(x, y); }
 LATHE_INLINE Floats plus(Floats sum, Floats x, Floats y) { return _mm512_fmadd_ps(x, y, sum); }
 LATHE_INLINE void store(Floats x, float* p) { _mm512_storeu_ps(p, x); }
@@ -41,8 +44,9 @@ inline __m512 numbers(const bf16* x, i64 n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// 32 numbers, of which the first n are there, as codes and the sum of these; returns what they are multiplied by.
-template <class E> inline float coded(const E* x, i64 n, int8_t* codes, int32_t& sum) {
+// 32 numbers, of which the first n are there, as codes, the sum of these and of the first 16; returns what they are
+// multiplied by.
+template <class E> inline float coded(const E* x, i64 n, int8_t* codes, int32_t& sum, int32_t& half) {
   const __m512 a = numbers(x, n), b = numbers(x + 16, n - 16);
   const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
   const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0);
@@ -50,7 +54,8 @@ template <class E> inline float coded(const E* x, i64 n, int8_t* codes, int32_t&
   const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
   _mm_storeu_si128((__m128i*)codes, _mm512_cvtepi32_epi8(first));
   _mm_storeu_si128((__m128i*)(codes + 16), _mm512_cvtepi32_epi8(second));
-  sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+  half = _mm512_reduce_add_epi32(first);
+  sum = half + _mm512_reduce_add_epi32(second);
   return largest / 127.0f;
 }
 

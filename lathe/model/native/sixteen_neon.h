@@ -34,6 +34,12 @@ LATHE_INLINE Floats singles(const uint8_t* p) {
 LATHE_INLINE Floats halves(const uint8_t* p) {
   return each<Floats>([=](int i) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p + 8 * i))); });
 }
+LATHE_INLINE Floats levels(const uint8_t* p) {
+  const int8x16_t bytes = vreinterpretq_s8_u8(vld1q_u8(p));
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+  return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+           vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
 LATHE_INLINE Floats times(Floats x, Floats y) {
   return each<Floats>([&](int i) { return vmulq_f32(x.v[i], y.v[i]); });
 }

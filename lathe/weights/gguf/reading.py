@@ -1,7 +1,7 @@
 """A GGUF file becomes its metadata and a Ref for each tensor, under the names and in the order the file has.
 
 Only the header is read. Plain tensors are views of the mapped file; quantized ones become float32 when read, no more
-than the blocks asked for, and those of Q4_0 and Q8_0 know their codes. It knows neither what the metadata means nor
+than the blocks asked for, and most of them know their codes. It knows neither what the metadata means nor
 which model the names belong to.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -23,6 +23,7 @@ from torch import Tensor
 from lathe.errors import CheckpointError
 from lathe.weights.blocks import PACKINGS, Packing
 from lathe.weights.coded import Coded
+from lathe.weights.gguf.codes import WAYS
 from lathe.weights.gguf.header import U32, U64, Entry, Header
 from lathe.weights.safetensors import mapped, view
 from lathe.weights.tensors import Box, Ref, possible
@@ -143,46 +144,13 @@ def _ref(path: Path, name: str, entry: Entry, begin: int, whole: Callable[[], Te
     def fetch(box: Box) -> Tensor:
         return _expanded(view(whole(), begin, torch.uint8, blocks), packing, box)
 
-    if packing.name in CODED and len(shape) > 1:
-        raw = Ref(blocks, torch.uint8, lambda box: view(whole(), begin, torch.uint8, blocks, box), source)
-        kind, codes = CODED[packing.name]
-        return Coded(shape, torch.float32, fetch, source, kind=kind, parts=codes(raw)), prod(blocks)
+    if packing.name in WAYS and len(shape) > 1:
+        raw, way = (
+            Ref(blocks, torch.uint8, lambda box: view(whole(), begin, torch.uint8, blocks, box), source),
+            WAYS[packing.name],
+        )
+        return Coded(shape, torch.float32, fetch, source, kind=way.kind, parts=way.refs(raw)), prod(blocks)
     return Ref(shape, torch.float32, fetch, source), prod(blocks)
-
-
-def _eights(raw: Ref) -> dict[str, Ref]:
-    """Blocks of Q8_0 as int8-32 has them."""
-    *lead, count, _ = raw.shape
-
-    def codes(box: Box) -> Tensor:
-        each = raw.fetch((*box[:-1], slice(0, count), slice(2, 34)))
-        return each.flatten(-2)[..., box[-1]].view(torch.int8)
-
-    numbers = Ref((*lead, count * 32), torch.int8, codes, raw.source)
-    return {"codes": numbers, "scales": _scales(raw)}
-
-
-def _fours(raw: Ref) -> dict[str, Ref]:
-    """Blocks of Q4_0 as int4 has them: the halves of its bytes are numbers that lie 16 apart, there neighbours."""
-    *lead, count, _ = raw.shape
-
-    def codes(box: Box) -> Tensor:
-        pairs = raw.fetch((*box[:-1], slice(0, count), slice(2, 18)))
-        each = torch.cat((pairs & 15, pairs >> 4), -1)
-        return (each[..., ::2] << 4 | each[..., 1::2]).flatten(-2)[..., box[-1]]
-
-    return {"codes": Ref((*lead, count * 16), torch.uint8, codes, raw.source), "scales": _scales(raw)}
-
-
-def _scales(raw: Ref) -> Ref:
-    def scales(box: Box) -> Tensor:
-        return raw.fetch((*box, slice(0, 2))).contiguous().view(torch.float16).squeeze(-1)
-
-    return Ref(raw.shape[:-1], torch.float16, scales, raw.source)
-
-
-# What transforms.kinds calls the types whose blocks it knows, and its parts.
-CODED: dict[str, tuple[str, Callable[[Ref], dict[str, Ref]]]] = {"Q4_0": ("int4", _fours), "Q8_0": ("int8-32", _eights)}
 
 
 def _expanded(raw: Tensor, packing: Packing, box: Box) -> Tensor:
