@@ -18,12 +18,17 @@ from lathe.model.decoder import Decoder
 POISON = 7  # a token after which everything is NaN
 
 
-@pytest.fixture(scope="module")
-def decoder() -> Decoder:
+def sound() -> Decoder:
     torch.manual_seed(0)
     decoder = Decoder(families.read({**CONFIG, "vocab_size": 64}))
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.3)
+    return decoder
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    decoder = sound()
     decoder.model.embed_tokens.weight.data[POISON] = float("nan")
     return decoder
 
@@ -49,6 +54,25 @@ def test_others_go_on(decoder: Decoder, temperature: float, drafts: str | None) 
         [token.id for token in one.made] for one in alone
     ]
     assert broken.finish == "failed" and isinstance(broken.error, CheckpointError)
+
+
+@pytest.mark.parametrize("who", ["answer", "judged", "embedded"])
+def test_what_broke_once_is_not_taken_over(who: str) -> None:
+    """Keys and values that were not numbers, as of memory that failed, are forgotten with who met them."""
+    decoder = sound()
+    engine, prompt = Engine(decoder, tokens=512, chunk=16), [*range(1, 41)]
+    hook = decoder.model.layers[0].register_forward_hook(lambda _, given, x: x * float("nan"))
+    ask = {"answer": engine.submit, "judged": engine.read, "embedded": engine.embedding}[who]
+    first = ask(prompt)
+    while not first.finish:
+        engine.step()
+    assert first.finish == "failed" if who == "answer" else first.broken
+    hook.remove()
+    assert not engine.pages.known and not engine.pages.notes
+    again = ask(prompt)
+    while not again.finish:
+        engine.step()
+    assert again.finish == ("length" if who == "answer" else "stop") and not again.broken
 
 
 def test_a_broken_model_is_a_500_with_its_reason(tmp_path: Path) -> None:

@@ -226,5 +226,6 @@ def test_a_model_that_does_not_reason_says_so(server, tool_server) -> None:
 
 
 def test_reasoning_is_counted(client: openai.OpenAI) -> None:
-    told = client.chat.completions.create(model="model", **{**GREEDY, "max_tokens": 9}, reasoning_effort="max")
+    asked = {**GREEDY, "max_tokens": 9, "extra_body": {"thinking_token_budget": 9}}
+    told = client.chat.completions.create(model="model", **asked, reasoning_effort="max")
     assert told.usage.completion_tokens_details.reasoning_tokens == told.usage.completion_tokens == 9

@@ -35,6 +35,10 @@ class Embedded(scheduler.Sequence):
         return 0
 
     @property
+    def broken(self) -> bool:
+        return self.total is not None and not self.total.isfinite().all()
+
+    @property
     def told(self) -> list[float]:
         """The mean of its hidden states, scaled to length 1: D numbers. There when it has its `finish`."""
         assert self.total is not None

@@ -143,7 +143,7 @@ class Engine:
             take()
         for sequence, *_ in parts:
             if sequence.finish and not sequence.answers:
-                self.scheduler.remove(sequence)
+                self.scheduler.remove(sequence, forget=sequence.broken)
         came = []
         for (sequence, _, draft), tokens in zip(due, made, strict=True):
             came += [(sequence, token) for token in sequence.extend(tokens)]

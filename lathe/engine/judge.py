@@ -53,6 +53,10 @@ class Text(scheduler.Sequence):
         return self.judged
 
     @property
+    def broken(self) -> bool:
+        return any(token.logprob != token.logprob for token in self.judged)
+
+    @property
     def known(self) -> int:
         """How many tokens need not be read: what is said behind the next one is to be known."""
         return self.first + len(self.judged) - 1

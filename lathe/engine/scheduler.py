@@ -74,6 +74,11 @@ class Sequence:
         return self.failure or (self.chooser.constraint.error if self.chooser.constraint else None)
 
     @property
+    def broken(self) -> bool:
+        """Whether what was told of it is not numbers."""
+        return False
+
+    @property
     def pending(self) -> int:
         """Tokens that must pass through the model before it says the next."""
         return len(self.tokens) - self.cached
@@ -207,10 +212,11 @@ class Scheduler:
         fix = "Ask for less, or try again when there is less to do."
         sequence.failure = failure or LatheError("There is not enough memory for this request.", fix=fix)
         sequence.finish = "failed"
-        self.remove(sequence)
+        self.remove(sequence, forget=failure is not None)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it stands, and its pages back."""
+    def remove(self, sequence: Sequence, forget: bool = False) -> None:
+        """Take a sequence out, wherever it stands, and its pages back. forget: nobody is to take over what they hold,
+        for it may be what is wrong."""
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
@@ -218,6 +224,8 @@ class Scheduler:
         names = self._names(sequence, sequence.cached)
         self.pages.keep(sequence.lease, names, drafted=sequence.drafted // self.pages.size)
         self.pages.give_back(sequence.lease)
+        if forget:
+            self.pages.forget([self.pages.known[name] for name in names if name in self.pages.known])
         sequence.cached = sequence.drafted = 0
 
     def _admit(self, sequence: Sequence) -> bool:

@@ -17,8 +17,10 @@ from lathe.tokenizer.turns import Turns
 from lathe.tokenizer.turns_history import dressed
 
 EFFORT = "reasoning_effort"  # as templates that know of it call it
-# How much of an answer may be thought where the template has no such word, as OpenRouter has it.
-SHARES = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95}
+# How much of an answer may be thought where the template has no such word. OpenAI and Anthropic give no numbers; these
+# are OpenRouter's, for models that know a number of tokens only:
+# https://openrouter.ai/docs/guides/best-practices/reasoning-tokens
+SHARES = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95, "max": 0.95}
 
 
 @dataclass(frozen=True)
