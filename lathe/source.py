@@ -40,6 +40,7 @@ class Place:
     strategy: Literal["tensor", "layers"] = "layers"
     native: bool = True
     kv: Literal["auto", "int8"] = "auto"
+    keep_packed: bool = False
 
     def __post_init__(self) -> None:
         if self.kv not in ("auto", "int8"):
@@ -117,13 +118,13 @@ class Source:
             raise UsageError(found, "Each of them loads its part.", "Use lathe generate --devices, or torchrun.")
         around, kind = places(place.device, 1 if tensor else place.devices), number_format(place.dtype)
         if self.opened is None:
-            if len(around) > 1 or (tensor and group.count > 1) or place.quantize is not None:
-                found = "Random weights are neither divided among devices nor quantized."
+            if len(around) > 1 or (tensor and group.count > 1) or place.quantize is not None or place.keep_packed:
+                found = "Random weights are neither divided among devices nor quantized nor kept."
                 raise UsageError(found, fix="Save the model, and load it from there.")
             made = initial.decoder(self.spec, self.seed, around[0]).to(kind).requires_grad_(False).eval()
         else:
             share = Share(self.spec, group) if tensor and group.count > 1 else None
-            return self.opened.load(around, kind, share, place.quantize, quick=place.native)
+            return self.opened.load(around, kind, share, place.quantize, quick=place.native, keep=place.keep_packed)
         if place.native and around[0].type == "cpu":
             pack.pack(made)
         return made

@@ -79,7 +79,8 @@ def run(options: Options) -> None:
     device, dtype = places(options.device)[0], number_format(options.precision)
     before, begun = gauge.memory(device), time.perf_counter()
     opened = checkpoint.open(path, options.checkpoints)
-    engine = Engine(opened.load(device, dtype, quantize=options.quantize, quick=options.native))
+    decoder = opened.load(device, dtype, quantize=options.quantize, quick=options.native, keep=options.keep_packed)
+    engine = Engine(decoder)
     rows = [Row("load", "s", [time.perf_counter() - begun])]
     bench = Bench(engine, options)
     bench.alone()

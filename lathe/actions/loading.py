@@ -27,6 +27,9 @@ class Loading(Places):
     is a little smaller."""
     native: bool = True
     """On a CPU, compute by kernels that are compiled for this processor when they are first used (some 20 seconds)."""
+    keep_packed: bool = False
+    """Keep the codes of a quantized model as a CPU multiplies by them, in a folder .lathe beside it, and from then on
+    map them: it loads at once."""
 
     def load(self, place: Path, device: str | torch.device | None = None, **more: Any) -> LLM:
         """The model that lies there. device: instead of --device. more: further arguments of `LLM.load`."""
@@ -38,6 +41,7 @@ class Loading(Places):
             dtype=self.precision,
             quantize=self.quantize,
             native=self.native,
+            keep_packed=self.keep_packed,
             checkpoints=self.checkpoints,
             **more,
         )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lathe.checkpoint.documents import read_yaml
+from lathe.checkpoint.panel_cache import PanelCache
 from lathe.errors import CheckpointError
 from lathe.families import litgpt
 from lathe.model.blank import blank, slots
@@ -23,6 +24,7 @@ from lathe.transforms import pack as packing
 from lathe.transforms import quantize as quantizing
 from lathe.transforms import spread
 from lathe.transforms.kinds import KEPT, KINDS, known
+from lathe.transforms.panels import fresh
 from lathe.weights.coded import Coded
 from lathe.weights.tensors import Ref
 
@@ -65,18 +67,20 @@ class Checkpoint:
         quantize: str | None = None,
         dense: bool = False,
         quick: bool = False,
+        keep: bool = False,
     ) -> Decoder:
         """A decoder filled from the files, without gradients. `dtype` None: as stored.
 
         device: several have the layers one after the other. share: load one rank's part, and read nothing else.
         quantize: one of `transforms.kinds.KINDS`; matrices are packed as they are read, some rows at a time. None
         leaves those in codes that the files have in one of `transforms.kinds.KEPT`, unless all shall be `dense`.
-        quick: on a CPU, as `transforms.pack` makes it, and codes are put where kernels want them as they come.
+        quick: on a CPU, as `transforms.pack` makes it, and codes are put where kernels want them as they come, or are
+        mapped where they were once kept. keep: keep them beside the model.
         On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
 
         Raises:
             CheckpointError: tensors are missing, left over, or of another shape than the configuration says.
-            UsageError: no such way to quantize.
+            UsageError: no such way to quantize; or what shall be kept cannot be.
         """
         how = None if quantize is None else known(quantize)
         decoder, tensors = blank(self.spec), self.tensors
@@ -94,7 +98,9 @@ class Checkpoint:
         kinds = {} if dense else self._kinds(decoder, tensors, how)
         quantizing.pack(decoder.to(dtype), kinds)
         quick = quick and devices[0].type == "cpu"
-        rooms = packing.rooms(decoder) if quick else {}
+        cache = PanelCache(self.path, dtype)
+        memory = cache.memory if share is None else fresh  # a part of a model is never kept
+        rooms = packing.rooms(decoder, memory) if quick else {}
         passing = Passing()
         for name, slot in unpacked:
             module = name.removesuffix(".weight")
@@ -119,7 +125,9 @@ class Checkpoint:
         if len(devices) > 1:
             spread.seams(decoder)
         if quick:
-            packing.pack(decoder)
+            packing.pack(decoder, memory)
+        if keep:
+            cache.keep()
         return decoder.eval()
 
     def _kinds(self, decoder: Decoder, tensors: Mapping[str, Ref], how: str | None) -> dict[str, str]:
@@ -174,7 +182,9 @@ class Checkpoint:
 
 
 def fill(panels: Panels, ref: Ref, passing: Passing) -> None:
-    """Put a matrix into its panels: the codes that it is stored as, if they are of the panels' kind."""
+    """Put a matrix into its panels, if they are empty: the codes that it is stored as, if they are of their kind."""
+    if panels.filled:
+        return
     step = panels.step()
     if isinstance(ref, Coded) and ref.kind == panels.how and ref.sure():
         for start in range(0, ref.shape[0], step):

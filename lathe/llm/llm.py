@@ -63,6 +63,7 @@ class LLM(Answering):
         devices: int | Literal["auto"] = 1,
         strategy: Literal["tensor", "layers"] = "layers",
         native: bool = True,
+        keep_packed: bool = False,
         checkpoints: str | Path = "checkpoints",
         init: Literal["pretrained", "random"] = "pretrained",
         tokenizer_dir: str | Path | None = None,
@@ -86,6 +87,8 @@ class LLM(Answering):
             Answers come sooner; greedy ones stay the same, sampled ones keep their distribution. "ngram" needs no
             model: it guesses what followed the last tokens before, and leaves every answer the same.
         native: on a CPU, compute with kernels that are compiled for this processor when they are first used.
+        keep_packed: keep the codes that these kernels multiply by in a folder .lathe beside the model, from where they
+            are mapped from then on.
         prompt_style: "auto" writes conversations in the style that LitGPT left beside the weights, else by the chat
             template; the name of a style takes the place of both, and "none" is plain text.
         init: "random" takes only the shape from the model (of which a name like "pythia-160m" is enough) and draws
@@ -98,8 +101,8 @@ class LLM(Answering):
             MissingError: there is no such model.
             CheckpointError, ConfigError, TokenizerError: its files are damaged or not understood.
             UsageError: the device or dtype is not available; the draft has another vocabulary; the adapters do not go
-                together; the weights cannot be quantized so, or the keys and values kept so; the tokenizer has more
-                tokens than the model.
+                together; the weights cannot be quantized so, or the keys and values or packed codes kept so; the
+                tokenizer has more tokens than the model.
         """
         below = Path(checkpoints)
         if init == "random":
@@ -110,7 +113,7 @@ class LLM(Answering):
             source = Source.files(str(model), adapter, prompt_style, tokenizer_dir, below, access_token)
         else:
             raise UsageError(f'init is "{init}".', 'It must be "pretrained" or "random".')
-        place = Place(device, dtype, quantize, devices, strategy, native, kv)
+        place = Place(device, dtype, quantize, devices, strategy, native, kv, keep_packed)
         drafter = None if draft is None else source.drafter(draft, draft_tokens, place, below)
         llm = LLM(None, source.tokenizer, source.config, source.generation, drafter, source)
         if distribute is not None:

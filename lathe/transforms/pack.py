@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lathe.model import attention, layers, native
 from lathe.model.decoder import Block, Decoder, Embedding, Trunk
 from lathe.model.native import resident
-from lathe.transforms.panels import CODES, Panels, QuickPacked, Room
+from lathe.transforms.panels import CODES, Memory, Panels, QuickPacked, Room, fresh
 from lathe.transforms.plan import NORMS, hooked
 from lathe.transforms.products import QuickHead, QuickLinear, QuickTable
 from lathe.transforms.quantize import Packed, PackedLinear
@@ -27,13 +27,13 @@ ENDS = "int8-32"  # codes of embedding and head
 QUICK = CODES.keys() - {"nf4"}  # layers that these go with; nf4 is for room, and keeps them as they are
 
 
-def pack(decoder: Decoder) -> None:
-    """Make a decoder quick, in place. Nothing happens where there are no kernels."""
+def pack(decoder: Decoder, memory: Memory = fresh) -> None:
+    """Make a decoder quick, in place. Nothing happens where there are no kernels. memory: where codes lie."""
     kernels = native.library()
     if kernels is None:
         return
     moved = 0
-    for name, panels in rooms(decoder).items():
+    for name, panels in rooms(decoder, memory).items():
         module = decoder.get_submodule(name)
         assert isinstance(module, PackedLinear)
         panels.put([cast("Tensor", module._parameters[part]) for part in module.parts])
@@ -42,7 +42,7 @@ def pack(decoder: Decoder) -> None:
         if moved >= resident.LIMIT:  # or codes that are no more would still take room
             resident.trim()
             moved = 0
-    _ends(decoder, kernels)
+    _ends(decoder, kernels, memory)
     folded = _folded(decoder)
     for name, module in [*decoder.named_modules()]:
         if type(module) is layers.Linear and not hooked(module) and module not in folded:
@@ -54,7 +54,7 @@ def pack(decoder: Decoder) -> None:
         decoder.model = QuickTrunk(decoder.model, kernels)
 
 
-def rooms(decoder: Decoder) -> dict[str, Panels]:
+def rooms(decoder: Decoder, memory: Memory = fresh) -> dict[str, Panels]:
     """Room for every matrix that kernels multiply as codes, by its module's name; none where there are no kernels. Of a
     decoder on the meta device, too: who fills it may put codes there at once, and let them `settle`."""
     kernels = native.library()
@@ -64,7 +64,9 @@ def rooms(decoder: Decoder) -> dict[str, Panels]:
     for name, module in decoder.named_modules():
         if type(module) is PackedLinear and module.how in CODES and module not in folded and not hooked(module):
             found[name] = module.how, module.shape
-    room = Room(kernels, [*found.values()])
+    if not found:
+        return {}
+    room = Room(kernels, [*found.values()], memory)
     return {name: room.panels(*matrix) for name, matrix in found.items()}
 
 
@@ -77,7 +79,7 @@ def settle(decoder: Decoder, name: str, panels: Panels) -> QuickPacked:
     return made
 
 
-def _ends(decoder: Decoder, kernels: ctypes.CDLL) -> None:
+def _ends(decoder: Decoder, kernels: ctypes.CDLL, memory: Memory) -> None:
     """Make codes of the embedding and the head of a decoder whose layers are codes."""
     if not any(isinstance(module, Packed) and module.how in QUICK for module in decoder.modules()):
         return
@@ -88,11 +90,14 @@ def _ends(decoder: Decoder, kernels: ctypes.CDLL) -> None:
     }
     ends = {name: module for name, module in every.items() if _known(module) and not hooked(module)}
     weights = {id(module.weight): module.weight.detach() for module in ends.values()}
-    room = Room(kernels, [(ENDS, weight.shape) for weight in weights.values()])
+    if not weights:
+        return
+    room = Room(kernels, [(ENDS, weight.shape) for weight in weights.values()], memory)
     made, passing = {}, resident.Passing()
     for key, weight in weights.items():
-        panels = room.panels(ENDS, weight.shape)
-        made[key] = panels.rounded(passing.through(weight.split(panels.step())))
+        made[key] = panels = room.panels(ENDS, weight.shape)
+        if not panels.filled:
+            panels.rounded(passing.through(weight.split(panels.step())))
     passing.release()
     for name, module in ends.items():
         panels = made[id(module.weight)]

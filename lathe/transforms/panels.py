@@ -6,7 +6,7 @@ A matrix is there once: what is put into panels is taken from where it was. Know
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import starmap
 
 import torch
@@ -23,21 +23,29 @@ CODES = {
 ABREAST = 16  # rows of a panel
 CHUNK = 1 << 19  # numbers that are made into codes at once
 
+Matrices = Sequence[tuple[str, torch.Size]]  # a kind and a shape each
+Memory = Callable[[Matrices, int], tuple[Tensor, bool]]  # bytes for them, and whether their panels are there already
+
+
+def fresh(matrices: Matrices, size: int) -> tuple[Tensor, bool]:
+    """Memory with nothing in it."""
+    return torch.empty(size, dtype=torch.uint8), False
+
 
 class Room:
     """Memory for matrices of these kinds and shapes, one behind the other, so that it comes in large pages."""
 
-    def __init__(self, kernels: ctypes.CDLL, matrices: Sequence[tuple[str, torch.Size]]) -> None:
+    def __init__(self, kernels: ctypes.CDLL, matrices: Matrices, memory: Memory = fresh) -> None:
         self.kernels = kernels
         size = sum(rows * bytes for rows, bytes in starmap(self._size, matrices))
-        self.left = torch.empty(size, dtype=torch.uint8)
+        self.left, self.filled = memory(matrices, size)
         kernels.lathe_large_pages(self.left.data_ptr(), size)
 
     def panels(self, how: str, shape: torch.Size) -> Panels:
         """Room for the next matrix."""
         rows, bytes = self._size(how, shape)
         found, self.left = self.left.split([rows * bytes, len(self.left) - rows * bytes])
-        return Panels(self.kernels, how, shape, found.view(rows, bytes))
+        return Panels(self.kernels, how, shape, found.view(rows, bytes), self.filled)
 
     def _size(self, how: str, shape: torch.Size) -> tuple[int, int]:
         """How many panels it has, and how many bytes each."""
@@ -47,10 +55,10 @@ class Room:
 
 
 class Panels:
-    """One matrix. all: its bytes, a row for each panel."""
+    """One matrix. all: its bytes, a row for each panel. filled: they are there before anything is put into them."""
 
-    def __init__(self, kernels: ctypes.CDLL, how: str, shape: torch.Size, panels: Tensor) -> None:
-        self.kernels, self.how, self.shape, self.all = kernels, how, shape, panels
+    def __init__(self, kernels: ctypes.CDLL, how: str, shape: torch.Size, panels: Tensor, filled: bool = False) -> None:
+        self.kernels, self.how, self.shape, self.all, self.filled = kernels, how, shape, panels, filled
 
     def put(self, parts: Sequence[Tensor], start: int = 0) -> None:
         """Rows from `start` on, which begins a panel, from their codes, scales and what else the kind has."""
