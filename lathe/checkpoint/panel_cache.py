@@ -22,7 +22,8 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.ckpt", "*.gguf")
 LATHE = Path(__file__).parents[1]
 # What decides which codes are made of numbers, and how they lie in panels.
 SOURCES = [
-    *(LATHE / "transforms" / name for name in ("grids.py", "kinds.py")),
+    LATHE / "weights/gguf/codes.py",
+    *(LATHE / "transforms" / name for name in ("grids.py", "kinds.py", "minima.py")),
     *(LATHE / "model/native" / name for name in ("encoding.py", "encoding.cpp", "panels.cpp", "codes.h")),
 ]
 
