@@ -18,9 +18,10 @@ from lathe.checkpoint import coding
 from lathe.model.layers import Linear
 from lathe.model.layout import Layout
 from lathe.tokenizer import train_bpe
-from lathe.transforms import awq, gptq
+from lathe.transforms import awq, gptq, pack
 from lathe.transforms.grids import halves, int4_codes, int4_scales
 from lathe.transforms.kinds import KINDS
+from lathe.transforms.panels import QuickPacked, QuickPackedTable
 from lathe.transforms.quantize import Packed, matrices
 from lathe.weights.tensors import Ref
 
@@ -152,6 +153,31 @@ def test_a_mixture_stays_in_its_codes(medium):
     assert (ask(quick) - ask(dense)).square().mean() <= (0.05 * ask(dense).std()) ** 2
     for name, module in matrices(dense):
         assert torch.equal(quick.get_submodule(name).weight, module.weight)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_ends_of_a_mixture_are_in_the_file_s_codes_once(tied, tmp_path):
+    """Rows that are looked up, and what is saved, are the numbers of the file."""
+    wide = {"hidden_size": 256, "num_hidden_layers": 1, "tie_word_embeddings": tied}
+    folder = made(tmp_path / "model", CONFIG | wide)
+    assert cli.main(["quantize", str(folder), str(tmp_path / "one.gguf"), "--to", "Q4_K_M"]) == 0
+    found = checkpoint.open(tmp_path / "one.gguf")
+    quick, dense = found.load(quick=True), found.load(dense=True)
+    table, head = quick.model.embed_tokens, quick.lm_head
+    assert isinstance(table, QuickPackedTable) and isinstance(head, QuickPacked)
+    assert (table.how, head.how) == ("q6_k" if tied else "q4_k", "q6_k")
+    assert (table.panels is head.panels) == tied
+    assert quick.like.dtype == torch.float32
+    index = torch.arange(300)
+    torch.testing.assert_close(table(index), dense.model.embed_tokens(index), rtol=1e-6, atol=1e-7)
+    assert torch.equal(table.weight, dense.model.embed_tokens.weight)
+    assert (ask(quick) - ask(dense)).square().mean() <= (0.05 * ask(dense).std()) ** 2
+    checkpoint.save(tmp_path / "saved", quick, found.config)
+    again = checkpoint.open(tmp_path / "saved")
+    assert again.tensors.keys() == found.tensors.keys()
+    assert all(torch.equal(ref.read(), found.tensors[name].read()) for name, ref in again.tensors.items())
+    pack.unpack(quick)
+    torch.testing.assert_close(ask(quick), ask(dense), rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_that_is_no_whole_groups(tmp_path, capsys):

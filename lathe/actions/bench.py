@@ -141,7 +141,7 @@ class Bench:
             self.together.append(took.together)
 
     def limits(self) -> None:
-        weight = next(self.engine.decoder.parameters())
+        weight = self.engine.decoder.like
         self.machines.append(Machine.measured(weight.device, weight.dtype))
 
     def rows(self) -> list[Row]:
@@ -165,7 +165,7 @@ def facts(engine: Engine, options: Options, work: Work) -> dict[str, Any]:
     """What was timed, and where."""
     import torch
 
-    weight = next(engine.decoder.parameters())
+    weight = engine.decoder.like
     return {
         "device": str(weight.device),
         "dtype": str(weight.dtype).removeprefix("torch."),

@@ -109,7 +109,7 @@ def begin(options: Options, path: Path) -> Session:
 
 def greet(name: str, session: Session) -> None:
     """Say who is there, and how to get help."""
-    weight = next(session.llm.decoder.parameters())
+    weight = session.llm.decoder.like
     what = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
     note(f"{name}: {what}, {session.context} tokens of context. /help lists the commands, Ctrl-D ends.")
     warn(session)

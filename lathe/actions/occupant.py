@@ -41,13 +41,13 @@ def load(options: Options, place: Path, adapters: Mapping[str, Path] | None = No
     defaults |= asked
     says = any(llm.generation.get(name) is not None for name in (*NEUTRAL, "do_sample"))
     usual = tuple(name for name in NEUTRAL if name in llm.defaults and not says and name not in asked)
-    weight, *others = llm.decoder.parameters()
+    weight = llm.decoder.like
     about = {
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": str(weight.device),
         "family": llm.config.get("model_type") or llm.config["architectures"][0].removesuffix("ForCausalLM").lower(),
-        "parameters": sum(one.numel() for one in (weight, *others)),
+        "parameters": sum(one.numel() for one in llm.decoder.parameters()),
         "tokens": pool,
-        "bytes": sum(one.numel() * one.element_size() for one in (weight, *others)),
+        "bytes": sum(one.numel() * one.element_size() for one in llm.decoder.parameters()),
     }
     return Loaded(engine, llm.tokenizer, llm.grammars, adapt, tuple(adapters or ()), defaults, usual, llm.stops, about)

@@ -59,12 +59,13 @@ class Work:
         from lathe.transforms.products import QuickHead
 
         spec, blank = decoder.spec, checkpoint.blank(decoder.spec)
-        size = next(decoder.parameters()).dtype.itemsize
+        size = decoder.like.dtype.itemsize
         matrices, head = memory.Sizes.of(blank).matrices, spec.vocab * spec.width
-        table, last = decoder.model.embed_tokens.weight, decoder.lm_head
-        stored = sum(p.nbytes for p in decoder.parameters()) - table.nbytes - (0 if spec.tied else last.weight.nbytes)
+        last = decoder.lm_head
+        ends = {*decoder.model.embed_tokens.parameters(), *last.parameters()}
+        stored = sum(p.nbytes for p in decoder.parameters() if p not in ends)
         idle_part = idle(spec) / matrices
-        codes = last.panels.all.nbytes if isinstance(last, QuickHead) else last.weight.nbytes
+        codes = last.panels.all.nbytes if isinstance(last, QuickHead) else sum(p.nbytes for p in last.parameters())
         return Work(
             weights=round(stored * (1 - idle_part)) + codes,
             matrices=matrices - idle(spec),

@@ -43,7 +43,7 @@ def loaded(options: Options, model: str) -> tuple[Subject, Path]:
     llm = options.load(
         path, devices=options.devices, adapter=options.adapter or None, prompt_style=options.prompt_style
     )
-    ways = (options.quantize, options.precision, options.prompt_style, str(next(llm.decoder.parameters()).device.type))
+    ways = (options.quantize, options.precision, options.prompt_style, str(llm.decoder.like.device.type))
     subject = Local(
         llm.decoder,
         llm.tokenizer,

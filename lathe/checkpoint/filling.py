@@ -74,8 +74,9 @@ class Checkpoint:
         device: several have the layers one after the other. share: load one rank's part, and read nothing else.
         quantize: one of `transforms.kinds.KINDS`; matrices are packed as they are read, some rows at a time. None
         leaves those in codes that the files have in one of `transforms.kinds.KEPT`, unless all shall be `dense`.
-        quick: on a CPU, as `transforms.pack` makes it, and codes are put where kernels want them as they come, or are
-        mapped where they were once kept. keep: keep them beside the model.
+        quick: on a CPU, as `transforms.pack` makes it, and codes are put where kernels want them as they come, those of
+        embedding and head too where the files have them, or are mapped where they were once kept. keep: keep them
+        beside the model.
         On CPU a tensor already in `dtype` stays a view of the mapped file, which is private to this process.
 
         Raises:
@@ -95,9 +96,11 @@ class Checkpoint:
         place = spread.places({name: tensors[name].nbytes for name, _ in slots(decoder)}, devices)
         state: dict[str, torch.Tensor] = {}
         unpacked = [*slots(decoder)]
-        kinds = {} if dense else self._kinds(decoder, tensors, how)
-        quantizing.pack(decoder.to(dtype), kinds)
         quick = quick and devices[0].type == "cpu"
+        kinds = {} if dense else self._kinds(decoder, tensors, how)
+        if quick and not dense and share is None and len(devices) == 1:
+            kinds |= _end_kinds(decoder, tensors)
+        quantizing.pack(decoder.to(dtype), kinds)
         cache = PanelCache(self.path, dtype)
         memory = cache.memory if share is None else fresh  # a part of a model is never kept
         rooms = packing.rooms(decoder, memory) if quick else {}
@@ -117,8 +120,9 @@ class Checkpoint:
             tensor = tensors[name].to(dtype if learned else torch.float32).read().to(place(name))
             state[name] = nn.Parameter(tensor, requires_grad=False) if learned else tensor
         passing.release()
-        if self.spec.tied:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]  # one parameter under two names
+        if self.spec.tied:  # one parameter under two names
+            kept = "panels" if "model.embed_tokens.panels" in state else "weight"
+            state[f"lm_head.{kept}"] = state[f"model.embed_tokens.{kept}"]
         decoder.load_state_dict(state, assign=True)
         if share is not None:
             share.join(decoder)
@@ -179,6 +183,16 @@ class Checkpoint:
     @property
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
+
+
+def _end_kinds(decoder: Decoder, tensors: Mapping[str, Ref]) -> dict[str, str]:
+    """The codes that embedding and head have in the files, where kernels take them."""
+    found = {}
+    for name in packing.ends():
+        ref = tensors["model.embed_tokens.weight" if decoder.spec.tied else f"{name}.weight"]
+        if isinstance(ref, Coded) and ref.kind in packing.QUICK and ref.sure():
+            found[name] = ref.kind
+    return found
 
 
 def fill(panels: Panels, ref: Ref, passing: Passing) -> None:

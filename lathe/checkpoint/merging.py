@@ -16,6 +16,7 @@ from lathe.model.decoder import Decoder
 from lathe.transforms import adapt
 from lathe.transforms.adapted import Adapted
 from lathe.transforms.lowrank import LowRank
+from lathe.transforms.panels import same
 from lathe.transforms.prefix import Tokens
 from lathe.transforms.quantize import Packed
 from lathe.transforms.standing import Part
@@ -41,11 +42,11 @@ def weights(decoder: Decoder) -> Refs:
             ref = _unpacked(own, f"{name}.weight")
             found[f"{name}.weight"] = _live(ref, module, "weight") if isinstance(module, Adapted) else ref
         for key, tensor in (*own._parameters.items(), *own._buffers.items()):
-            if tensor is not None and not (isinstance(own, Packed) and key in own.parts):
+            if tensor is not None and not (isinstance(own, Packed) and key != "bias"):
                 ref = Ref.of(tensor.detach(), f"{name}.{key}")
                 found[f"{name}.{key}"] = _live(ref, module, key) if isinstance(module, Adapted) else ref
     head, embedding = decoder.lm_head, decoder.model.embed_tokens
-    if decoder.spec.tied and head.weight is embedding.weight:
+    if decoder.spec.tied and same(head, embedding):
         del found["lm_head.weight"]
     return found
 

@@ -59,7 +59,7 @@ class Engine:
         adapters: Adapters | None = None,
         kv: torch.dtype | None = None,
     ) -> None:
-        spec, weight = decoder.spec, next(decoder.parameters())
+        spec, weight = decoder.spec, decoder.like
         self.decoder, self.device, self.chunk = decoder, weight.device, chunk
         self.longest = min(spec.context, spec.learned_positions or spec.context)
         self.context = min(self.longest, tokens or self.longest)

@@ -17,7 +17,7 @@ MODEST = 2**31  # bytes that a pool on a CPU takes at most, but for one whole co
 def fitting(decoder: Decoder, seats: int, drafter: Drafter | None = None, kv: torch.dtype | None = None) -> int | None:
     """Slots for the keys and values of `seats` whole contexts, or as many as there is memory for; at least those of one
     page. None where nobody says how much memory is free. kv: as `Engine` has it."""
-    weight, spec = next(decoder.parameters()), decoder.spec
+    weight, spec = decoder.like, decoder.spec
     kind, free = weight.device.type, free_bytes(weight.device)
     if free is None:
         return None

@@ -41,7 +41,7 @@ class Local:
         batch_tokens: int | None = None,
         longest: int | None = None,
     ) -> None:
-        chunk = batch_tokens or TOKENS.get(next(decoder.parameters()).device.type, TOKENS["cpu"])
+        chunk = batch_tokens or TOKENS.get(decoder.like.device.type, TOKENS["cpu"])
         self.engine = Engine(decoder, page=PAGE, chunk=chunk, seats=max(chunk // EACH, 1))
         self.name, self.identity, self.stops = name, identity, frozenset(stops)
         self.longest = min(self.engine.context, longest or self.engine.context)

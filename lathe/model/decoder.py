@@ -151,6 +151,11 @@ class Decoder(nn.Module):
         if spec.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    @property
+    def like(self) -> Tensor:
+        """A parameter of the type that is computed in, on the device where it begins: the first that is no codes."""
+        return next(one for one in self.parameters() if one.is_floating_point())
+
     def forward(self, tokens: Tensor, layout: Layout, cache: Sequence[Cache] | None = None) -> Tensor:
         """Hidden states of a ribbon. tokens: (T,) int64. cache: keys and values of each layer, written in place.
 

@@ -20,6 +20,7 @@ from lathe.model.layers import Linear
 from lathe.transforms.adapted import Adapted
 from lathe.transforms.lora import LoraLinear
 from lathe.transforms.lowrank import LowRank
+from lathe.transforms.panels import same
 from lathe.transforms.prefix import Prefixed
 from lathe.transforms.standing import Part, Parts, place
 from lathe.transforms.whole import Replaced, Whole
@@ -199,7 +200,7 @@ def fold(decoder: Decoder) -> Decoder:
     merge(decoder)
     for where, module in reversed(list(adapted(decoder))):
         decoder.set_submodule(where, module.own if isinstance(module, Adapted) else module.plain())
-    if decoder.spec.tied and decoder.lm_head.weight is not decoder.model.embed_tokens.weight:
+    if decoder.spec.tied and not same(decoder.lm_head, decoder.model.embed_tokens):
         decoder.spec = replace(decoder.spec, tied=False)
     return decoder
 

@@ -89,12 +89,16 @@ class Kind:
         return found | _doubled(found["scales"]) if self.double else found
 
     def unpack(
-        self, parts: Sequence[Tensor], inputs: int, dtype: torch.dtype, which: slice | int = slice(None)
+        self, parts: Sequence[Tensor], inputs: int, dtype: torch.dtype, which: slice | int | Tensor = slice(None)
     ) -> Tensor:
         """Rows (of a stack: matrices) of the matrix, computed in float32 and rounded once. parts: the values of what
-        `pack` gives; inputs: columns of the matrix."""
+        `pack` gives; inputs: columns of the matrix; which: unless it is double, also the numbers of rows."""
         codes, scales, *rest = parts
-        others = [_single(which, scales, *rest)] if self.double else [part[which] for part in (scales, *rest)]
+        if self.double:
+            assert not isinstance(which, Tensor)
+            others = [_single(which, scales, *rest)]
+        else:
+            others = [part[which] for part in (scales, *rest)]
         return self.back(codes[which], *others, inputs).to(dtype)
 
 

@@ -4,7 +4,7 @@ tokens on processors that do not multiply pairs of bfloat16 numbers).
 
 Nothing is copied and no name of a weight changes: the kernels read the parameters as they are stored, and look each
 time whether these are still the ones they know. Codes of quantized matrices are put in another order (`panels`); the
-embedding and the head of a quantized decoder become codes, too, once where they are one.
+embedding and the head of a quantized decoder become codes, too, once where they are one, if they are none yet.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from lathe.model import attention, layers, native
 from lathe.model.decoder import Block, Decoder, Embedding, Trunk
 from lathe.model.native import resident
-from lathe.transforms.panels import CODES, Memory, Panels, QuickPacked, Room, fresh
+from lathe.transforms.panels import CODES, InPanels, Memory, Panels, QuickPacked, QuickPackedTable, Room, fresh
 from lathe.transforms.plan import NORMS, hooked
 from lathe.transforms.products import QuickHead, QuickLinear, QuickTable
-from lathe.transforms.quantize import Packed, PackedLinear
+from lathe.transforms.quantize import Packed, PackedLinear, PackedTable
 from lathe.transforms.quick import Quick, QuickTrunk
 
 ENDS = "int8-32"  # codes of embedding and head
@@ -35,7 +35,7 @@ def pack(decoder: Decoder, memory: Memory = fresh) -> None:
     moved = 0
     for name, panels in rooms(decoder, memory).items():
         module = decoder.get_submodule(name)
-        assert isinstance(module, PackedLinear)
+        assert isinstance(module, Packed)
         panels.put([cast("Tensor", module._parameters[part]) for part in module.parts])
         settle(decoder, name, panels)
         moved += panels.all.nbytes
@@ -60,9 +60,14 @@ def rooms(decoder: Decoder, memory: Memory = fresh) -> dict[str, Panels]:
     kernels = native.library()
     if kernels is None:
         return {}
-    folded, found = _folded(decoder), {}
+    apart, found = _folded(decoder), {}
+    if decoder.spec.tied and isinstance(decoder.model.embed_tokens, Packed):
+        apart.append(decoder.lm_head)
     for name, module in decoder.named_modules():
-        if type(module) is PackedLinear and module.how in CODES and module not in folded and not hooked(module):
+        if type(module) not in (PackedLinear, PackedTable) or module in apart or hooked(module):
+            continue
+        assert isinstance(module, Packed)
+        if module.how in CODES:
             found[name] = module.how, module.shape
     if not found:
         return {}
@@ -70,13 +75,21 @@ def rooms(decoder: Decoder, memory: Memory = fresh) -> dict[str, Panels]:
     return {name: room.panels(*matrix) for name, matrix in found.items()}
 
 
-def settle(decoder: Decoder, name: str, panels: Panels) -> QuickPacked:
-    """The module that multiplies by these panels, which stands from now on in the place of the one of this name."""
+def settle(decoder: Decoder, name: str, panels: Panels) -> InPanels:
+    """The module that multiplies by these panels, or looks up in them, which stands from now on in the place of the one
+    of this name; a tied head has them with the embedding."""
     plain = decoder.get_submodule(name)
-    assert isinstance(plain, PackedLinear)
-    made = QuickPacked(plain, panels)
+    assert isinstance(plain, Packed)
+    made = (QuickPackedTable if isinstance(plain, PackedTable) else QuickPacked)(plain, panels)
     decoder.set_submodule(name, made)
+    if plain is not decoder.lm_head and isinstance(made, QuickPackedTable) and decoder.spec.tied:
+        settle(decoder, "lm_head", panels).panels = made.panels
     return made
+
+
+def ends() -> tuple[str, ...]:
+    """Embedding and head, where kernels look up and multiply in whatever codes of theirs there are."""
+    return () if native.library() is None else ("model.embed_tokens", "lm_head")
 
 
 def _ends(decoder: Decoder, kernels: ctypes.CDLL, memory: Memory) -> None:
@@ -114,8 +127,8 @@ def unpack(decoder: Decoder) -> None:
         if isinstance(module, Quick):
             decoder.model.layers.set_submodule(name, module.plain)
     for name, module in [*decoder.named_modules()]:
-        if isinstance(module, QuickLinear | QuickTable | QuickPacked):
-            decoder.set_submodule(name, module.back() if isinstance(module, QuickPacked) else module.plain)
+        if isinstance(module, QuickLinear | QuickTable | InPanels):
+            decoder.set_submodule(name, module.back() if isinstance(module, InPanels) else module.plain)
 
 
 def _folded(decoder: Decoder) -> list[nn.Module]:

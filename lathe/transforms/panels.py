@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lathe.model import native
 from lathe.transforms.kinds import KINDS
-from lathe.transforms.quantize import PackedLinear
+from lathe.transforms.quantize import Packed, PackedLinear, PackedTable
 
 # Ways to quantize that the kernels know, as in codes.h.
 CODES = {
@@ -113,33 +113,26 @@ class Panels:
         self.kernels.lathe_panels(*places, rows, self.shape[1], CODES[self.how], back, torch.get_num_threads())
 
 
-class QuickPacked(PackedLinear):
-    """A linear map whose codes are in panels. The one in whose place it stands has none until it is asked `back`."""
+class InPanels(Packed):
+    """A matrix whose codes are in panels. The one in whose place it stands has none until it is asked `back`."""
 
     panels: nn.Parameter
 
-    def __init__(self, plain: PackedLinear, panels: Panels) -> None:
+    def __init__(self, plain: Packed, panels: Panels) -> None:
         nn.Module.__init__(self)
         self.how, self.shape, self.dtype, self.parts = plain.how, plain.shape, plain.dtype, plain.parts
         self.emptied, self.kernels = [plain], panels.kernels  # in a list, as it is no part of this one
         self.register_parameter("panels", nn.Parameter(panels.all, requires_grad=False))
-        self.register_parameter("bias", plain.bias)
+        self.register_parameter("bias", plain._parameters["bias"])
         plain._parameters.update(dict.fromkeys(self.parts))
         self.train(plain.training)
 
-    def back(self) -> PackedLinear:
+    def back(self) -> Packed:
         """What was there before."""
         [plain] = self.emptied
         plain.bias = self.bias
         plain.take(dict(zip(self.parts, self._all(), strict=True)))
         return plain
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float16 and x.device.type == "cpu":  # as what GPTQ and AWQ made is computed in
-            return self.forward(x.float()).half()
-        if torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
-            return super().forward(x)
-        return self._panels().product(x, self.bias)
 
     @property
     def device(self) -> torch.device:
@@ -150,3 +143,31 @@ class QuickPacked(PackedLinear):
 
     def _all(self) -> list[Tensor]:
         return [part.to(self.device) for part in self._panels().parts()]
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have one matrix, in numbers or in panels."""
+    mine, theirs = (module.panels if isinstance(module, InPanels) else module.weight for module in (one, other))
+    return mine is theirs
+
+
+class QuickPacked(InPanels, PackedLinear):  # type: ignore[misc]
+    """A linear map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float16 and x.device.type == "cpu":  # as what GPTQ and AWQ made is computed in
+            return self.forward(x.float()).half()
+        if torch.is_grad_enabled() or x.dtype not in native.TYPES or x.device.type != "cpu":
+            return super().forward(x)
+        return self._panels().product(x, self.bias)
+
+
+class QuickPackedTable(InPanels, PackedTable):  # type: ignore[misc]
+    """A table."""
+
+    def forward(self, index: Tensor) -> Tensor:
+        if self.device.type != "cpu":
+            return super().forward(index)
+        if self.dtype not in native.TYPES:
+            return self._panels().rows(index, torch.float32).to(self.dtype)
+        return self._panels().rows(index, self.dtype)

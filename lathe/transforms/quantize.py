@@ -1,7 +1,7 @@
 """Matrices of layers become codes, which never change, and are unpacked where they are multiplied.
 
-Gradients go to what is multiplied, not to the codes: adapters learn beside them (QLoRA). Embedding, head, norms and
-routers stay as they are.
+Gradients go to what is multiplied, not to the codes: adapters learn beside them (QLoRA). Norms and routers stay as they
+are, and embedding and head unless they are named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.model import kernels, layers
-from lathe.model.decoder import Decoder
+from lathe.model.decoder import Decoder, Embedding
 from lathe.model.mlps import Stacked
 from lathe.transforms.kinds import KINDS
 
@@ -67,12 +67,12 @@ class Packed(nn.Module):
     shape: of the weight. dtype: what the weight is for whoever reads it. device: where it is.
     """
 
-    def __init__(self, base: layers.Linear | Stacked, how: str) -> None:
+    def __init__(self, base: layers.Linear | Stacked | Embedding, how: str) -> None:
         nn.Module.__init__(self)
         self.how, self.shape, self.dtype = how, base.weight.shape, base.weight.dtype
         with base.weight.device:
             self.take(KINDS[how].blank(self.shape))
-        self.register_parameter("bias", base.bias)
+        self.register_parameter("bias", None if isinstance(base, Embedding) else base.bias)
 
     def take(self, parts: Mapping[str, Tensor]) -> None:
         """Be this matrix."""
@@ -80,8 +80,8 @@ class Packed(nn.Module):
         for name, part in parts.items():
             self.register_parameter(name, nn.Parameter(part, requires_grad=False))
 
-    def unpacked(self, dtype: torch.dtype, which: slice | int = slice(None)) -> Tensor:
-        """Rows of it, of a stack matrices, as numbers."""
+    def unpacked(self, dtype: torch.dtype, which: slice | int | Tensor = slice(None)) -> Tensor:
+        """Rows of it, of a stack matrices, as numbers. which: where there is no double quantization, their numbers."""
         return KINDS[self.how].unpack(self._all(), self.shape[-1], dtype, which)
 
     def product(self, x: Tensor, bias: Tensor | None, one: int) -> Tensor:
@@ -114,6 +114,20 @@ class PackedStacked(Packed, Stacked):  # type: ignore[misc]
         return torch.cat(products) if products else x.new_empty(0, self.shape[1])
 
 
+class PackedTable(Packed, Embedding):  # type: ignore[misc]
+    """A table of which those rows are unpacked that are looked up."""
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.unpacked(self.dtype, index)
+
+
+MODULES: dict[type[nn.Module], type[Packed]] = {
+    layers.Linear: PackedLinear,
+    Stacked: PackedStacked,
+    Embedding: PackedTable,
+}
+
+
 def matrices(decoder: Decoder) -> Iterator[tuple[str, layers.Linear | Stacked]]:
     """The modules that are packed: every matrix of a layer but its router's."""
     for name, module in decoder.named_modules():
@@ -122,14 +136,13 @@ def matrices(decoder: Decoder) -> Iterator[tuple[str, layers.Linear | Stacked]]:
 
 
 def pack(decoder: Decoder, how: str | Mapping[str, str]) -> None:
-    """Put packed modules into the places of a decoder's matrices: of all, or of those that are told, by their names. A
-    decoder on the meta device gets room for codes, and no values; another keeps what it computes as nearly as the codes
-    can say it."""
-    for name, module in [*matrices(decoder)]:
-        kind = how if isinstance(how, str) else how.get(name)
-        if kind is None:
-            continue
-        made = (PackedLinear if isinstance(module, layers.Linear) else PackedStacked)(module, kind)
+    """Put packed modules into the places of a decoder's matrices: of all of its layers, or of those that are told by
+    their names, embedding and head among them. A decoder on the meta device gets room for codes, and no values; another
+    keeps what it computes as nearly as the codes can say it."""
+    kinds = {name: how for name, _ in matrices(decoder)} if isinstance(how, str) else how
+    for name, kind in kinds.items():
+        module: Any = decoder.get_submodule(name)
+        made = next(packed for plain, packed in MODULES.items() if isinstance(module, plain))(module, kind)
         if not module.weight.is_meta:
             made.take(KINDS[kind].pack([module.weight.detach()], module.weight.shape, module.weight.device))
         decoder.set_submodule(name, made.train(module.training))
