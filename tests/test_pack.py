@@ -217,7 +217,7 @@ def test_quantized_decoders_score_as_their_plain_way(how):
         quantize.pack(one, how)
     pack.pack(decoder)
     quick, exact = scores(decoder, PROMPTS[2]), scores(plain, PROMPTS[2])
-    assert decoder.model.layers[0].kept.mixes
+    assert decoder.model.layers[0].plan().mixes
     assert (
         isinstance(decoder.lm_head, QuickHead) == isinstance(decoder.model.embed_tokens, QuickTable) == (how != "nf4")
     )

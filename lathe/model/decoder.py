@@ -133,11 +133,11 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(BLOCKS[part.order](part, spec.width) for part in spec.layers)
         self.norm = layers.norm(spec.norm, spec.width)
 
-    def through(self, x: Tensor, layout: Layout, cache: Sequence[Cache] | None) -> Tensor:
-        """The stream behind the last layer. T D"""
+    def forward(self, x: Tensor, layout: Layout, cache: Sequence[Cache] | None) -> Tensor:
+        """The stream behind the last norm. T D"""
         for layer, kept in zip(self.layers, cache or repeat(None), strict=cache is not None):
             x = layer(x, layout, kept)
-        return x
+        return self.norm(x)
 
 
 class Decoder(nn.Module):
@@ -161,8 +161,7 @@ class Decoder(nn.Module):
 
         Returns T D, after the last norm.
         """
-        x = self.embed(tokens, layout)  # T D
-        return self.model.norm(self.model.through(x, layout, cache))
+        return self.model(self.embed(tokens, layout), layout, cache)
 
     def embed(self, tokens: Tensor, layout: Layout) -> Tensor:
         x = self.model.embed_tokens(tokens)

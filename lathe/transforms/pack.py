@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lathe.model import attention, layers, native
 from lathe.model.decoder import Block, Decoder, Embedding, Trunk
 from lathe.model.native import resident
+from lathe.transforms.found import hooked
 from lathe.transforms.panels import CODES, InPanels, Memory, Panels, QuickPacked, QuickPackedTable, Room, fresh
-from lathe.transforms.plan import NORMS, hooked
+from lathe.transforms.plan import NORMS
 from lathe.transforms.products import QuickHead, QuickLinear, QuickTable
 from lathe.transforms.quantize import Packed, PackedLinear, PackedTable
 from lathe.transforms.quick import Quick, QuickTrunk

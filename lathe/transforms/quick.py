@@ -5,20 +5,26 @@ way wherever no kernel fits.
 from __future__ import annotations
 
 import ctypes
-from array import array
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
+from operator import is_
 
 import torch
 from torch import Tensor, nn
 
-from lathe.model import native
 from lathe.model.decoder import Block, Sequential, Trunk
 from lathe.model.kernels import Cache
 from lathe.model.layout import Layout
-from lathe.model.native import structures
-from lathe.transforms.plan import Plan, hooked
+from lathe.transforms.flight import Flight, Last
+from lathe.transforms.found import Found, Unknown
+from lathe.transforms.plan import Plan
 from lathe.transforms.products import most
+
+Part = Callable[[Tensor, Layout], Tensor]
+
+
+def _taken(x: Tensor, most: dict[torch.dtype, int]) -> bool:
+    """Whether the kernels are for such a stream. most: rows of each type."""
+    return not torch.is_grad_enabled() and x.device.type == "cpu" and len(x) <= most.get(x.dtype, 0)
 
 
 class Quick(Block):
@@ -30,27 +36,27 @@ class Quick(Block):
         nn.Module.__init__(self)
         self.__dict__ |= {"_modules": plain._modules, "plain": plain, "training": plain.training}
         self.residual, self.kernels, self.most = plain.residual, kernels, most(kernels)
-        self.kept: Plan | None = None
+        self.made: Plan | None = None
+        self.flight: Flight | None = None
 
-    def plan(self, x: Tensor, cache: Cache | None) -> Plan | None:
-        """What the kernels are told, where they do some of it."""
-        if cache is None or torch.is_grad_enabled() or x.device.type != "cpu" or len(x) > self.most.get(x.dtype, 0):
-            return None
-        if self.kept is None or not self.kept.stands():
-            self.kept = Plan(self.plain)
-        plan = self.kept
-        known = plan.type == native.TYPES.get(x.dtype) and cache[0].dtype in (x.dtype, torch.int8)
-        known = known and (plan.mixes or plan.feeds)
-        return plan if known and (not plan.adapted or plan.adapt(x.dtype)) else None
+    def plan(self) -> Plan:
+        """The block as the kernels are told of it."""
+        if self.made is None or not self.made.stands():
+            self.made = Plan(self.plain)
+        return self.made
 
     def forward(self, x: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
-        plan = self.plan(x, cache)
-        if plan is None or cache is None:
+        if cache is None or not _taken(x, self.most):
             return self.plain(x, layout, cache)
+        plan = self.plan()
+        if not plan.fits(x.dtype, cache) or not plan.adapt(x.dtype):
+            return self.plain(x, layout, cache)
+        if self.flight is None or not self.flight.of([plan], [cache]):
+            self.flight = Flight(self.kernels, [plan], [cache])
         if not plan.mixes:
             assert isinstance(self.plain, Sequential)
             x = self.plain.mix(x, layout, cache)
-        y = run(self.kernels, [plan.layer(layout, cache)], x, layout, cache)
+        y = self.flight(x, layout)
         if not plan.feeds:
             assert isinstance(self.plain, Sequential)
             return self.plain.feed(y)
@@ -65,55 +71,79 @@ class QuickTrunk(Trunk):
     def __init__(self, plain: Trunk, kernels: ctypes.CDLL) -> None:
         nn.Module.__init__(self)
         self.__dict__ |= {"_modules": plain._modules, "plain": plain, "training": plain.training}
-        self.kernels = kernels
+        self.kernels, self.most = kernels, most(kernels)
+        self.course: Course | None = None
 
-    def through(self, x: Tensor, layout: Layout, cache: Sequence[Cache] | None) -> Tensor:
-        if cache is None:
-            return super().through(x, layout, cache)
-        together: list[tuple[int, ...]] = []
-        for layer, kept in zip(self.layers, cache, strict=True):
-            plan = layer.plan(x, kept) if isinstance(layer, Quick) and not hooked(layer) else None
-            if plan is not None and plan.whole:
-                together.append(plan.layer(layout, kept))
+    def forward(self, x: Tensor, layout: Layout, cache: Sequence[Cache] | None) -> Tensor:
+        if cache is None or not _taken(x, self.most):
+            return super().forward(x, layout, cache)
+        course = self.course
+        if course is None or not course.stands_for(x.dtype, cache):
+            course = self.course = Course(self, x.dtype, cache)
+        if not all(plan.adapt(x.dtype) for plan in course.adapted):
+            return super().forward(x, layout, cache)
+        for part in course.parts:
+            x = part(x, layout)
+        return x
+
+
+class Course(Found):
+    """The way through a trunk, for numbers of one type and these keys and values: flights of layers that the kernels
+    know, the last norm among them, and the other modules by themselves.
+
+    adapted: layers that have adapters, of which must be told in each pass.
+    """
+
+    def __init__(self, trunk: QuickTrunk, dtype: torch.dtype, cache: Sequence[Cache]) -> None:
+        super().__init__()
+        self.dtype, self.caches, self.layers = dtype, [*cache], self.note(trunk._modules, "layers")._modules
+        self.parts: list[Part] = []
+        self.adapted: list[Plan] = []
+        plans: list[Plan] = []
+        for number, (name, kept) in enumerate(zip(self.layers, cache, strict=True)):
+            plan = self._plan(trunk, name)
+            if plan is not None and plan.whole and plan.fits(dtype, kept):
+                plans.append(plan)
                 continue
-            x = layer(self._run(together, x, layout, kept), layout, kept)
-            together = []
-        return self._run(together, x, layout, cache[-1])
+            self._fly(trunk, plans, number)
+            self.parts.append(_alone(self.layers[name], kept))
+            plans = []
+        last = self._last(trunk) if plans else None
+        self._fly(trunk, plans, len(self.caches), last)
+        if last is None:
+            norm = self.note(trunk._modules, "norm")
+            self.parts.append(lambda x, layout: norm(x))
 
-    def _run(self, together: list[tuple[int, ...]], x: Tensor, layout: Layout, cache: Cache) -> Tensor:
-        return run(self.kernels, together, x, layout, cache) if together else x
+    def stands_for(self, dtype: torch.dtype, cache: Sequence[Cache]) -> bool:
+        """Whether it is still the way, for these."""
+        same = dtype == self.dtype and len(cache) == len(self.caches) == len(self.layers)
+        return same and all(map(is_, cache, self.caches)) and self.stands()
+
+    def _plan(self, trunk: QuickTrunk, name: str) -> Plan | None:
+        try:
+            plan = self.module(trunk.layers, name, Quick).plan()
+        except Unknown:
+            return None
+        self.join(plan)
+        return plan
+
+    def _last(self, trunk: QuickTrunk) -> Last | None:
+        try:
+            last = Last(trunk)
+        except Unknown:
+            return None
+        if last.types - {self.dtype}:
+            return None
+        self.join(last)
+        return last
+
+    def _fly(self, trunk: QuickTrunk, plans: list[Plan], end: int, last: Last | None = None) -> None:
+        """Go through these layers, of which the last has the number before `end`."""
+        if plans:
+            self.parts.append(Flight(trunk.kernels, plans, self.caches[end - len(plans) : end], last))
+            self.adapted += [plan for plan in plans if plan.adapted]
 
 
-def run(kernels: ctypes.CDLL, together: list[tuple[int, ...]], x: Tensor, layout: Layout, cache: Cache) -> Tensor:
-    """The stream behind some layers, whose caches are of the kind of this one. T D"""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    x = x.contiguous()
-    seats = layout.once("native", lambda: Seats(layout))
-    told = array("q", chain.from_iterable(together))
-    places = seats.address, x.data_ptr(), y.data_ptr()
-    coded = cache[0].dtype == torch.int8
-    kernels.lathe_layers(told.buffer_info()[0], len(together), *places, native.TYPES[x.dtype], coded)
-    return y
-
-
-class Seats:
-    """Where the tokens of a pass sit in a cache, as the kernels want it."""
-
-    def __init__(self, layout: Layout) -> None:
-        assert layout.write is not None and layout.read is not None
-        starts: list[int] = []
-        tables: list[int] = []
-        lengths: list[int] = []
-        for read, n in zip(layout.read, layout.lengths, strict=True):
-            if isinstance(read, slice):
-                m, start, table = read.stop - read.start, read.start, 0
-            else:
-                assert read.dtype == torch.int64 and read.is_contiguous()
-                m, start, table = len(read), -1, read.data_ptr()
-            starts += [start] * n
-            tables += [table] * n
-            lengths += range(m - n + 1, m + 1)
-        self.kept = torch.tensor([starts, tables, lengths]), layout.write.contiguous(), layout.read
-        rows = [row.data_ptr() for row in self.kept[0]]
-        self.told = structures.Pass(len(starts), torch.get_num_threads(), self.kept[1].data_ptr(), *rows)
-        self.address = ctypes.addressof(self.told)
+def _alone(layer: nn.Module, kept: Cache) -> Part:
+    """A layer that is asked by itself."""
+    return lambda x, layout: layer(x, layout, kept)

@@ -24,7 +24,7 @@ SIGNATURES = {
     "lathe_panel_bytes": "PNN",
     "lathe_panels": "PPPPNNNNN",
     "lathe_panel_rows": "PPPNNNNN",
-    "lathe_layers": "PNPPPNN",
+    "lathe_layers": "PNPPPPPNN",
     "lathe_norm": "PPPPNNFNNNN",
     "lathe_norm_back": "PPPPPPNNNNNNN",
     "lathe_turn": "PPPPNNNNNFNNN",

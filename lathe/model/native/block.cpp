@@ -339,19 +339,20 @@ static void block(const Block& b, const Pass& p, const Need<E>& need, char* base
   }
 }
 
-// A layer, and what is its own of a pass. steps: of keys and values, how many numbers lie between slots and between heads.
+// A layer, and where its keys and values are. steps: of both, how many numbers lie between slots and between heads.
 struct Layer {  // as the Python side fills it
   const Block* block;
   void *keys, *values;
   const i64* steps;
-  Turn turn;
+  i64 turn;  // number among those of the pass
 };
 
 template <class E, class S>
-static void run(const Layer* layers, i64 count, const Pass& p, const E* x, E* y) {
+static void run(const Layer* layers, i64 count, const Norm* last, const Turn* turns, const Pass& p, const E* x, E* y) {
   thread_local std::vector<E> kept;  // every second layer's, so that none overwrites what it reads
   thread_local std::vector<char> room;
-  if (count > 1) kept.resize(size_t(p.tokens * layers[0].block->width));
+  const i64 D = layers[0].block->width;
+  if (count > 1) kept.resize(size_t(p.tokens * D));
   std::vector<Need<E>> needs;
   needs.reserve(size_t(count));
   size_t bytes = 64;
@@ -367,23 +368,26 @@ static void run(const Layer* layers, i64 count, const Pass& p, const E* x, E* y)
       E* to = (count - i) % 2 ? y : between;
       const i64* steps = layers[i].steps;
       const Cache<S> cache = {(S*)layers[i].keys, (S*)layers[i].values, steps[0], steps[1], steps[2], steps[3]};
-      block<E, S>(*layers[i].block, p, needs[size_t(i)], base, from, to, cache, layers[i].turn, meeting);
+      block<E, S>(*layers[i].block, p, needs[size_t(i)], base, from, to, cache, turns[layers[i].turn], meeting);
       from = to;
     }
+    const Share own(last ? p.tokens : 0);
+    for (i64 t = own.first; t < own.last; t++) norm_row(*last, y + t * D, D, y + t * D);
   }
 }
 
 }  // namespace lathe
 
-// Layers, one after the other. x, y: T D, of one type with all weights, and with all caches, unless these are `coded`.
-LATHE_API void lathe_layers(const void* layers, int64_t count, const void* pass, const void* x, void* y, int64_t type,
-                            int64_t coded) {
+// Layers, one after the other, and a norm behind the last, or null. x, y: T D, of one type with all weights, and with all
+// caches, unless these are `coded`.
+LATHE_API void lathe_layers(const void* layers, int64_t count, const void* norm, const void* turns, const void* pass,
+                            const void* x, void* y, int64_t type, int64_t coded) {
   using namespace lathe;
   if (type == 0) {
     const auto of = coded ? run<float, Code> : run<float, float>;
-    of((const Layer*)layers, count, *(const Pass*)pass, (const float*)x, (float*)y);
+    of((const Layer*)layers, count, (const Norm*)norm, (const Turn*)turns, *(const Pass*)pass, (const float*)x, (float*)y);
   } else {
     const auto of = coded ? run<bf16, Code> : run<bf16, bf16>;
-    of((const Layer*)layers, count, *(const Pass*)pass, (const bf16*)x, (bf16*)y);
+    of((const Layer*)layers, count, (const Norm*)norm, (const Turn*)turns, *(const Pass*)pass, (const bf16*)x, (bf16*)y);
   }
 }
