@@ -14,15 +14,18 @@ from lathe.model.spec import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
 Angles = tuple[Tensor, Tensor]  # cos and sin of each channel, (T, 1, channels), float32; see gradients.turn
 
 
-def angles(rope: Rope, layout: Layout) -> Angles:
-    """cos and sin of every token's angles; made once per ribbon for all layers that turn alike."""
-    return layout.once(rope, lambda: _angles(rope, layout))
+def angles(rope: Rope, layout: Layout, speed: Tensor | None = None) -> Angles:
+    """cos and sin of every token's angles; made once per ribbon for all layers that turn alike.
+
+    speed: `frequencies`, where somebody has them already, of a rope that does not go by extent.
+    """
+    return layout.once(rope, lambda: _angles(rope, layout, speed))
 
 
-def _angles(rope: Rope, layout: Layout) -> Angles:
+def _angles(rope: Rope, layout: Layout, speed: Tensor | None) -> Angles:
     device = layout.positions.device
     if not by_extent(rope):
-        return turned(rope, layout.positions, frequencies(rope, 0, device))
+        return turned(rope, layout.positions, frequencies(rope, 0, device) if speed is None else speed)
     per_sequence = torch.stack([frequencies(rope, extent, device) for extent in layout.extents])
     lengths = torch.tensor(layout.lengths, device=device)
     return turned(rope, layout.positions, per_sequence.repeat_interleave(lengths, dim=0))  # T C/2

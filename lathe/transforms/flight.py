@@ -42,6 +42,8 @@ class Flight:
         self.kernels, self.plans, self.caches, self.last = kernels, [*plans], [*caches], last
         self.coded = caches[0][0].dtype == torch.int8
         self.turns: list[Turn] = [*dict.fromkeys((plan.rope, plan.heat) for plan in plans)]
+        ropes = {turned for turned, _ in self.turns if turned and not rope.by_extent(turned)}
+        self.speeds = {turned: rope.frequencies(turned, 0) for turned in ropes}  # alike in every pass
         self.steps = [structures.Steps(*keys.stride()[:2], *values.stride()[:2]) for keys, values in caches]
         self.told = array("q")
         for plan, (keys, values), steps in zip(plans, caches, self.steps, strict=True):
@@ -58,19 +60,17 @@ class Flight:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         x = x.contiguous()
         seats = layout.once("native", lambda: Seats(layout))
-        turns = array("q", chain.from_iterable(_turn(turn, layout) for turn in self.turns))
+        turns = array("q", chain.from_iterable(self._turn(*turn, layout) for turn in self.turns))
         last = self.last.address if self.last else None
         told = self.told.buffer_info()[0], len(self.plans), last, turns.buffer_info()[0], seats.address
         self.kernels.lathe_layers(*told, x.data_ptr(), y.data_ptr(), native.TYPES[x.dtype], self.coded)
         return y
 
-
-def _turn(turn: Turn, layout: Layout) -> tuple[int, ...]:
-    """Addresses of cosines, sines and temperatures of a pass's tokens, which the layout keeps."""
-    turns, warms = turn
-    cos, sin = (None, None) if turns is None else rope.angles(turns, layout)
-    warm = None if warms is None else attention.heat(warms, layout)
-    return tuple(0 if x is None else x.data_ptr() for x in (cos, sin, warm))
+    def _turn(self, turned: spec.Rope | None, heat: spec.Temperature | None, layout: Layout) -> tuple[int, ...]:
+        """Addresses of cosines, sines and temperatures of a pass's tokens, which the layout keeps."""
+        cos, sin = (None, None) if turned is None else rope.angles(turned, layout, self.speeds.get(turned))
+        warm = None if heat is None else attention.heat(heat, layout)
+        return tuple(0 if x is None else x.data_ptr() for x in (cos, sin, warm))
 
 
 class Seats:
