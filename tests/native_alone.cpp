@@ -48,15 +48,19 @@ static bool near(const char* what, int64_t kind, const std::vector<double>& exac
 }
 
 static bool codes(int64_t kind, int64_t N, int64_t K, int64_t T) {
-  const bool halves = kind == 2 || kind == 3 || kind == 5, singles = kind <= 2;
-  const int64_t block = kind == 1 ? K : kind == 2 ? 64 : 32, count = (K + block - 1) / block;
-  const int64_t width = halves ? count * block / 2 : K;
-  std::vector<uint8_t> packed(size_t(N * width)), zeros(size_t(N * count));
+  const bool halves = kind == 2 || kind == 3 || kind == 5 || kind == 6 || kind == 8, singles = kind <= 2;
+  const bool minima = kind >= 6 && kind <= 9, levels = kind >= 8;
+  const int64_t block = kind == 1 ? K : kind == 2 ? 64 : levels ? 256 : 32, fine = kind == 10 ? 16 : 32;
+  const int64_t count = (K + block - 1) / block * (levels && minima ? 2 : 1);
+  const int64_t others = (K + fine - 1) / fine * (levels && minima ? 2 : 1);
+  const int64_t width = !halves ? K : kind == 2 ? (K + 63) / 64 * 32 : (K + 31) / 32 * 16;
+  std::vector<uint8_t> packed(size_t(N * width)), zeros(size_t(N * others));
   std::vector<float> wide(size_t(N * count));
-  std::vector<uint16_t> narrow(size_t(N * count));
-  std::vector<int> steps(size_t(N * count));
+  std::vector<uint16_t> narrow(size_t(N * count)), lowest(size_t(N * others));
+  std::vector<int> steps(size_t(N * count)), low(size_t(N * others));
   for (auto& c : packed) c = uint8_t(whole(0, 255));
-  for (auto& z : zeros) z = uint8_t(whole(0, 16));
+  for (auto& z : zeros) z = uint8_t(whole(0, levels ? 255 : 16));
+  for (size_t i = 0; i < low.size(); i++) lowest[i] = half(low[i] = whole(0, 1023));
   for (size_t i = 0; i < steps.size(); i++) {
     steps[i] = whole(0, 1023);
     wide[i] = float(value(steps[i])), narrow[i] = half(steps[i]);
@@ -65,12 +69,14 @@ static bool codes(int64_t kind, int64_t N, int64_t K, int64_t T) {
   lathe_panel_bytes(&bytes, K, kind);
   std::vector<uint8_t> panels(size_t((N + 15) / 16 * bytes)), again(packed.size());
   void* scales = singles ? (void*)wide.data() : (void*)narrow.data();
-  void* points = kind == 5 ? zeros.data() : nullptr;
+  void* points = kind == 5 || levels ? (void*)zeros.data() : minima ? lowest.data() : nullptr;
   lathe_panels(packed.data(), scales, points, panels.data(), N, K, kind, 0, 1);
   std::vector<float> x(size_t(T * K)), y(size_t(T * N));
   for (size_t i = 0; i < x.size(); i++) x[i] = i % 8 ? std::fmin(std::fmax(drawn(), -3.9f), 3.9f) : 127 / 32.0f;  // the largest
   lathe_coded_product(x.data(), panels.data(), nullptr, y.data(), T, N, K, kind, 0, 1);
   std::vector<double> exact(size_t(T * N));
+  const auto level = [&](int64_t i) { return double(int8_t(zeros[size_t(i)])); };
+  const auto scale = [&](int64_t n, int64_t i) { return value(steps[size_t(n * count + i)]); };
   for (int64_t t = 0; t < T; t++)
     for (int64_t from = 0; from < K; from += 32) {
       const int64_t to = from + 32 < K ? from + 32 : K;
@@ -80,10 +86,12 @@ static bool codes(int64_t kind, int64_t N, int64_t K, int64_t T) {
         for (int64_t k = from; k < to; k++) {
           const uint8_t byte = packed[size_t(n * width + (halves ? k / 2 : k))];
           const int code = !halves ? int8_t(byte) : k % 2 ? byte & 15 : byte >> 4;
-          const size_t at = size_t(n * count + k / block);
-          const double w = kind == 2 ? NF4[code] / 127.0 : kind == 3 ? code - 8 : kind == 5 ? code - zeros[at] : code;
+          const int64_t top = k / block, one = n * others + k / fine, two = n * others + k / fine * 2;
+          const double times = levels && minima ? scale(n, 2 * top) * level(two) : scale(n, top) * (levels ? level(one) : 1);
+          const double less = levels && minima ? scale(n, 2 * top + 1) * level(two + 1) : minima ? value(low[size_t(one)]) : 0;
+          const double q = kind == 2 ? NF4[code] / 127.0 : kind == 3 ? code - 8 : kind == 5 ? code - zeros[size_t(one)] : code;
           const double row = std::nearbyint(x[size_t(t * K + k)] * (127.0f / largest)) * double(largest) / 127;
-          exact[size_t(t * N + n)] += w * value(steps[at]) * row;
+          exact[size_t(t * N + n)] += (q * times - less) * row;
         }
     }
   bool good = near("codes of kind", kind, exact, y.data(), 1e-5);
@@ -117,7 +125,7 @@ static bool plain(int64_t type, int64_t N, int64_t K, int64_t T) {
 
 int main() {
   bool good = true;
-  for (int64_t kind = 1; kind <= 5; kind++)
+  for (int64_t kind = 1; kind <= 10; kind++)
     for (const int64_t T : {1, 7, 70}) good = codes(kind, 49, 200, T) && good;
   for (const int64_t T : {1, 7, 70})
     for (const int64_t type : {0, 1}) good = plain(type, 49, 200, T) && good;

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lathe import checkpoint, families
+from lathe.checkpoint import packing
 from lathe.model import initial, native
 from lathe.model.native import resident
 from lathe.transforms import pack, quantize
@@ -18,6 +19,7 @@ from lathe.weights.tensors import Ref
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which pages of a file are in memory")
 ROWS = 2048
+UP = "model.layers.0.mlp.up_proj"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 256,
@@ -107,3 +109,16 @@ def test_packing_does_not_keep_codes_twice():
     pack.pack(decoder)
     codes = 4 * (4 * 1024 * 1024 + 3 * 1024 * 2048)
     assert memory.anonymous() - before < codes / 2 / 2**20
+
+
+@pytest.mark.skipif(native.library() is None, reason="there is no compiler, and so no kernel")
+def test_of_a_gguf_file_whose_codes_were_put_into_panels_little_stays(tmp_path):
+    """Of its 4 MB: norms, ends of pages, and rows that have another order here."""
+    spec, place = families.read(CONFIG), tmp_path / "medium.gguf"
+    made = {name: Ref.of(torch.randn(slot.shape)) for name, slot in checkpoint.slots(checkpoint.blank(spec))}
+    packing.pack(place, made, CONFIG, "Q4_K_M", {})
+    decoder = checkpoint.open(place).load(quick=True)
+    assert held(place) < place.stat().st_size / 4
+    assert torch.equal(
+        decoder.model.layers[0].mlp.up_proj.weight, checkpoint.open(place).tensors[f"{UP}.weight"].read()
+    )

@@ -204,6 +204,9 @@ def fill(panels: Panels, ref: Ref, passing: Passing) -> None:
         for start in range(0, ref.shape[0], step):
             parts = [part[start : start + step].read().contiguous() for part in ref.parts.values()]
             panels.put(parts, start)
+            if ref.stored is not None:
+                read = ref.stored[start : start + step].read()
+                passing.done(read.data_ptr(), read.nbytes)
         return
     pieces = (ref[start : start + step].read().contiguous() for start in range(0, ref.shape[0], step))
     panels.rounded(passing.through(pieces))

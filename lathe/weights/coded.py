@@ -9,7 +9,7 @@ of it and others laid below it know theirs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -24,16 +24,21 @@ class Coded(Ref):
 
     kind: how, one of `transforms.kinds.KINDS`, or "" for none of them. parts: what its `pack` gives, each with the
     matrix's leading dimensions. sure: reads what is small, and says whether the parts stand for the very numbers.
+    stored: what the file has of its rows, as it lies there, where that is known.
     """
 
     kind: str = ""
     parts: Mapping[str, Ref] = field(default_factory=dict)
     sure: Callable[[], bool] = lambda: True
+    stored: Ref | None = None
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Ref:
         found = super().__getitem__(index)
         rows = not isinstance(index, tuple) or len(index) < len(self.shape)
-        return self._like(found, {name: part[index] for name, part in self.parts.items()}) if rows else found
+        if not rows:
+            return found
+        some = self._like(found, {name: part[index] for name, part in self.parts.items()})
+        return some if self.stored is None else replace(some, stored=self.stored[index])
 
     def reordered(self, view: Sequence[int], axes: Sequence[int], dim: int = 0) -> Ref:
         found = super().reordered(view, axes, dim)

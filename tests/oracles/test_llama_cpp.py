@@ -113,11 +113,12 @@ def answers(llama_cpp, tmp_path):
     return ask
 
 
-def ours(file: Path | str, config: dict[str, Any] | None = None) -> Tensor:
+def ours(file: Path | str, config: dict[str, Any] | None = None, quick: bool = False) -> Tensor:
     """The logits of our decoder, with the tensors of a file."""
     found = checkpoint.open(file)
     spec = families.read(config) if config else found.spec
-    decoder = checkpoint.Checkpoint(found.path, found.form, found.config, spec, found.tensors).load(dtype=torch.float32)
+    opened = checkpoint.Checkpoint(found.path, found.form, found.config, spec, found.tensors)
+    decoder = opened.load(dtype=torch.float32, quick=quick)
     with torch.inference_mode():
         return decoder.logits(decoder(torch.tensor(TOKENS), Layout.of([len(TOKENS)])))
 
@@ -161,12 +162,14 @@ def wide(name: str, layers: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M"])
 def test_files_of_every_kind_answer_as_we_do(answers, words, tmp_path, kind):
-    """From the same packed weights; llama.cpp multiplies them with activations that it rounds to 8 bits."""
+    """From the same packed weights; llama.cpp multiplies them with activations that it rounds to 8 bits, and so do our
+    kernels."""
     config = wide("llama-2", layers=3)
     file = tmp_path / "model.gguf"
     pack(file, weights(config, spread=0.05), config, kind, words)
     theirs = torch.tensor(answers(logits={str(file): TOKENS})["logits"][str(file)])
-    assert (ours(file) - theirs).square().mean().sqrt() < 0.05 * theirs.std()
+    for quick in (False, True):
+        assert (ours(file, quick=quick) - theirs).square().mean().sqrt() < 0.05 * theirs.std()
 
 
 NUMBERS = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}

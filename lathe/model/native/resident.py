@@ -33,10 +33,14 @@ class Passing:
         for tensor in tensors:
             begin = tensor.data_ptr()
             yield tensor
-            self.spans.append((begin, begin + tensor.nbytes))
-            self.read += tensor.nbytes
-            if self.read >= LIMIT:
-                self.release()
+            self.done(begin, tensor.nbytes)
+
+    def done(self, begin: int, size: int) -> None:
+        """So many bytes from an address on are no longer in use."""
+        self.spans.append((begin, begin + size))
+        self.read += size
+        if self.read >= LIMIT:
+            self.release()
 
     def release(self) -> None:
         page = mmap.PAGESIZE

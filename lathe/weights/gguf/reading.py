@@ -149,7 +149,7 @@ def _ref(path: Path, name: str, entry: Entry, begin: int, whole: Callable[[], Te
             Ref(blocks, torch.uint8, lambda box: view(whole(), begin, torch.uint8, blocks, box), source),
             WAYS[packing.name],
         )
-        return Coded(shape, torch.float32, fetch, source, kind=way.kind, parts=way.refs(raw)), prod(blocks)
+        return Coded(shape, torch.float32, fetch, source, kind=way.kind, parts=way.refs(raw), stored=raw), prod(blocks)
     return Ref(shape, torch.float32, fetch, source), prod(blocks)
 
 
