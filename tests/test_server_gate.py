@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 from serving import serving
 from starlette.testclient import TestClient
 
 from lathe import cli
+from lathe.server import running
 from lathe.server.gate import ADMIN, Gate, Rules, loopback
 
 KEY, ADMINS = "sk-één", "sk-admin"
@@ -185,6 +192,54 @@ def test_a_server_for_other_machines_needs_a_key(capsys: pytest.CaptureFixture[s
     (tmp_path / "config.json").write_text("{}")
     assert cli.main(["serve", str(tmp_path), "--host", "0.0.0.0", "--port", "0"]) == 2
     assert "--insecure" in capsys.readouterr().err
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[socket.socket]:
+    """A client's socket to a server of the application, in a thread, with connections as Lathe has them."""
+    server = uvicorn.Server(uvicorn.Config(app, http=running.Patient, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        with socket.create_connection(server.servers[0].sockets[0].getsockname()[:2], timeout=10) as connection:
+            yield connection
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_who_does_not_say_what_it_wants_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "HEADERS_WITHIN", 0.2)
+    with listening(FastAPI()) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        assert connection.recv(1) == b""
+
+
+def test_who_does_not_read_its_answer_is_taken_to_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "READ_WITHIN", 0.2)
+    app, closed = FastAPI(), threading.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"a" * 65536
+                await asyncio.sleep(0)
+        finally:
+            closed.set()
+
+    @app.get("/")
+    async def told() -> StreamingResponse:
+        return StreamingResponse(endless())
+
+    with listening(app) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        for _ in range(20):  # who reads, however slowly, is not
+            time.sleep(0.02)
+            assert connection.recv(1 << 20)
+            assert not closed.is_set()
+        assert closed.wait(10)
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -302,12 +302,12 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_the_client_comes_again_when_the_server_is_full(narrow: Served) -> None:
-    """Of eight at once one is taken; the others are told to wait, and the client does."""
+    """Of four at once one is taken; the others are told to wait, and the client does."""
 
     async def many() -> list[ChatCompletion]:
         async with openai.AsyncOpenAI(base_url=f"{narrow.url}/v1", api_key="none", max_retries=20) as client:
             asked = {"model": "model", **GREEDY, "max_tokens": 64}
-            return await asyncio.gather(*(client.chat.completions.create(**asked) for _ in range(8)))
+            return await asyncio.gather(*(client.chat.completions.create(**asked) for _ in range(4)))
 
     told = asyncio.run(many())
     assert len({whole.choices[0].message.content for whole in told}) == 1
@@ -331,7 +331,7 @@ def test_a_client_that_goes_away_ends_its_answer(narrow: Served) -> None:
         chunks = answer.iter_raw()  # kept, for the connection goes with it
         assert next(chunks) and taken()
     until(False)
-    with ThreadPoolExecutor(1) as thread, httpx2.Client(base_url=narrow.url, timeout=5) as other:
+    with ThreadPoolExecutor(1) as thread, httpx2.Client(base_url=narrow.url, timeout=1.5) as other:
 
         def ask() -> None:
             while other.post("/v1/chat/completions", json=endless).status_code == 429:

@@ -180,6 +180,14 @@ def test_texts_of_one_request_wait_for_each_other_where_the_queue_is_short(tiny_
     assert told.status_code == 200 and len(told.json()["data"]) == 9
 
 
+def test_more_answers_than_are_ever_waited_for_are_no_matter_of_time(tiny_model) -> None:
+    with in_process(tiny_model, max_seqs=2, max_queue=2) as client:
+        for prompt, n in (("A", 5), (["A", "B", "C"], 2)):
+            told = client.post("/v1/completions", json={"prompt": prompt, "n": n, **GREEDY})
+            assert told.status_code == 400 and told.json()["error"]["param"] == "n"
+        assert client.post("/v1/completions", json={"prompt": ["A", "B"], "n": 2, **GREEDY}).status_code == 200
+
+
 def post(server, path: str, **body):
     answer = server.client.post(path, json=body)
     assert answer.status_code == 200, answer.text

@@ -147,9 +147,16 @@ class Desk:
         await named.served.told("take off", named.adapter)
         named.served.adapters.remove(name)
 
+    def fits(self, served: Served, count: int) -> None:
+        """Raises Misused for more answers to one request than are ever made and waited for at once."""
+        if self.queue is not None and count > served.seats + self.queue:
+            most = f"At most {served.seats + self.queue} are made and waited for at once."
+            raise Misused("n", f"{count} answers are asked for.", most, "Ask for fewer in one request.")
+
     @contextmanager
     def _admitted(self, served: Served, count: int) -> Iterator[None]:
         """Room for so many answers. Raises Full where there is none; comes before any work for them."""
+        self.fits(served, count)
         if self.queue is not None and served.held + count > served.seats + self.queue:
             served.metrics.refused += 1
             full = Full(f"{served.held} answers are being made or waited for, and no more are taken.", "", "Try again.")

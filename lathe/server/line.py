@@ -45,6 +45,7 @@ class Line:
 
     def __init__(self, pipe: Connection, process: BaseProcess | threading.Thread) -> None:
         self._pipe, self.process, self._closed = pipe, process, False
+        self._listener: threading.Thread | None = None
         self._out = ThreadPoolExecutor(1)  # sends in order, and may wait where the pipe is full
 
     @classmethod
@@ -59,7 +60,8 @@ class Line:
 
     def open(self, take: Callable[[Message], None]) -> None:
         """Have `take` called with every message, in this event loop."""
-        threading.Thread(target=self._listen, args=(asyncio.get_running_loop(), take), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(asyncio.get_running_loop(), take), daemon=True)
+        self._listener.start()
 
     def _listen(self, loop: asyncio.AbstractEventLoop, take: Callable[[Message], None]) -> None:
         with suppress(RuntimeError):  # the loop has been closed: nobody listens any more
@@ -92,6 +94,8 @@ class Line:
         if self.process.is_alive() and isinstance(self.process, BaseProcess):
             self.process.kill()
             self.process.join()
+        if self._listener:
+            self._listener.join(1)  # it has its end from the process; the pipe is not taken from under its hands
         self._pipe.close()  # a message that could not be sent so far cannot be sent now, either
         self._out.shutdown(wait=False)
 

@@ -63,7 +63,7 @@ class Loaded:
 
 def occupy(pipe: Connection, load: Callable[[], Loaded]) -> None:
     """Load the model, say that it is ready, and answer until the line ends."""
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the web process is gone, and nobody asks any more
+    with pipe, suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the web process is gone: nobody asks
         try:
             loaded = load()
         except LatheError as error:

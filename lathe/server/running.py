@@ -23,6 +23,7 @@ from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
 
 HEADERS_WITHIN = 20.0  # seconds
+READ_WITHIN = 120.0  # seconds in which a client that is behind reads what waits for it
 LONGEST_HEAD = 64 << 10  # bytes of headers that are read at all: more than the gate lets in, which says so more kindly
 
 
@@ -42,9 +43,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Patient(H11Protocol):
-    """uvicorn's connection, which ends where a request's headers do not come within HEADERS_WITHIN seconds."""
+    """uvicorn's connection, which ends where a request's headers do not come within HEADERS_WITHIN seconds, or the
+    client does not read its answer: then as if it had gone."""
 
     waiting: asyncio.TimerHandle | None = None
+    behind: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -59,7 +62,16 @@ class Patient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait(False)
+        self._read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.behind = self.loop.call_later(READ_WITHIN, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read()
 
     def send_400_response(self, msg: str) -> None:
         """What h11 could not read is refused as everything else is."""
@@ -72,6 +84,11 @@ class Patient(H11Protocol):
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _read(self) -> None:
+        if self.behind is not None:
+            self.behind.cancel()
+            self.behind = None
 
     def _wait(self, begin: bool = True) -> None:
         if self.waiting is not None:

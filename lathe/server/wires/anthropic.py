@@ -17,7 +17,7 @@ from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reason, Said
 from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
 from lathe.server.wires.anthropic_bodies import CountBody, MessagesBody
-from lathe.server.wires.frames import Stream, gathered
+from lathe.server.wires.frames import replied
 from lathe.server.wires.head import idle, warning
 
 PATH = "/v1/messages"
@@ -164,9 +164,7 @@ def router(desk: Desk) -> APIRouter:
         headers = warning(body.unknown(desk.strict) + idle(field, ask, served, desk.strict))
         hides = body.thinking is not None and body.thinking.display == "omitted"
         answer = Answer(body.model or served.name, hides)
-        if body.stream:
-            return await Stream.begin([desk.answer(ask)], answer, headers)
-        return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
+        return await replied(request, [desk.answer(ask)], answer, headers, body.stream)
 
     @routes.post(f"{PATH}/count_tokens")
     def count_tokens(body: CountBody) -> JSONResponse:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Said, Word
@@ -18,7 +18,7 @@ from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Misused
 from lathe.server.wires.chunks import Chunks
 from lathe.server.wires.fields import JSON, MOST_TOP, Wished
-from lathe.server.wires.frames import Stream, gathered
+from lathe.server.wires.frames import replied
 from lathe.server.wires.head import head, idle, warning
 from lathe.server.wires.messages import MOST_MESSAGES, Conversation, Format, Message, NamedTool, chosen, formed
 
@@ -209,8 +209,6 @@ def router(desk: Desk) -> APIRouter:
         ask, served = body.ask(), desk.find(body.model)
         headers = warning(body.unknown(desk.strict) + idle("reasoning_effort", ask, served, desk.strict))
         answer = Answer(body, served)
-        if body.stream:
-            return await Stream.begin([desk.answer(ask)], answer, headers)
-        return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
+        return await replied(request, [desk.answer(ask)], answer, headers, body.stream)
 
     return routes

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from lathe.server.ask import Ask, Begun, Ended, Event, Reading, Said, Word
@@ -16,7 +16,7 @@ from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Unsupported
 from lathe.server.wires.chunks import Chunks
 from lathe.server.wires.fields import JSON, MOST_TOP, Text, Wished, several
-from lathe.server.wires.frames import Stream, gathered
+from lathe.server.wires.frames import replied
 from lathe.server.wires.head import head, warning
 from lathe.server.wires.messages import Format, formed
 
@@ -175,10 +175,9 @@ def router(desk: Desk) -> APIRouter:
         """Texts that continue prompts, whole or as a stream of chunks."""
         headers, asks = warning(body.unknown(desk.strict)), body.asks()
         served = desk.find(body.model)
+        desk.fits(served, sum(ask.n for ask in asks))
         answer = Answer(body, served)
         answers = [echoed(desk, ask) if body.echo else desk.answer(ask) for ask in asks]
-        if body.stream:
-            return await Stream.begin(answers, answer, headers)
-        return JSONResponse(answer.whole(await gathered(request, answers)), headers=headers)
+        return await replied(request, answers, answer, headers, body.stream)
 
     return routes

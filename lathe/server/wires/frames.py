@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lathe.errors import LatheError
@@ -29,7 +29,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Writer(Protocol):
-    """Writes the answers of several requests as one stream."""
+    """Writes the answers of several requests as one stream, or whole."""
 
     def frames(self, which: int, event: Event) -> Iterable[str]:
         """What to send for an event of the request of that number."""
@@ -39,6 +39,9 @@ class Writer(Protocol):
 
     def failed(self, refusal: Refusal) -> Iterable[str]:
         """What to send when it went wrong in the midst."""
+
+    def whole(self, events: Iterable[tuple[int, Event]]) -> Mapping[str, Any]:
+        """What to send at once, of all events with the number of the request of each."""
 
 
 def frame(body: Mapping[str, Any]) -> str:
@@ -171,3 +174,17 @@ async def _written(
     except LatheError as error:
         for text in writer.failed(Refusal.of(error)):
             yield text
+
+
+async def replied(
+    request: Request,
+    answers: Sequence[AsyncIterator[Event]],
+    writer: Writer,
+    headers: Mapping[str, str],
+    stream: bool | None,
+    media: str = EVENTS,
+) -> Response:
+    """The answers of several requests, as a stream, or whole. Raises what is wrong with one of them."""
+    if stream:
+        return await Stream.begin(answers, writer, headers, media=media)
+    return JSONResponse(writer.whole(await gathered(request, answers)), headers=dict(headers))

@@ -7,18 +7,18 @@ is greedy, the template opens the assistant's turn, and an answer ends with the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from lathe.server.ask import Ask, Event, Said
 from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Refusal
 from lathe.server.wires.fields import Finite
-from lathe.server.wires.frames import LINES, Stream, gathered
+from lathe.server.wires.frames import LINES, replied
 from lathe.server.wires.head import known, warning
 
 
@@ -48,7 +48,7 @@ class PredictBody(BaseModel):
 
 
 class Lines:
-    """Writes an answer as lines of JSON, one for each piece of its text."""
+    """Writes an answer as lines of JSON, one for each piece of its text, or whole."""
 
     def frames(self, which: int, event: Event) -> Iterator[str]:
         if isinstance(event, Said):
@@ -59,6 +59,9 @@ class Lines:
 
     def failed(self, refusal: Refusal) -> Iterator[str]:
         yield _line(error=refusal.message)
+
+    def whole(self, events: Iterable[tuple[int, Event]]) -> dict[str, str]:
+        return {"output": "".join(event.text for _, event in events if isinstance(event, Said))}
 
 
 def _line(**told: Any) -> str:
@@ -74,9 +77,7 @@ def router(desk: Desk, path: str = "/predict", stream: bool = False) -> APIRoute
         """The answer to one prompt: {"output": TEXT}; as a stream, such an object with each piece on a line."""
         headers = warning(known(list(body.model_extra or ()), desk.strict))
         answer = desk.answer(body.ask(desk.find(body.model)))
-        if stream if body.stream is None else body.stream:
-            return await Stream.begin([answer], Lines(), headers, media=LINES)
-        said = [event.text for _, event in await gathered(request, [answer]) if isinstance(event, Said)]
-        return JSONResponse({"output": "".join(said)}, headers=headers)
+        streams = stream if body.stream is None else body.stream
+        return await replied(request, [answer], Lines(), headers, streams, LINES)
 
     return routes

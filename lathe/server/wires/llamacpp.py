@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
@@ -18,7 +18,7 @@ from lathe.server.desk import Desk, Served
 from lathe.server.refusals import Misused, Refusal
 from lathe.server.wires.completions import MOST_PROMPTS
 from lathe.server.wires.fields import JSON, MOST_BIASES, MOST_TOP, Bias, Wished
-from lathe.server.wires.frames import Stream, frame, gathered
+from lathe.server.wires.frames import frame, replied
 from lathe.server.wires.head import warning
 from lathe.server.wires.mixed import Piece, Prompt, Prompted, ids_of, separate
 from lathe.server.wires.tally import Tally
@@ -200,9 +200,7 @@ def router(desk: Desk) -> APIRouter:
         asks = await run_in_threadpool(body.asks, served.tokenizer)
         answer = Answer(body, served, asks)
         answers: list[AsyncIterator[Event]] = [desk.answer(ask) for ask in asks]
-        if body.stream:
-            return await Stream.begin(answers, answer, headers)
-        return JSONResponse(answer.whole(await gathered(request, answers)), headers=headers)
+        return await replied(request, answers, answer, headers, body.stream)
 
     @routes.get("/props")
     def props() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lathe.server.ask import Begun, Called, Ended, Event, Said, Word
 from lathe.server.desk import Desk
 from lathe.server.refusals import Refusal
 from lathe.server.wires.chat import logprob
-from lathe.server.wires.frames import LINES, Stream, gathered
+from lathe.server.wires.frames import LINES, replied
 from lathe.server.wires.head import idle, known, warning
 from lathe.server.wires.ollama_bodies import ChatBody, GenerateBody, ShowBody
 from lathe.server.wires.ollama_models import listed, now, resolved, running, shown
@@ -148,9 +148,7 @@ def router(desk: Desk) -> APIRouter:
         if ask is None:
             return JSONResponse(answer.nothing("unload" if body.unloads() else "load"), headers=warning(unknown))
         headers = warning(unknown + idle("think", ask, named.served, desk.strict))
-        if body.stream is False:
-            return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
-        return await Stream.begin([desk.answer(ask)], answer, headers, media=LINES)
+        return await replied(request, [desk.answer(ask)], answer, headers, body.stream is not False, LINES)
 
     @routes.post("/chat")
     async def chat(request: Request, body: ChatBody) -> Response:

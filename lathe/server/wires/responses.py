@@ -14,7 +14,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Reading, Said
@@ -22,7 +22,7 @@ from lathe.server.desk import Desk
 from lathe.server.gate import key
 from lathe.server.refusals import Refusal, Unsupported
 from lathe.server.wires.chat import logprob
-from lathe.server.wires.frames import Stream, gathered
+from lathe.server.wires.frames import replied
 from lathe.server.wires.head import idle, warning
 from lathe.server.wires.responses_bodies import ResponsesBody
 from lathe.server.wires.responses_items import Item
@@ -235,9 +235,7 @@ def router(desk: Desk, kept: int = 1000) -> APIRouter:
         keeps = kept > 0 and body.store is not False
         keep = partial(shelf.keep, key(request.scope), read=items) if keeps else None
         answer = Answer(body, body.model or served.name, keep)
-        if body.stream:
-            return await Stream.begin([desk.answer(ask)], answer, headers)
-        return JSONResponse(answer.whole(await gathered(request, [desk.answer(ask)])), headers=headers)
+        return await replied(request, [desk.answer(ask)], answer, headers, body.stream)
 
     @routes.post(f"{PATH}/input_tokens")
     async def input_tokens(request: Request, body: ResponsesBody) -> dict[str, Any]:
