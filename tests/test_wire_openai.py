@@ -289,8 +289,8 @@ def test_a_strict_server_refuses_what_it_does_not_know(tiny_model: Path) -> None
         again = [client.post("/v1/chat/completions", json=warm).json()["choices"] for _ in range(2)]
         seeded = client.post("/v1/chat/completions", json={**warm, "seed": 5}).json()["choices"]
         assert again[0] == again[1] == seeded and seeded[0]["message"] != seeded[1]["message"]
-        full = client.post("/v1/chat/completions", json={**GREEDY, "n": 3})
-        assert full.status_code == 429 and full.headers["retry-after"] == "1"
+        much = client.post("/v1/chat/completions", json={**GREEDY, "n": 3})  # and would be at any time
+        assert much.status_code == 400 and much.json()["error"]["param"] == "n"
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_a_client_that_goes_away_ends_its_answer(narrow: Served) -> None:
 
     def taken() -> bool:
         brief = narrow.client.post("/v1/completions", json={"prompt": "A", "max_tokens": 1})
-        assert brief.status_code in (200, 429)
+        assert brief.status_code == 200 or (brief.status_code, brief.headers["retry-after"]) == (429, "1")
         return brief.status_code == 429
 
     def until(taken_or_not: bool) -> None:
