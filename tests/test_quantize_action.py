@@ -15,6 +15,7 @@ from families import CASES
 from lathe import checkpoint, cli, families
 from lathe.actions import quality
 from lathe.checkpoint import coding
+from lathe.model import native
 from lathe.model.layers import Linear
 from lathe.model.layout import Layout
 from lathe.tokenizer import train_bpe
@@ -153,8 +154,10 @@ def test_a_mixture_stays_in_its_codes(medium):
     assert (ask(quick) - ask(dense)).square().mean() <= (0.05 * ask(dense).std()) ** 2
     for name, module in matrices(dense):
         assert torch.equal(quick.get_submodule(name).weight, module.weight)
+    assert native.library() is None or all(layer.plan().whole for layer in quick.model.layers)
 
 
+@pytest.mark.skipif(native.library() is None, reason="there is no compiler, and so no kernel")
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_ends_of_a_mixture_are_in_the_file_s_codes_once(tied, tmp_path):
     """Rows that are looked up, and what is saved, are the numbers of the file."""
