@@ -17,8 +17,9 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Many processes are started: what Python compiles is kept, even where the environment says otherwise.
 unit: $(VENV)/.test .venv-openai2/.made  ## as many files at once as there are cores
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
 
 # torch goes in first and alone: its version is pinned to one whose build for the CPU is small.
 $(VENV)/.torch: constraints.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
     with suppress(OSError):  # a system without links compiles them anew
         (place / "native").symlink_to(request.config.cache.mkdir("native"))
     os.environ["LATHE_CACHE"] = str(place)
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """Processes start in no time. See ready.py."""
+    if sys.platform != "linux":  # where PyTorch survives a fork
+        yield
+        return
+    from ready import forks
+
+    with forks():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from lathe.actions import serve
 from lathe.engine import Sampling
 from lathe.llm import LLM
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 ONCE = "Once upon a time"
 FORMS = ["stories260K-hf", "stories260K-litgpt", "stories260K-gguf/stories260K-f32.gguf"]
 

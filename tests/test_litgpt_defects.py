@@ -36,6 +36,8 @@ from lathe.training.schedule import Schedule
 from lathe.transforms import adapt, begin
 from lathe.transforms.terms import Lora, Prefix
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 
 def test_1_a_prompt_read_into_the_cache_is_causal_under_a_soft_cap() -> None:
     """LitGPT adds its boolean mask to capped scores, so that a prompt sees what follows in it."""

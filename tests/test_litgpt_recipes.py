@@ -10,6 +10,8 @@ import yaml
 from litgpt_recipes import recipes
 from litgpt_world import World, check, world
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 RECIPES = recipes()
 TOGETHER = "finetune/phi-2/full.yaml"  # runs on as many processes as it says; others of its kind, which say 4, on one
 

@@ -11,6 +11,8 @@ import torch
 from litgpt_lines import TRAININGS
 from litgpt_world import World, check, world
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:

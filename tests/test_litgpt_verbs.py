@@ -13,6 +13,8 @@ import torch
 from lathe import cli
 from lathe.compat.table import VERBS
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 GREEDY = ("--temperature", "0", "--max_new_tokens", "12", "--device", "cpu")
 ONCE = ("--prompt", "Once upon a time")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections import Counter
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -23,6 +26,8 @@ from lathe.transforms.cuts import PLAN
 from lathe.transforms.group import Group
 from lathe.transforms.shard import Share
 from lathe.weights.tensors import Ref
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 FOUR = {"num_attention_heads": 4, "num_key_value_heads": 4}
 EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
@@ -156,3 +161,14 @@ def test_one_that_fails_ends_all_with_one_message(
     assert says in str(raised.value)
     assert isinstance(raised.value, LatheError) == (kind is not RuntimeError)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_death_is_told_though_what_came_of_it_is_heard_first() -> None:
+    context = multiprocessing.get_context("spawn")
+    gone = context.Process(target=os._exit, args=(7,))
+    (first, report), (second, end) = (context.Pipe(duplex=False) for _ in range(2))
+    report.send(("failed", 0.0, "Connection closed by peer"))
+    gone.start()
+    threading.Timer(0.2, end.close).start()
+    with pytest.raises(UsageError, match="Process 2 of 2 ended with status 7"):
+        ranks._watch([gone, gone], [first, second])

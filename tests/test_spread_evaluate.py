@@ -10,6 +10,8 @@ import pytest
 from lathe import LLM
 from lathe.cli import main
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 TASKS = [{"question": f"Is {n} a word?", "choices": [" yes", " no", " it may be"], "answer": n % 3} for n in range(9)]
 SHORT = "--train.max-seq-length 64 --train.max-steps 3 --train.global-batch-size 4 --train.micro-batch-size 2"
 

@@ -18,6 +18,8 @@ from lathe.actions import ranks
 from lathe.model.layout import Layout
 from lathe.training.grid import Grid, divide
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 ONE, COPIES, SHARDS, SLICES = Grid(), Grid(2), Grid(1, 2), Grid(1, 1, 2)
 WANTED = [
     ("llama", COPIES, "full"),

@@ -13,6 +13,8 @@ from lathe import checkpoint
 from lathe.actions import ranks
 from lathe.training.grid import Grid
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 COPIES, SHARDS, SLICES = Grid(2), Grid(1, 2), Grid(1, 1, 2)
 MANY, FEW = 20, 4
 ALIKE = ("compiled", "checkpointed", "wide")  # what changes no number

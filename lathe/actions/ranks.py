@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 PATIENCE = 5  # seconds that processes have to end by themselves before they are killed
+CAUSE = 1  # seconds in which the death is heard of that another process's failure came of
 
 
 def run(function: Callable[..., Any], count: int, kind: str, *arguments: Any, patient: bool = False) -> Any:
@@ -119,17 +121,23 @@ def _rank(
     except KeyboardInterrupt:
         report.send(("interrupted",))
     except BaseException:
-        report.send(("failed", traceback.format_exc()))
+        report.send(("failed", time.time(), traceback.format_exc()))
     report.close()
     os._exit(0)  # not through the group's destructors, which may wait for a rank that is gone
 
 
 def _watch(ranks: list[BaseProcess], reports: list[Connection]) -> Any:
-    """Wait until all are done and return what the first one returned, or raise what went wrong first."""
+    """Wait until all are done and return what the first one returned, or raise what went wrong first.
+
+    Where one is gone, what the others wait for fails, too, and they may be heard before it is.
+    """
     left: dict[Any, int] = dict(zip(reports, range(len(ranks)), strict=True))
     result = None
+    failures: list[tuple[float, str]] = []
     while left:
-        ready: list[Any] = wait(list(left))
+        ready: list[Any] = wait(list(left), CAUSE if failures else None)
+        if not ready:
+            break
         for report in ready:
             rank = left.pop(report)
             try:
@@ -139,12 +147,15 @@ def _watch(ranks: list[BaseProcess], reports: list[Connection]) -> Any:
             if how == "interrupted":
                 raise KeyboardInterrupt
             if how == "failed":
-                raise RuntimeError(f"Process {rank + 1} of {len(ranks)} failed:\n{said[0]}")
+                when, words = said
+                failures.append((when, f"Process {rank + 1} of {len(ranks)} failed:\n{words}"))
             if how == "raised":
-                kind, *words = said
-                raise kind(*words)
-            if rank == 0:
+                kind, *told = said
+                raise kind(*told)
+            if how == "done" and rank == 0:
                 result = said[0]
+    if failures:
+        raise RuntimeError(min(failures)[1])
     return result
 
 
