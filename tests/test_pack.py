@@ -110,6 +110,20 @@ def test_adapters_and_changed_weights_count_at_once():
     assert answers(decoder, PROMPTS) == answers(same, PROMPTS)
 
 
+def test_what_is_hooked_to_a_module_or_put_into_the_last_norm_later_counts_at_once():
+    decoder, same = made(), made()
+    pack.pack(decoder)
+    before, passed = answers(decoder, PROMPTS), []
+    decoder.model.layers[1].mlp.up_proj.register_forward_hook(lambda module, given, y: passed.append(len(y)))
+    assert answers(decoder, PROMPTS) == before
+    assert passed
+    for one in (decoder, same):
+        weight = one.model.norm.weight
+        one.model.norm.weight = torch.nn.Parameter(torch.linspace(-2, 2, len(weight)), requires_grad=False)
+    changed = answers(decoder, PROMPTS)
+    assert changed == answers(same, PROMPTS) != before
+
+
 @pytest.mark.parametrize("how", [None, "int8"])
 def test_terms_of_many_adapters_are_added_by_the_kernels(how, monkeypatch):
     """Requests with an adapter, with another and with none share passes, none of which goes the plain way."""
