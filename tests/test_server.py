@@ -24,6 +24,7 @@ from lathe.engine.engine import BESIDE
 from lathe.errors import LatheError, PromptError, TokenizerError, UsageError
 from lathe.llm import LLM
 from lathe.model.layout import Layout
+from lathe.server import served
 from lathe.server.ask import Ask, Begun, Called, Ended, Event, Form, Reading, Said, Tool, ToolChoice, Word
 from lathe.server.desk import Desk
 from lathe.server.line import Line
@@ -50,8 +51,8 @@ def desk_of(model: Path, change: Callable[[Loaded], None] = lambda _: None, **op
     async def all_of(work: Callable[[Desk], Any]) -> Any:
         desk = Desk({"tiny": Line(mine, thread)}, options.get("max_queue", 256))
         desk.open()
-        await desk.loaded()
         try:
+            await desk.loaded()
             return await work(desk)
         finally:
             await desk.close()
@@ -350,6 +351,16 @@ def test_a_text_that_nobody_waits_for_is_not_judged(tmp_path: Path) -> None:
     with desk_of(model) as run:
         state, words = run(work)
     assert state["held"] == 0 and len(words) == 9
+
+
+def test_a_template_that_does_what_nobody_thought_of_ends_the_loading(tiny_model: Path, monkeypatch, capsys) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(served, "learn", broken)
+    with desk_of(tiny_model) as run, pytest.raises(Broken, match="chat template cannot be read"):
+        run(lambda desk: events(desk, Ask(HELLO)))
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_an_engine_that_dies_takes_the_server_with_it(tiny_model: Path) -> None:

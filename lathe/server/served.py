@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,9 @@ class Served:
             self.tokenizer, self.turns = await asyncio.to_thread(_words, Path(place), style, ours)
         except LatheError as error:
             return self._lost(error)
+        except Exception:  # as of a template that does what nobody thought of: else the model would be loading for ever
+            traceback.print_exc()
+            return self._lost(Broken("The model's tokenizer or chat template cannot be read.", "", "See above."))
         self.context, self.vocab, self.width = facts["context"], facts["vocab"], facts["width"]
         self.seats, self.adapters = facts["seats"], facts["adapters"]
         self.defaults, self.usual = facts["defaults"], facts["usual"]
