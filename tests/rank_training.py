@@ -45,6 +45,7 @@ OFFSET = s.RMSNorm(1e-6, offset=1.0)
 ROUTER = s.Router(4, 2, bias=True)
 SPECS = {
     "llama": PLAIN,
+    "shallow": replace(PLAIN, layers=PLAIN.layers[:1]),
     "gemma": of(  # one head of keys, which all ranks have; norms over each head; a tied head; caps
         replace(GROUPED, kv_heads=1, qk_norm=s.QKNorm(OFFSET), softcap=5.0, window=6),
         s.Gated(50, "gelu_tanh"),

@@ -21,10 +21,10 @@ ALIKE = ("compiled", "checkpointed", "wide")  # what changes no number
 WANTED: dict[int, list[Wanted]] = {
     2: [
         *[("gemma", grid, MANY, "wide") for grid in (COPIES, SHARDS, SLICES)],
-        *[(name, SLICES, FEW) for name in SPECS if name != "gemma"],
+        *[(name, SLICES, FEW) for name in SPECS if name not in ("gemma", "shallow")],
         ("latent", SHARDS, FEW),
         *[("llama", grid, FEW, way) for grid in (SHARDS, SLICES) for way in ("lora", "lora dpo", "dpo", "bf16-mixed")],
-        *[("llama", grid, FEW, "compiled checkpointed") for grid in (SHARDS, SLICES)],
+        *[("shallow", grid, FEW, "compiled checkpointed") for grid in (SHARDS, SLICES)],  # each layer takes seconds
         *[("llama", COPIES, FEW, way) for way in ("lora dpo checkpointed", "16-mixed")],
         ("llama", SHARDS, FEW, "16-mixed"),
     ],
