@@ -42,7 +42,7 @@ Python, `found`, `expected` and `fix` are its sentences.
 """
 
 # What is promised, in the order of the page: by headings, and of a class the methods that are told of.
-ENGINE = "submit step stream cancel logits score judge_all judging embed take_off"
+ENGINE = "submit step stream cancel logits score judge_all judging embedding take_off"
 TOKENIZER = "open encode decode stream render styled token id save"
 LLM = (
     "load generate stream complete batch logits score save forward distribute trainer_setup state_dict benchmark "

@@ -311,7 +311,8 @@ class Engine:
     ) -> Embedded:
         """A text whose hidden states' mean is wanted; when it has its `finish`, `told` is that.
 
-        It is read when `step` is called, as a prompt is. The other arguments are those of `submit`. Raises as `read`.
+        It is read when `step` is called, as a prompt is; adapter, salt and priority are those of `submit`. Raises as
+        `read`.
         """
         whole = self._fitting(tokens)
         text = self._unanswered(Embedded, whole, len(whole), adapter, salt, priority)
