@@ -149,7 +149,7 @@ class Adapted(Checkpoint):
         keep: bool = False,
     ) -> Decoder:
         if share is not None:  # a rank's part of a model is cut from tensors: those that are merged
-            return super().load(device, dtype, share, quantize, dense, quick)
+            return super().load(device, dtype, share, quantize, dense, quick, keep)
         decoder = self.base.load(device, dtype, quantize=quantize, dense=dense, quick=quick, keep=keep)
         for name, adapter in self.adapters.items():
             adapt.put(decoder, name, adapter.parts)
