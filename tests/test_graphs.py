@@ -249,8 +249,8 @@ def test_more_slots_than_are_worth_it_are_left_to_the_plain_way() -> None:
     for sequence in sequences:
         runner.pages.reserve(sequence.lease, 2, 2)
         sequence.cached = 1
-    assert graphs.run([Part(sequences[0], 1)] * rows) is None
-    assert graphs.run([Part(sequence, 1) for sequence in sequences]) is not None
+    assert graphs.run([Part.of(sequences[0], 1)] * rows) is None
+    assert graphs.run([Part.of(sequence, 1) for sequence in sequences]) is not None
 
 
 # ---- nothing depends on a number -------------------------------------------------------------------------------------

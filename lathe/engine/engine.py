@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import lru_cache, partial
 from itertools import count, islice
 from typing import Any, TypeVar
@@ -125,31 +125,34 @@ class Engine:
         return self._pass(parts) if parts else []
 
     def _pass(self, parts: list[Part]) -> list[tuple[Sequence, Token]]:
-        due = [part for part in parts if part.ends]
+        due = [part for part in parts if part.due]
+        told: list[tuple[Text | Embedded, Callable[[], None]]] = []
         try:
             hidden = self.runner.run(parts)  # T D
             scores = self.runner.scores(hidden, parts) if due else None  # N V
-            told = [partial(text.take, tokens, text.cached) for text, tokens in judged(hidden, parts, self.runner)]
-            told += [partial(text.take, total) for text, total in embedded(hidden, parts)]
+            if len(due) < len(parts):  # of what answers nothing, nothing is due
+                told += [(s, partial(s.take, tokens, s.cached)) for s, tokens in judged(hidden, parts, self.runner)]
+                told += [(s, partial(s.take, total)) for s, total in embedded(hidden, parts)]
         except (MemoryError, RuntimeError) as error:
             return self._less(parts, error)
         try:
             made = [] if scores is None else self._chosen(scores, due)
         except CheckpointError as error:
             return self._apart(parts, error)
-        for sequence, length, _ in parts:  # only now, so that a step that was interrupted can be taken again
-            self.scheduler.advance(sequence, length)
-        for take in told:
+        for part in parts:  # only now, so that a step that was interrupted can be taken again
+            self.scheduler.advance(part.sequence, part.length)
+        for text, take in told:
             take()
-        for sequence, *_ in parts:
-            if sequence.finish and not sequence.answers:
-                self.scheduler.remove(sequence, forget=sequence.broken)
+            if text.finish:
+                self.scheduler.remove(text, forget=text.broken)
         came = []
-        for (sequence, _, draft), tokens in zip(due, made, strict=True):
+        for part, tokens in zip(due, made, strict=True):
+            sequence = part.sequence
             came += [(sequence, token) for token in sequence.extend(tokens)]
-            # The slots of guesses that fell are written anew by what comes there.
-            self.scheduler.advance(sequence, len(tokens) - 1)
-            sequence.drafted = min(max(sequence.drafted, draft.cached), sequence.cached)
+            if self.drafter is not None:
+                # The slots of guesses that fell are written anew by what comes there.
+                self.scheduler.advance(sequence, min(len(tokens) - 1, sequence.pending))
+                sequence.drafted = min(max(sequence.drafted, part.draft.cached), sequence.cached)
             if sequence.finish:
                 self.scheduler.remove(sequence)
         return came
@@ -160,12 +163,12 @@ class Engine:
             raise error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        [sequence, length, draft], half = parts[0], len(parts) // 2
+        part, half = parts[0], len(parts) // 2
         if half:
             return self._pass(parts[:half]) + self._pass(parts[half:])
-        if length > 1 or draft.tokens:
-            return self._pass([Part(sequence, max(length // 2, 1))])
-        self.scheduler.fail(sequence)
+        if len(part.tokens) > 1:
+            return self._pass([Part.of(part.sequence, max(part.length // 2, 1))])
+        self.scheduler.fail(part.sequence)
         return []
 
     def _apart(self, parts: list[Part], error: CheckpointError) -> list[tuple[Sequence, Token]]:
@@ -178,13 +181,12 @@ class Engine:
     def _parts(self) -> list[Part]:
         """The parts of the next pass, those of an adapter together, with guesses at what follows where it is due."""
         parts = self.scheduler.pick()
-        if (adapters := self.adapters) is not None:
+        if (adapters := self.adapters) is not None and any(part.sequence.adapter for part in parts):
             parts.sort(key=lambda part: (adapters.alone(part.sequence.adapter), part.sequence.adapter or ""))
-        due = [part.sequence for part in parts if part.ends]
-        if self.drafter is None or not due:
+        if self.drafter is None or not (due := [part.sequence for part in parts if part.due]):
             return parts
         drafts = iter(self.drafter.propose(due))
-        return [part._replace(draft=next(drafts)) if part.ends else part for part in parts]
+        return [part.guessing(next(drafts)) if part.due else part for part in parts]
 
     def _chosen(self, scores: Tensor, due: list[Part]) -> list[list[Token]]:
         if self.drafter is None:

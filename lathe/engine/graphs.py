@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,16 +59,16 @@ class Step:
 
     def tell(self, parts: Sequence[Part | Piece]) -> None:
         """Take the tokens that `compute` will read."""
-        spare = len(self.told) - len(parts)
-        for row, part in enumerate(chain(parts, [parts[-1]] * spare)):
+        parts = [*parts, *[parts[-1]] * (len(self.told) - len(parts))]
+        self.told[:, 0] = [part.tokens[0] for part in parts]
+        self.told[:, 1] = [part.start for part in parts]
+        for row, (part, held) in enumerate(zip(parts, self.held, strict=True)):
             pages = part.sequence.lease.pages
-            self.told[row, :2] = *part.tokens, part.start
-            if self.held[row] is not pages:  # a lease never changes its list, but takes another
+            if pages is not held:  # a lease never changes its list, but takes another
                 some = pages[: self.told.shape[1] - 2]
                 self.told[row, 2 : 2 + len(some)], self.held[row] = some, pages
         self.table.copy_(torch.from_numpy(self.told))
-        extents = [part.sequence.extent for part in chain(parts, [parts[-1]] * spare)]
-        if self.speeds and self.extents != extents:
+        if self.speeds and self.extents != (extents := [part.sequence.extent for part in parts]):
             self.extents = extents
             for rope, speed in self.speeds.items():
                 speed.copy_(torch.stack([frequencies(rope, extent, self.device) for extent in extents]))

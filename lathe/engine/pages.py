@@ -30,10 +30,14 @@ HELD = np.iinfo(np.int64).max  # in the place of the time of the last use
 
 
 class Lease:
-    """The pages that one sequence holds, in order. `slots`: (pages x size,) int64, where its tokens' keys lie."""
+    """The pages that one sequence holds, in order, with `room` for so many tokens.
+
+    slots: (pages x size,) int64, where its tokens' keys lie.
+    """
 
     def __init__(self) -> None:
         self.pages: list[int] = []
+        self.room = 0
         self.slots = torch.empty(0, dtype=torch.int64)
         self.start: int | None = None  # the first slot, where all of them lie together
 
@@ -223,7 +227,7 @@ class Pages:
         self._lie(lease, list(pages))
 
     def _lie(self, lease: Lease, pages: list[int]) -> None:
-        lease.pages, lease.start = pages, None
+        lease.pages, lease.room, lease.start = pages, len(pages) * self.size, None
         if pages and pages == list(range(pages[0], pages[0] + len(pages))):
             lease.start = pages[0] * self.size
         lease.slots = self._slots(pages)

@@ -73,9 +73,10 @@ class Runner:
 
     def scores(self, hidden: Tensor, parts: Sequence[Part | Piece]) -> Tensor:
         """Scores of the next token for the last `due` tokens of every part. hidden: T D. Returns N V, float32."""
-        ends = accumulate(len(part.tokens) for part in parts)
-        rows = [row for end, part in zip(ends, parts, strict=True) for row in range(end - part.due, end)]
-        wanted = hidden if len(rows) == len(hidden) else hidden[rows]  # N D
+        wanted = hidden  # N D
+        if sum(part.due for part in parts) < len(hidden):
+            ends = accumulate(len(part.tokens) for part in parts)
+            wanted = hidden[[row for end, part in zip(ends, parts, strict=True) for row in range(end - part.due, end)]]
         made, start = [], 0
         for those in self._passes([part for part in parts if part.due]):
             end = start + sum(part.due for part in those)
@@ -100,7 +101,7 @@ class Runner:
             return self.decoder(tokens, self._layout(parts), self.pages.cache[self.layers])
 
     def _passes(self, parts: Sequence[Part | Piece]) -> list[Sequence[Part | Piece]]:
-        if self.adapters is None or len(parts) == 1:
+        if self.adapters is None or not any(part.sequence.adapter for part in parts):
             return [parts]
         alone = self.adapters.alone
         runs = groupby(parts, key=lambda part: part.sequence.adapter if alone(part.sequence.adapter) else None)

@@ -128,30 +128,27 @@ NOTHING = Draft([])
 
 
 class Part(NamedTuple):
-    """A pass takes `length` tokens of a sequence, from the first that is not cached, and then what is guessed."""
+    """What a pass takes of a sequence: `length` tokens from position `start` on, the first that is not cached, and then
+    what is guessed; `tokens` are all of these. The scores of the last `due` are wanted: of none, unless the sequence's
+    own last is among them."""
 
     sequence: Sequence
+    start: int
     length: int
+    tokens: list[int]
+    due: int
     draft: Draft = NOTHING
 
-    @property
-    def ends(self) -> bool:
-        """Whether it reaches the sequence's last token, so that the next is due."""
-        return self.sequence.answers and self.length == self.sequence.pending
+    @classmethod
+    def of(cls, sequence: Sequence, length: int) -> Part:
+        """The next `length` tokens of a sequence, as it is now."""
+        start, end = sequence.cached, sequence.cached + length
+        due = 1 if sequence.answers and end == len(sequence.tokens) else 0
+        return cls(sequence, start, length, sequence.tokens[start:end], due)
 
-    @property
-    def due(self) -> int:
-        """Of how many of its last tokens the scores are wanted."""
-        return 1 + len(self.draft.tokens) if self.ends else 0
-
-    @property
-    def start(self) -> int:
-        """The position of its first token."""
-        return self.sequence.cached
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.sequence.tokens[self.start : self.start + self.length] + self.draft.tokens
+    def guessing(self, draft: Draft) -> Part:
+        """The part with guesses at what follows the sequence's last token, which it reaches."""
+        return self._replace(tokens=self.tokens + draft.tokens, due=1 + len(draft.tokens), draft=draft)
 
 
 class Scheduler:
@@ -184,28 +181,33 @@ class Scheduler:
         """
         for sequence in [sequence for sequence in (*self.running, *self.waiting) if sequence.finish]:  # cancelled
             self.remove(sequence)
-        for sequence in list(self.running):
-            while sequence in self.running and not self._room(sequence):
+        for sequence in [s for s in self.running if len(s.tokens) + self.ahead > s.lease.room]:
+            while sequence.lease.pages and not self._room(sequence):  # who runs holds pages, until it gives way
                 self._preempt(self.running[-1])
         while self.waiting and self._admit(self.waiting[0]):
             pass
         if self.waiting and not self.running:  # a pool that was to grow could not
             self.fail(self.waiting[0])
-        lengths: dict[Sequence, int] = {}
-        coming, generating = set[bytes](), sum(s.answers and s.pending == 1 for s in self.running)
+        ready = [s for s in self.running if s.cached == len(s.tokens) - 1]
+        generating = sum(s.answers for s in ready)
         left = min(self.chunk, generating + self.beside) if generating else self.chunk
-        for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
-            if left and (sequence.pending == 1 or self._reads(sequence, coming)):
-                lengths[sequence] = min(sequence.pending, left)
-                left -= lengths[sequence]
-        return [Part(sequence, lengths[sequence]) for sequence in self.running if sequence in lengths]
+        lengths, coming = dict.fromkeys(ready[:left], 1), set[bytes]()
+        left -= len(lengths)
+        if len(ready) < len(self.running):
+            for sequence in [sequence for sequence in self.running if sequence.pending != 1]:
+                if left and self._reads(sequence, coming):
+                    lengths[sequence] = min(sequence.pending, left)
+                    left -= lengths[sequence]
+        return [Part.of(sequence, lengths[sequence]) for sequence in self.running if sequence in lengths]
 
     def advance(self, sequence: Sequence, count: int) -> None:
         """`count` more of a sequence's tokens are cached; pages that are full now are known from now on."""
-        before, sequence.cached = sequence.cached, min(sequence.cached + count, len(sequence.tokens))
-        sequence.furthest = max(sequence.furthest, sequence.cached)
-        if before // self.pages.size < sequence.cached // self.pages.size:
-            self.pages.keep(sequence.lease, self._names(sequence, sequence.cached), before // self.pages.size)
+        size, before = self.pages.size, sequence.cached
+        sequence.cached = cached = before + count
+        if cached > sequence.furthest:
+            sequence.furthest = cached
+        if before // size < cached // size:
+            self.pages.keep(sequence.lease, self._names(sequence, cached), before // size)
 
     def fail(self, sequence: Sequence, failure: LatheError | None = None) -> None:
         """End a sequence for a reason, or else for want of memory."""
