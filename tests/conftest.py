@@ -21,11 +21,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
-    """What tests make from data is kept nowhere else. Kernels are compiled once for all sessions."""
+    """What tests make from data is kept nowhere else. Kernels and the index of tasks are made once for all sessions."""
     place = tmp_path_factory.mktemp("cache")
     assert request.config.cache is not None
-    with suppress(OSError):  # a system without links compiles them anew
-        (place / "native").symlink_to(request.config.cache.mkdir("native"))
+    with suppress(OSError):  # a system without links makes them anew
+        for name in ("native", "tasks"):
+            (place / name).symlink_to(request.config.cache.mkdir(name))
     os.environ["LATHE_CACHE"] = str(place)
 
 

@@ -249,3 +249,39 @@ def test_data_that_cannot_be_had_and_a_name_that_is_none(yaml: Path, tmp_path: P
         Examination.of([str(far)])
     with pytest.raises(UsageError, match='Did you mean "lathe_words"'):
         Examination.of(["lathe_wordz"], include=yaml)
+
+
+def test_the_index_of_tasks_is_kept_and_found_anew_where_a_file_is_another(tmp_path: Path, monkeypatch) -> None:
+    from lm_eval.tasks import TaskManager
+
+    from lathe.evaluation import index
+
+    monkeypatch.setenv("LATHE_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "root"
+    (root / "in").mkdir(parents=True)
+    (root / "in/one.yaml").write_text("task: one\ntag: [some, more]\ndoc_to_text: !function utils.text\n")
+    (root / "in/_base").write_text("tag: some\n")
+    (root / "two.yaml").write_text("include: in/_base\ntask: two\n")
+    (root / "all.yaml").write_text("group: all\ntask: [one, two]\n")
+
+    def told() -> list[tuple[Any, ...]]:
+        """What the harness itself finds is what ours does."""
+        ours, theirs = (
+            [(each.name, each.kind, each.yaml_path, each.tags) for _, each in sorted(entries.items())]
+            for entries in (index.entries(root), TaskManager(include_path=root, include_defaults=False).task_index)
+        )
+        assert ours == theirs
+        return ours
+
+    assert [name for name, *_ in told()] == ["all", "more", "one", "some", "two"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index.TaskIndex, "build", lambda _: pytest.fail("it was kept"))
+        again = index.entries(root)
+    assert len(again) == 5
+    [kept] = (tmp_path / "cache/tasks").iterdir()
+    kept.write_text(kept.read_text()[:50])
+    told()
+    (root / "in/_base").write_text("tag: other\n")
+    assert [name for name, *_ in told()] == ["all", "more", "one", "other", "some", "two"]
+    (root / "two.yaml").unlink()
+    assert [name for name, *_ in told()] == ["all", "more", "one", "some"]

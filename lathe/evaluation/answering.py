@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, cast
 
+import lm_eval.tasks
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from lathe.evaluation import wording
+from lathe.evaluation import index, wording
 from lathe.evaluation.asks import Answer, Ask, Generation, Known, Likely, Subject, ask_all
 from lathe.evaluation.examination import Tick
 
@@ -21,11 +23,20 @@ MOST = 256  # tokens of an answer where a task does not say
 
 
 class Loaded(TaskManager):
-    """Knows all tasks, and loads each set of them once: before a model is, so that what is wrong is said at once."""
+    """Knows all tasks, and loads each set of them once: before a model is, so that what is wrong is said at once.
 
-    def __init__(self, **told: Any) -> None:
-        super().__init__(**told)
+    include: a folder with more tasks, which come before the harness's own. every: know these, too.
+    """
+
+    def __init__(self, include: Path | None, every: bool) -> None:
+        super().__init__(include_path=include, include_defaults=False)
+        own = index.entries(Path(lm_eval.tasks.__file__).parent) if every else {}
+        self._index = {**own, **self.task_index}
         self._loaded: dict[tuple[str, ...], Any] = {}
+
+    @property
+    def all_tasks(self) -> list[str]:
+        return sorted(self._index)
 
     def load(self, task_list: Any) -> Any:
         names = tuple(task_list)

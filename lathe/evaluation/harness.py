@@ -101,7 +101,7 @@ def _manager(include: Path | None, every: bool = True) -> TaskManager:
         found = f"Tasks by name need lm-evaluation-harness, which is not installed ({error})."
         raise MissingError(found, "Files of rows and perplexity do not.", 'pip install "lathe-llm[eval]"') from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return Loaded(include_path=None if include is None else str(include), include_defaults=every)
+    return Loaded(include, every)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lathe.model.native import encoding
 from lathe.transforms import hqq
+from lathe.transforms.hqq import nonzero
 
 Table = tuple[float, ...]
 BLOCK, GROUP = 64, 32
@@ -29,10 +30,6 @@ NF4 = (
 # By their codes: a sign, two bits of exponent, one of mantissa, but that the least of all is not zero's half.
 FP4 = tuple(sign * value / 12 for sign in (1, -1) for value in (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0))
 LARGEST8 = 448.0  # of the floats of 8 bits
-
-
-def nonzero(largest: Tensor) -> Tensor:
-    return torch.where(largest == 0, 1, largest)
 
 
 def to_table(values: Table, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,12 +25,12 @@ def fitted(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
     least, scales, zeros = (torch.full_like(low, value) for value in (float("inf"), 0, 0))
     for width in WIDTHS:
-        steps = _nonzero((high - low) * width / TOP)
+        steps = nonzero((high - low) * width / TOP)
         about = _zeros(groups / steps, TOP / 2 - (low + high) / (2 * steps))
         for _ in range(FITS):
             whole = _codes(groups, steps, about) - about
-            steps = (groups * whole).sum(-1, keepdim=True) / _nonzero(whole.square().sum(-1, keepdim=True))
-            steps = _nonzero(steps.half().float())
+            steps = (groups * whole).sum(-1, keepdim=True) / nonzero(whole.square().sum(-1, keepdim=True))
+            steps = nonzero(steps.half().float())
         error = ((_codes(groups, steps, about) - about) * steps - groups).square().sum(-1, keepdim=True)
         better = error < least
         least, scales, zeros = (torch.where(better, *two) for two in ((error, least), (steps, scales), (about, zeros)))
@@ -54,5 +54,6 @@ def _codes(groups: Tensor, steps: Tensor, zeros: Tensor) -> Tensor:
     return (groups / steps + zeros).round().clamp(0, TOP)
 
 
-def _nonzero(steps: Tensor) -> Tensor:
+def nonzero(steps: Tensor) -> Tensor:
+    """Steps to divide by: 1 where they are 0, as they are of groups that are all zeros."""
     return torch.where(steps == 0, 1, steps)

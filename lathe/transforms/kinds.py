@@ -33,6 +33,7 @@ from torch import Tensor
 from lathe.errors import UsageError, did_you_mean
 from lathe.transforms import grids, minima
 from lathe.transforms.grids import BLOCK, FP4, GROUP, NF4, Table
+from lathe.transforms.hqq import nonzero
 
 COARSE = 256  # scales that are packed about one size
 CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are not by a CPU, which has caches
@@ -106,7 +107,7 @@ def _doubled(scales: Tensor) -> dict[str, Tensor]:
     mean = scales.mean().view(1)
     blocks = F.pad((scales - mean).flatten(), (0, -scales.numel() % COARSE)).view(-1, COARSE)
     coarse = blocks.abs().amax(1)
-    codes = (blocks / grids.nonzero(coarse)[:, None] * 127).round().to(torch.int8)
+    codes = (blocks / nonzero(coarse)[:, None] * 127).round().to(torch.int8)
     return {"scales": codes.flatten()[: scales.numel()].view(scales.shape), "coarse": coarse, "mean": mean}
 
 
