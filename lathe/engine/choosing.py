@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,11 +20,27 @@ from lathe.engine.sampling import Sampling, Token
 from lathe.errors import CheckpointError, UsageError
 
 
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How a token is chosen: by which rules, in order; then the best where it is `greedy`, or else drawn.
+
+    The same way is the same object, so that those who go it are found together without a look at their rules.
+    """
+
+    greedy: bool
+    rules: tuple[Rule, ...]
+
+
+_one = lru_cache(256)(Way)  # of one that was forgotten meanwhile there are two
+
+
 class Chooser:
     """One request's side of the choice: its wishes, its dice, what it must be, and which tokens were said before.
 
     Args:
         constraint: what the answer must be. stops: the tokens that end it.
+
+    way: how its next token is chosen.
 
     Raises UsageError for a wish about a token that is not among the `vocab`.
     """
@@ -50,6 +68,7 @@ class Chooser:
         penalised = any(isinstance(rule, (Repetition, Repeats)) for rule in sampling.rules)
         # How often the answer holds each token that it or the prompt holds.
         self.seen: dict[int, int] | None = dict.fromkeys(prompt, 0) if penalised else None
+        self.way = self._way()
 
     @property
     def share(self) -> float:
@@ -61,13 +80,11 @@ class Chooser:
             self.thrown.append(1.0 - self.dice.random())
         return self.thrown[self.length]
 
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """What applies to the next token, in order."""
+    def _way(self) -> Way:
         rules = self.sampling.rules
         if self.stops and self.length < self.sampling.min_tokens:
             rules = (Unended(self.stops), *rules)
-        return rules if self.constraint is None else (Allowed(), *rules)
+        return _one(self.sampling.greedy, rules if self.constraint is None else (Allowed(), *rules))
 
     @property
     def ended(self) -> bool:
@@ -82,6 +99,8 @@ class Chooser:
 
     def _count(self, token: int) -> None:
         self.length += 1
+        if self.length == self.sampling.min_tokens:
+            self.way = self._way()
         if self.seen is not None:
             self.seen[token] = self.seen.get(token, 0) + 1
 
@@ -108,9 +127,9 @@ def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[Token]:
 def picked(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
     """The token that `choose` would give for each row, and nothing else. Raises CheckpointError for rows of NaN."""
     chosen = [0] * len(choosers)
-    for greedy, rows, candidates in _judged(logits, choosers):
+    for way, rows, candidates in _judged(logits, choosers):
         x, ids = candidates.logits, candidates.ids
-        if greedy:
+        if way.greedy:
             columns = _first_best(x)
             best = x.gather(-1, columns[:, None])  # not a number if any is none
         else:
@@ -118,7 +137,7 @@ def picked(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
             best = top - top  # nor are infinite scores of use here
             # Not softmax: its sum would be rounded by how wide the others' candidates are.
             columns = draw((x - top).exp_(), [choosers[row].share for row in rows])
-        found = columns if greedy or ids is None else ids.gather(-1, columns[:, None])[:, 0]
+        found = columns if way.greedy or ids is None else ids.gather(-1, columns[:, None])[:, 0]
         for row, id in zip(rows, numbers(found, best[:, 0]), strict=True):
             chosen[row] = id
     return chosen
@@ -133,8 +152,8 @@ def _first_best(logits: Tensor) -> Tensor:
 def chances(logits: Tensor, choosers: Sequence[Chooser]) -> Tensor:
     """How probable `choose` makes every token, a row for each chooser. logits: N V, float32. Returns N V, float32."""
     out = torch.zeros_like(logits)
-    for greedy, rows, candidates in _judged(logits, choosers):
-        if greedy:
+    for way, rows, candidates in _judged(logits, choosers):
+        if way.greedy:
             out[rows, _first_best(candidates.logits)] = 1.0
         elif candidates.ids is None:
             out[rows] = candidates.logits.softmax(-1)
@@ -169,21 +188,24 @@ def numbers(columns: Tensor, best: Tensor) -> list[int]:
     return found
 
 
-def _judged(logits: Tensor, choosers: Sequence[Chooser]) -> Iterator[tuple[bool, list[int], Candidates]]:
-    """The rows that follow the same rules, and what these leave of them; greedy ones want the best."""
-    groups: dict[tuple[bool, tuple[Rule, ...]], list[int]] = {}
+def _judged(logits: Tensor, choosers: Sequence[Chooser]) -> Iterator[tuple[Way, list[int], Candidates]]:
+    """The rows that go the same way, and what its rules leave of them."""
+    groups: dict[Way, list[int]] = {}
     for row, chooser in enumerate(choosers):
-        groups.setdefault((chooser.sampling.greedy, chooser.rules), []).append(row)
-    for (greedy, rules), rows in groups.items():
+        groups.setdefault(chooser.way, []).append(row)
+    for way, rows in groups.items():
         candidates = Candidates(logits if len(groups) == 1 else logits[rows])
-        for rule in rules:
+        for rule in way.rules:
             candidates = rule(candidates, [choosers[row] for row in rows])
-        yield greedy, rows, candidates
+        yield way, rows, candidates
+
+
+_plain = lru_cache(1 << 14)(Token)  # what is said most often is there already, once for all
 
 
 def reported(logits: Tensor, chosen: list[int], wanted: list[int | None]) -> list[Token]:
     """The chosen tokens, with log-probabilities for those who want them."""
-    tokens = [Token(id) for id in chosen]
+    tokens = [_plain(id) for id in chosen]
     rows = [row for row, n in enumerate(wanted) if n is not None]
     if not rows:
         return tokens

@@ -145,10 +145,11 @@ class Engine:
             take()
             if text.finish:
                 self.scheduler.remove(text, forget=text.broken)
-        came = []
+        came: list[tuple[Sequence, Token]] = []
         for part, tokens in zip(due, made, strict=True):
             sequence = part.sequence
-            came += [(sequence, token) for token in sequence.extend(tokens)]
+            for token in sequence.extend(tokens):
+                came.append((sequence, token))
             if self.drafter is not None:
                 # The slots of guesses that fell are written anew by what comes there.
                 self.scheduler.advance(sequence, min(len(tokens) - 1, sequence.pending))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
@@ -127,7 +127,8 @@ class Draft(NamedTuple):
 NOTHING = Draft([])
 
 
-class Part(NamedTuple):
+@dataclass(slots=True)
+class Part:
     """What a pass takes of a sequence: `length` tokens from position `start` on, the first that is not cached, and then
     what is guessed; `tokens` are all of these. The scores of the last `due` are wanted: of none, unless the sequence's
     own last is among them."""
@@ -142,13 +143,13 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Part:
         """The next `length` tokens of a sequence, as it is now."""
-        start, end = sequence.cached, sequence.cached + length
-        due = 1 if sequence.answers and end == len(sequence.tokens) else 0
-        return cls(sequence, start, length, sequence.tokens[start:end], due)
+        tokens, start = sequence.tokens, sequence.cached
+        end = start + length
+        return cls(sequence, start, length, tokens[start:end], int(sequence.answers and end == len(tokens)))
 
     def guessing(self, draft: Draft) -> Part:
         """The part with guesses at what follows the sequence's last token, which it reaches."""
-        return self._replace(tokens=self.tokens + draft.tokens, due=1 + len(draft.tokens), draft=draft)
+        return replace(self, tokens=self.tokens + draft.tokens, due=1 + len(draft.tokens), draft=draft)
 
 
 class Scheduler:
