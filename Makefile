@@ -18,8 +18,8 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 # Many processes are started: what Python compiles is kept, even where the environment says otherwise.
-unit: $(VENV)/.test .venv-openai2/.made  ## as many files at once as there are cores
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
+unit: $(VENV)/.test .venv-openai2/.made  ## as many files at once as there are cores, in the order of tests/conftest.py
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # torch goes in first and alone: its version is pinned to one whose build for the CPU is small.
 $(VENV)/.torch: constraints.txt

@@ -10,6 +10,23 @@ from pathlib import Path
 
 import pytest
 
+# Files that take more than 15 seconds, the longest first. Begun late, one of them would be waited for at the end.
+LONG = """docs_using native hub docs_training families adapters saving pretrain finetune spread launch page_talk
+    distributed server_life litgpt_trainings litgpt_recipes docs evaluate_harness graphs resume docs_serving
+    chat""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}": at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_configure() -> None:
+    """Before torch is loaded, which reads them then, and for all processes that tests start: one thread where a test
+    does not ask for more, and threads that wait for one on a core where other work runs soon let it run."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

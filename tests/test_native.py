@@ -80,10 +80,9 @@ def test_a_source_that_does_not_compile_says_what_the_compiler_says(small, tmp_p
 SOURCES = sorted(map(str, Path(native.__file__).parent.glob("*.cpp")))
 
 
-@pytest.mark.parametrize("program", ["g++", "clang++"])
-@pytest.mark.parametrize("flags", [[], ["-march=native"]])
+@pytest.mark.parametrize("program, flags", [("g++", []), ("clang++", []), ("clang++", ["-march=native"])])
 def test_the_kernels_are_for_any_compiler_and_processor(program, flags):
-    """Without the instructions that this one may have, they are still C++."""
+    """Without the instructions that this one may have, they are still C++. With them g++ has built what is tested."""
     if shutil.which(program) is None:
         pytest.skip(f"no {program}")
     subprocess.run([program, "-std=c++17", "-fsyntax-only", "-fopenmp", *flags, *SOURCES], check=True)
