@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 # Files that take more than 15 seconds, the longest first. Begun late, one of them would be waited for at the end.
-LONG = """docs_using native hub docs_training families adapters saving pretrain finetune spread launch page_talk
-    distributed server_life litgpt_trainings litgpt_recipes docs evaluate_harness graphs resume docs_serving
-    chat""".split()
+LONG = """docs_using spread_training native hub docs_training families adapters saving pretrain spread launch finetune
+    page_talk server_life distributed attention evaluate_harness resume spread_resume litgpt_trainings litgpt_recipes
+    docs graphs docs_serving chat""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

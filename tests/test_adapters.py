@@ -247,7 +247,7 @@ def learned(decoder: Decoder, steps: int = 8) -> tuple[float, float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     decoder.eval()
     return losses[0], losses[-1]
 

@@ -39,7 +39,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(place: Path) -> dict[tuple[str, str], Any]:
     """What one process learns, which saves in its middle."""
-    return {(name, how): trained(CPU, name, ONE, how, place / "one" / f"{name}-{how}") for name, _, how in WANTED}
+    ways = dict.fromkeys((name, how) for name, _, how in WANTED)
+    return {(name, how): trained(CPU, name, ONE, how, place / "one" / f"{name}-{how}") for name, how in ways}
 
 
 @pytest.fixture(scope="module")
