@@ -11,12 +11,15 @@ from serving import adapter, tiny
 from torch import Tensor
 
 from lathe import LLM, checkpoint
+from lathe.checkpoint.adapters import put_on
 from lathe.cli import main
 from lathe.errors import UsageError
 from lathe.model import native
 from lathe.model.decoder import Decoder
 from lathe.model.layout import Layout
+from lathe.transforms.group import Group
 from lathe.transforms.panels import Panels
+from lathe.transforms.shard import Share
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no compiler, and so no kernel")
 IDS = torch.tensor([3, 14, 15, 92])
@@ -124,6 +127,18 @@ def test_what_cannot_be_kept_is_said(folder: Path, capsys: pytest.CaptureFixture
     assert f"Cannot write to {folder / '.lathe'}" in capsys.readouterr().err
     with pytest.raises(UsageError, match="Random weights"):
         LLM.load(folder, device="cpu", init="random", keep_packed=True)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_part_of_a_model_is_not_kept_and_that_is_said(folder: Path, tmp_path: Path, adapted: bool) -> None:
+    model = checkpoint.open(folder)
+    if adapted:
+        model = put_on(model, {"one": adapter(folder, tmp_path / "adapter", 1)})
+    share = Share(model.spec, Group(0, 2))
+    with pytest.raises(UsageError, match=r"its part of a model.*a whole model.*Leave --keep-packed out"):
+        model.load(quantize="int8", quick=True, share=share, keep=True)
+    assert not (folder / ".lathe").exists()
+    assert model.load(quantize="int8", quick=True, share=share)
 
 
 def test_what_breaks_off_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,21 @@ def ask(client: anthropic.Anthropic, model: str):
     return both
 
 
+def test_models_are_listed_and_found_as_the_client_wants_them(client, tool_server) -> None:
+    told = tool_server.client.get("/v1/models").json()
+    page = client.models.list()
+    found = list(page)  # which asks for more pages where there are any
+    assert [each.id for each in found] == [each["id"] for each in told["data"]] and not page.has_next_page()
+    assert (page.first_id, page.last_id, page.has_more) == (found[0].id, found[-1].id, False)
+    for each, raw in zip(found, told["data"], strict=True):
+        anthropic.types.ModelInfo.model_validate_json(json.dumps(raw), strict=True)
+        assert (each.type, each.display_name, each.lifecycle) == ("model", each.id, "active")
+        assert each.created_at.timestamp() == raw["created"] and each.max_input_tokens == raw["max_model_len"]
+        assert client.models.retrieve(each.id) == each
+    with pytest.raises(anthropic.NotFoundError, match="none"):
+        client.models.retrieve("none")
+
+
 ORDER = {
     "message_start",
     "content_block_start",

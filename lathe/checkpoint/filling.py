@@ -14,7 +14,7 @@ from torch import nn
 
 from lathe.checkpoint.documents import read_yaml
 from lathe.checkpoint.panel_cache import PanelCache
-from lathe.errors import CheckpointError
+from lathe.errors import CheckpointError, UsageError
 from lathe.families import litgpt
 from lathe.model.blank import blank, slots
 from lathe.model.decoder import Decoder
@@ -83,6 +83,10 @@ class Checkpoint:
             CheckpointError: tensors are missing, left over, or of another shape than the configuration says.
             UsageError: no such way to quantize; or what shall be kept cannot be.
         """
+        if keep and share is not None:
+            found = "This process loads its part of a model that is divided among several."
+            fix = "Leave --keep-packed out, or take --devices 1 or --strategy layers."
+            raise UsageError(found, "--keep-packed keeps the codes of a whole model.", fix)
         how = None if quantize is None else known(quantize)
         decoder, tensors = blank(self.spec), self.tensors
         fit(decoder, tensors, self.path)
