@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -52,6 +53,8 @@ SHAPES = {
         "head_dim": 128, "tie_word_embeddings": False,
     },
 }  # fmt: skip
+PRODUCTS = {"1B": 0.973e9, "8B": 6.98e9}  # weights of the layers' matrices
+NEW = 64  # steps of a decode that are timed
 STEPS = 10  # of a training, of which the first three are not counted
 PEAK: dict[str, float] = {}  # bytes and operations a second, as measured
 
@@ -95,10 +98,6 @@ def model(shape: str, dtype: torch.dtype = torch.bfloat16) -> Decoder:
     return made
 
 
-def size(made: Decoder) -> int:
-    return sum(parameter.numel() for parameter in made.parameters())
-
-
 def limits() -> None:
     source = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
     target = torch.empty_like(source)
@@ -109,29 +108,40 @@ def limits() -> None:
 
 
 @torch.inference_mode()
-def decode(shape: str, prompt: int = 128, made: int = 128) -> None:
-    decoder = model(shape)
-    weights = 2 * size(decoder)
-    for batch in (1, 16, 64):
-        took = seconds(partial(answer, decoder, batch, prompt, made), 3, 1)
-        steps = (made - 1) / (took - seconds(partial(answer, decoder, batch, prompt, 1), 3, 1))
-        say(what="decode", who="lathe", shape=shape, batch=batch, tokens_per_second=batch * steps,
-            of_bandwidth=steps * weights / PEAK["bytes"])  # fmt: skip
+def decode(shape: str, how: str = "bf16", batches: Sequence[int] = (1, 16, 64, 256), prompt: int = 128) -> None:
+    """Steps of sequences that have read a prompt, all that happens to a step on the host included."""
+    decoder = coded(model(shape), how)
+    bytes_ = read(decoder)
+    for batch in batches:
+        engine = Engine(decoder, tokens=batch * (prompt + NEW + 64), chunk=8192, seats=batch)
+        for number in range(batch):
+            ids = [(31 * i + 7 * number) % 1000 for i in range(prompt)]
+            engine.submit(ids, Sampling(max_new_tokens=NEW + 32, temperature=0))
+        while not all(len(one.made) >= 4 for one in engine.scheduler.running) or engine.scheduler.waiting:
+            engine.step()
+        took = seconds(engine.step, NEW, 4)
+        say(what="decode", who="lathe", shape=shape, how=how, batch=batch, tokens_per_second=batch / took,
+            of_bandwidth=bytes_ / took / PEAK["bytes"])  # fmt: skip
+        del engine
+    if how != "bf16":
+        return
     rival = transformer(decoder, shape)
     for batch in (1, 16):
         rows = torch.arange(prompt, device="cuda")[None].repeat(batch, 1)
-        took = seconds(partial(generate, rival, rows, made), 1, 1) - seconds(partial(generate, rival, rows, 1), 1, 1)
-        say(what="decode", who="transformers", shape=shape, batch=batch, tokens_per_second=batch * (made - 1) / took)
+        took = seconds(partial(generate, rival, rows, NEW), 1, 1) - seconds(partial(generate, rival, rows, 1), 1, 1)
+        say(what="decode", who="transformers", shape=shape, batch=batch, tokens_per_second=batch * (NEW - 1) / took)
 
 
-def answer(decoder: Decoder, batch: int, prompt: int, made: int) -> None:
-    """`batch` greedy answers of `made` tokens, all at once."""
-    engine = Engine(decoder, tokens=batch * (prompt + made + 64), chunk=8192)
-    for number in range(batch):
-        ids = [(31 * i + 7 * number) % 1000 for i in range(prompt)]
-        engine.submit(ids, Sampling(max_new_tokens=made, temperature=0))
-    while engine.busy:
-        engine.step()
+def coded(decoder: Decoder, how: str) -> Decoder:
+    if how != "bf16":
+        quantize.pack(decoder, how)
+    return decoder
+
+
+def read(decoder: Decoder) -> int:
+    """Bytes that a step reads of the weights: all but a table of which rows are looked up."""
+    table = None if decoder.spec.tied else decoder.model.embed_tokens.weight
+    return sum(parameter.nbytes for parameter in decoder.parameters() if parameter is not table)
 
 
 def generate(rival: Any, rows: torch.Tensor, made: int) -> None:
@@ -140,13 +150,16 @@ def generate(rival: Any, rows: torch.Tensor, made: int) -> None:
 
 
 @torch.inference_mode()
-def prefill(shape: str, length: int = 2048) -> None:
-    decoder = model(shape)
+def prefill(shape: str, how: str = "bf16", length: int = 2048) -> None:
+    decoder = coded(model(shape), how)
     ids = torch.arange(length, device="cuda") % 1000
     layout = Layout.of([length], "cuda")
     took = seconds(lambda: decoder.logits(decoder(ids, layout)[-1:]))
-    flops = 2 * length * (size(decoder) - decoder.spec.vocab * decoder.spec.width)
-    say(what="prefill", who="lathe", shape=shape, tokens_per_second=length / took, of_peak=flops / took / PEAK["flops"])
+    flops = 2 * length * PRODUCTS[shape]
+    say(what="prefill", who="lathe", shape=shape, how=how, tokens_per_second=length / took,
+        of_peak=flops / took / PEAK["flops"])  # fmt: skip
+    if how != "bf16":
+        return
     rival = transformer(decoder, shape)
     took = seconds(lambda: rival(ids[None], logits_to_keep=1))
     say(what="prefill", who="transformers", shape=shape, tokens_per_second=length / took)
@@ -242,11 +255,11 @@ def learning(
 
 def main(wanted: list[str]) -> None:
     limits()
-    for shape in SHAPES:
-        for work in (decode, prefill):
+    for work in (decode, prefill):
+        for shape, how in product(SHAPES, ("bf16", "int8", "int4", "fp8", "nf4")):
             if work.__name__ in wanted:
                 with cleared():
-                    work(shape)
+                    work(shape, how)
     if "train" not in wanted:
         return
     packed = [701, 37, 512, 300, 1100, 90, 8, 700, 648]  # 4,096 tokens in all

@@ -23,9 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure() -> None:
     """Before torch is loaded, which reads them then, and for all processes that tests start: one thread where a test
-    does not ask for more, and threads that wait for one on a core where other work runs soon let it run."""
+    does not ask for more, and threads that wait for one on a core where other work runs soon let it run. And before
+    Triton is: kernels for a GPU run through its interpreter where there is none."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not (shutil.which("nvidia-smi") or shutil.which("rocm-smi")):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,7 +38,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor, turn: rope.Angles | None, warm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, T H C, keys and values, both T K C. Knows no layout, so that it can be compiled for all of them."""
         part = self.part
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = layers.together(x, self.q_proj, self.k_proj, self.v_proj)
         if self.normed == "rows":
             q, k = self.q_norm(q), self.k_norm(k)
         if part.clip is not None:
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         if self.normed == "heads":
             q, k = self.q_norm(q), self.k_norm(k)
         if part.rope is not None and turn is not None:
-            q, k = rope.rotate(q, turn, part.rope), rope.rotate(k, turn, part.rope)
+            q, k = rope.rotate(turn, part.rope, q, k)
         if self.normed == "turned heads":
             q, k = self.q_norm(q), self.k_norm(k)
         if warm is not None:
@@ -126,8 +126,7 @@ class LatentAttention(nn.Module):
         latent, k_turned = self.kv_a_proj_with_mqa(x).split([part.kv_rank, part.rope.channels], dim=-1)
         latent = self.kv_a_layernorm(latent)[:, None]  # T 1 rank
         turn = rope.angles(part.rope, layout)
-        q_turned = rope.rotate(q_turned, turn, part.rope)
-        k_turned = rope.rotate(k_turned[:, None], turn, part.rope)  # T 1 rope
+        q_turned, k_turned = rope.rotate(turn, part.rope, q_turned, k_turned[:, None])  # the latter T 1 rope
         mix = self._unfolded if cache is None else self._folded
         return self.o_proj(mix(q_plain, q_turned, latent, k_turned, layout, cache).flatten(-2))
 

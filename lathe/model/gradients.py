@@ -7,15 +7,24 @@ every result it would keep. Where a device has a kernel of its own for the whole
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lathe.model import gpu
 from lathe.model.native import learning
+from lathe.model.spec import Activation
 
-Act = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -35,6 +44,10 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
     Where the weight is float32 it is computed in float32 and rounded once.
     """
+    if gpu.able(x, weight) and product_dtype(x) == x.dtype:
+        from lathe.model.gpu import stream
+
+        return stream.norm(x, weight, eps)
     return RmsNorm.apply(x, weight, eps) if by_hand(x, weight) else _rms_norm(x, weight, eps)
 
 
@@ -75,21 +88,25 @@ class RmsNorm(torch.autograd.Function):
         return g.to(x.dtype), by_weight, None
 
 
-def gate(act: Act, x: Tensor, up: Tensor) -> Tensor:
+def gate(act: Activation, x: Tensor, up: Tensor) -> Tensor:
     """act(x) * up."""
-    return Gate.apply(act, x, up) if by_hand(x, up) else act(x) * up
+    if gpu.able(x, up):
+        from lathe.model.gpu import stream
+
+        return stream.gate(act, x, up)
+    return Gate.apply(act, x, up) if by_hand(x, up) else ACTIVATIONS[act](x) * up
 
 
 class Gate(torch.autograd.Function):
     """Keeps its two arguments, and computes act(x) again."""
 
     @staticmethod
-    def forward(ctx: Any, act: Act, x: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, act: Activation, x: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(x, up)
         ctx.act = act
-        y = learning.gate(x, up) if act is F.silu else None
+        y = learning.gate(x, up) if act == "silu" else None
         ctx.native = y is not None
-        return act(x).mul_(up) if y is None else y
+        return ACTIVATIONS[act](x).mul_(up) if y is None else y
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,7 +115,7 @@ class Gate(torch.autograd.Function):
             return None, *learning.gate_back(x, up, outer[0])
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            y = ctx.act(x)
+            y = ACTIVATIONS[ctx.act](x)
         (by_x,) = torch.autograd.grad(y, x, outer[0] * up)
         return None, by_x, outer[0] * y.detach()
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lathe.model import gpu
+
 SCALE = torch.bfloat16.itemsize
 
 
@@ -21,6 +23,18 @@ def width(channels: int, dtype: torch.dtype) -> int:
 def write(cache: Tensor, slots: Tensor, x: Tensor) -> None:
     """Keep rows in these slots. cache: N K width(C), slots: T, x: T K C in any floating-point type."""
     cache.index_copy_(0, slots, coded(x) if cache.dtype == torch.int8 else x.to(cache.dtype))
+
+
+def write_both(cache: tuple[Tensor, Tensor], slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """Keep keys and values, in one launch where a GPU can."""
+    keys, values = cache
+    if gpu.able(k, v, keys, values) and k.dtype == keys.dtype and v.dtype == values.dtype:
+        from lathe.model.gpu import stream
+
+        stream.keep(keys, values, slots, k, v)
+    else:
+        write(keys, slots, k)
+        write(values, slots, v)
 
 
 def read(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -57,9 +57,10 @@ def attend(
     else:
         assert layout.write is not None
         keys, values = cache
-        kept.write(keys, layout.write, k)
-        if values.data_ptr() != keys.data_ptr():  # else they are a part of the keys
-            kept.write(values, layout.write, v)
+        if values.data_ptr() == keys.data_ptr():  # they are a part of the keys
+            kept.write(keys, layout.write, k)
+        else:
+            kept.write_both(cache, layout.write, k, v)
         if layout.table is not None:
             many = sinks is None and _flash(q, v, seen)
             return tables.attend(q, cache, v.shape[-1], layout, seen, sinks, many)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lathe.model import gradients, spec
+from lathe.model import gpu, gradients, spec
+from lathe.model.gpu.matrix import Matrix
 
 
 class Linear(nn.Module):
@@ -20,7 +21,41 @@ class Linear(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        made = few(x, None, self)
+        return F.linear(x, self.weight, self.bias) if made is None else made[0]
+
+    @property
+    def matrix(self) -> Matrix | None:
+        """What kernels on a GPU multiply with, if they know it."""
+        return Matrix(self.weight, self.bias)
+
+
+def together(x: Tensor, *maps: nn.Module) -> list[Tensor]:
+    """What each map makes of the same rows, in one launch where a GPU can."""
+    made = few(x, None, *maps)
+    return [one(x) for one in maps] if made is None else made
+
+
+def gated(x: Tensor, act: spec.Activation, gate: nn.Module, up: nn.Module) -> Tensor:
+    """act(gate(x)) * up(x), in one launch where a GPU can."""
+    made = few(x, act, gate, up)
+    return gradients.gate(act, gate(x), up(x)) if made is None else made[0]
+
+
+def few(x: Tensor, act: spec.Activation | None, *maps: nn.Module) -> list[Tensor] | None:
+    """The same of few rows on a GPU; None where no kernel does that. One map alone may have hooks: they are called
+    where it is."""
+    if x.numel() > gpu.FEW * x.shape[-1] or not gpu.able(x):
+        return None
+    from lathe.model.gpu import products
+
+    matrices: list[Matrix] = []
+    for one in maps:
+        hooked = len(maps) > 1 and (one._forward_hooks or one._forward_pre_hooks)
+        if not isinstance(one, Linear) or hooked or not (matrix := one.matrix):
+            return None
+        matrices.append(matrix)
+    return products.product(x, matrices, act) if products.fits(x, matrices) else None
 
 
 class RMSNorm(nn.Module):

@@ -9,16 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lathe.model import gradients, kernels, spec
+from lathe.model import gradients, kernels, layers, spec
 from lathe.model.layers import Linear
-
-ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-}
 
 
 class Gated(nn.Module):
@@ -27,10 +19,10 @@ class Gated(nn.Module):
         self.gate_proj = Linear(width, part.width, part.bias)
         self.up_proj = Linear(width, part.width, part.bias)
         self.down_proj = Linear(part.width, width, part.bias)
-        self.act = ACTIVATIONS[part.act]
+        self.act = part.act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gradients.gate(self.act, self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(layers.gated(x, self.act, self.gate_proj, self.up_proj))
 
 
 class Plain(nn.Module):
@@ -38,10 +30,10 @@ class Plain(nn.Module):
         super().__init__()
         self.up_proj = Linear(width, part.width, part.bias)
         self.down_proj = Linear(part.width, width, part.bias)
-        self.act = ACTIVATIONS[part.act]
+        self.act = part.act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.up_proj(x)))
+        return self.down_proj(gradients.ACTIVATIONS[self.act](self.up_proj(x)))
 
 
 class Router(nn.Module):
@@ -117,8 +109,7 @@ class Stacked(nn.Module):
 def joined(part: spec.Gated | spec.Clamped) -> Callable[[Tensor, Tensor], Tensor]:
     """What becomes of gate(x) and up(x)."""
     if isinstance(part, spec.Gated):
-        act = ACTIVATIONS[part.act]
-        return partial(gradients.gate, act)
+        return partial(gradients.gate, part.act)
 
     def clamped(gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.clamp(max=part.limit), up.clamp(-part.limit, part.limit)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lathe.model import gradients
+from lathe.model import gpu, gradients
 from lathe.model.layout import Layout
 from lathe.model.spec import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
 
@@ -46,8 +46,17 @@ def turned(rope: Rope, positions: Tensor, speed: Tensor) -> Angles:
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def rotate(x: Tensor, angles: Angles, rope: Rope) -> Tensor:
-    """Turn the first `rope.channels` of every head. x: T H C. Computed in float32, rounded once to x's dtype."""
+def rotate(angles: Angles, rope: Rope, *xs: Tensor) -> list[Tensor]:
+    """Turn the first `rope.channels` of every head of one or two x: T H C. Computed in float32, rounded once to x's
+    dtype."""
+    if gpu.able(*xs, *angles):
+        from lathe.model.gpu import stream
+
+        return stream.turn(*angles, rope.interleaved, *xs)
+    return [_rotate(x, angles, rope) for x in xs]
+
+
+def _rotate(x: Tensor, angles: Angles, rope: Rope) -> Tensor:
     turned, rest = x[..., : rope.channels], x[..., rope.channels :]
     y = gradients.turn(turned, *angles, rope.interleaved)
     return torch.cat((y, rest), dim=-1) if rest.shape[-1] else y

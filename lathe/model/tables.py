@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lathe.model import kept
+from lathe.model import gpu, kept
 from lathe.model.layout import Layout, Table
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ def attend(
     table = layout.table
     slots, counts = layout.once(("seen", seen.window, seen.chunk), lambda: _seen(table, seen))
     keys, values = cache
+    if gpu.able(q, sinks):
+        from lathe.model.gpu import looking
+
+        if looking.fits(q, keys, channels):
+            return looking.look(q, keys, values[..., :channels], slots, counts, seen.scale, seen.softcap, sinks)
     k = kept.read(keys[slots], q.dtype)  # S m K C
     v = k[..., :channels] if values.data_ptr() == keys.data_ptr() else kept.read(values[slots], q.dtype)
     if ragged and _counted():

@@ -47,12 +47,12 @@ def to_table(values: Table, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_table(values: Table, codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
-    pairs = _pairs(values, codes.device).index_select(0, codes.flatten().int()).view(torch.float32)
-    return (pairs.view(*scales.shape, BLOCK) * scales[..., None]).flatten(-2)[..., :inputs]
+    both = pairs(values, codes.device).index_select(0, codes.flatten().int()).view(torch.float32)
+    return (both.view(*scales.shape, BLOCK) * scales[..., None]).flatten(-2)[..., :inputs]
 
 
 @cache
-def _pairs(table: Table, device: torch.device) -> Tensor:
+def pairs(table: Table, device: torch.device) -> Tensor:
     """The two values that each byte stands for, together as one of 64 bits, which is looked up soonest."""
     with torch.inference_mode(False):
         values = torch.tensor(table, device=device)

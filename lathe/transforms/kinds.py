@@ -94,13 +94,15 @@ class Kind:
     ) -> Tensor:
         """Rows (of a stack: matrices) of the matrix, computed in float32 and rounded once. parts: the values of what
         `pack` gives; inputs: columns of the matrix; which: unless it is double, also the numbers of rows."""
+        return self.back(*self.single(parts, which), inputs).to(dtype)
+
+    def single(self, parts: Sequence[Tensor], which: slice | int | Tensor = slice(None)) -> list[Tensor]:
+        """The same parts of some rows or matrices, with the scales as numbers."""
         codes, scales, *rest = parts
         if self.double:
             assert not isinstance(which, Tensor)
-            others = [_single(which, scales, *rest)]
-        else:
-            others = [part[which] for part in (scales, *rest)]
-        return self.back(codes[which], *others, inputs).to(dtype)
+            return [codes[which], _single(which, scales, *rest)]
+        return [part[which] for part in parts]
 
 
 def _doubled(scales: Tensor) -> dict[str, Tensor]:

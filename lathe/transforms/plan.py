@@ -122,10 +122,7 @@ class Plan(Found):
             self._matrix(one, f"{name}_proj", getattr(told, name))
         if isinstance(one, mlps.Gated) and told.gate.kind != told.up.kind:  # whose rows pass side by side
             raise Unknown
-        found = [name for name in get_args(spec.Activation) if mlps.ACTIVATIONS[name] is one.act]
-        if not found:
-            raise Unknown
-        told.act = get_args(spec.Activation).index(found[0])
+        told.act = get_args(spec.Activation).index(one.act)
         told.width, self.told.width = shape_of(one.up_proj)
         for place, name in stands.items():
             if place.endswith("mlp"):

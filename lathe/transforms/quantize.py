@@ -6,19 +6,26 @@ are, and embedding and head unless they are named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lathe.model import kernels, layers
+from lathe.model import gpu, kernels, layers
 from lathe.model.decoder import Decoder, Embedding
+from lathe.model.gpu.matrix import Matrix
 from lathe.model.mlps import Stacked
+from lathe.transforms.grids import FP4, NF4, pairs
 from lathe.transforms.kinds import KINDS
 
 ALL = -1
+LAYOUTS = {  # of those kinds whose codes are multiplied on a GPU as they are
+    "int8": "rows", "fp8": "rows", "int8-32": "groups", "int4": "fours", "int4-zp": "zeros",
+    "nf4": "table", "nf4-dq": "table", "fp4": "table", "fp4-dq": "table",
+}  # fmt: skip
+TABLES = {"nf4": NF4, "nf4-dq": NF4, "fp4": FP4, "fp4-dq": FP4}
 
 
 # Operations of their own: a compiler that looked inside would keep what is unpacked for the way back.
@@ -26,8 +33,7 @@ ALL = -1
 def product(x: Tensor, bias: Tensor | None, parts: list[Tensor], how: str, inputs: int, one: int) -> Tensor:
     """x @ weight.T + bias. The weight is unpacked on the way there, and again on the way back; of a stack it is the
     matrix of number `one`, else ALL."""
-    weight = KINDS[how].unpack(parts, inputs, x.dtype, slice(None) if one == ALL else one)
-    return F.linear(x, weight, bias)
+    return F.linear(x, _unpacked(parts, how, inputs, x.dtype, one), bias)
 
 
 @product.register_fake
@@ -38,12 +44,30 @@ def _(x: Tensor, bias: Tensor | None, parts: list[Tensor], how: str, inputs: int
 @torch.library.custom_op("lathe::packed_product_back", mutates_args=())
 def product_back(grad: Tensor, parts: list[Tensor], how: str, inputs: int, one: int) -> Tensor:
     """grad @ weight: the gradient of x."""
-    return grad @ KINDS[how].unpack(parts, inputs, grad.dtype, slice(None) if one == ALL else one)
+    return grad @ _unpacked(parts, how, inputs, grad.dtype, one)
 
 
 @product_back.register_fake
 def _(grad: Tensor, parts: list[Tensor], how: str, inputs: int, one: int) -> Tensor:
     return grad.new_empty(*grad.shape[:-1], inputs)
+
+
+def _unpacked(parts: list[Tensor], how: str, inputs: int, dtype: torch.dtype, one: int) -> Tensor:
+    """The matrix as numbers; of a stack, that of number `one`, else ALL."""
+    which = slice(None) if one == ALL else one
+    if how in LAYOUTS and gpu.at_hand(parts[0]):
+        from lathe.model.gpu import products
+
+        return products.unpacked(_matrix(parts, how, which), inputs, dtype)
+    return KINDS[how].unpack(parts, inputs, dtype, which)
+
+
+def _matrix(parts: Sequence[Tensor], how: str, which: slice | int = slice(None), bias: Tensor | None = None) -> Matrix:
+    """What kernels on a GPU are told of codes of the kinds in LAYOUTS."""
+    codes, *others = KINDS[how].single(parts, which)
+    if (values := TABLES.get(how)) is not None:
+        others.append(pairs(values, codes.device))
+    return Matrix(codes, bias, LAYOUTS[how], *others)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -102,7 +126,12 @@ class Packed(nn.Module):
 
 class PackedLinear(Packed, layers.Linear):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, self.bias, ALL)
+        made = layers.few(x, None, self)
+        return self.product(x, self.bias, ALL) if made is None else made[0]
+
+    @property
+    def matrix(self) -> Matrix | None:
+        return _matrix(self._all(), self.how, bias=self.bias) if self.how in LAYOUTS else None
 
 
 class PackedStacked(Packed, Stacked):  # type: ignore[misc]

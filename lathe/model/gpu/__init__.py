@@ -1,0 +1,46 @@
+"""Kernels in Triton for a GPU: what lies between the products of a pass, and products of few rows, in as few launches
+as may be, since reading a few new tokens is a matter of launches and of the memory's speed.
+
+Each stands in for a plain formula in the module that calls it, gives the same but for rounding, and is taken where
+`able` says so: on NVIDIA's and AMD's cards, where Triton is, and where nothing is to be learned. The tests run them on
+a CPU too, through Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+TYPES = (torch.bfloat16, torch.float16, torch.float32)
+DEVICES = {"cuda"}
+FEW = 128  # rows, at most, that products of ours take
+PLAIN = (Tensor, nn.Parameter)  # no tensor of others, that knows more than its numbers
+
+
+def able(*tensors: Tensor | None) -> bool:
+    """Whether kernels of ours may compute with these: all lie on one GPU, nothing is learned, and no compiler, which
+    would rather see formulas, looks on."""
+    known = [x for x in tensors if x is not None]
+    first = known[0]
+    if not at_hand(first) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return all(type(x) in PLAIN and x.device == first.device and x.dtype in TYPES for x in known)
+
+
+def at_hand(x: Tensor) -> bool:
+    """Whether x lies where kernels of ours are."""
+    return x.device.type in DEVICES and there()
+
+
+@cache
+def there() -> bool:
+    """Whether Triton is."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def power(count: int) -> int:
+    """The least power of two that is no less, as Triton wants the sides of its blocks."""
+    return 1 << max(count - 1, 0).bit_length()
