@@ -255,15 +255,9 @@ def learning(
 
 def main(wanted: list[str]) -> None:
     limits()
-    for work in (decode, prefill):
-        for shape, how in product(SHAPES, ("bf16", "int8", "int4", "fp8", "nf4")):
-            if work.__name__ in wanted:
-                with cleared():
-                    work(shape, how)
-    if "train" not in wanted:
-        return
+    kinds = [*product(SHAPES, ("bf16", "int8", "int4", "fp8", "nf4"))]
     packed = [701, 37, 512, 300, 1100, 90, 8, 700, 648]  # 4,096 tokens in all
-    runs: list[partial[None]] = [
+    training: list[partial[None]] = [
         partial(train, "1B", [2048] * 2, 4, []),
         partial(train, "1B", [2048] * 2, 4, ["compiled"]),
         partial(theirs, "1B", 2048, 8, []),
@@ -274,12 +268,17 @@ def main(wanted: list[str]) -> None:
         partial(theirs, "8B", 2048, 4, ["lora", "checkpointed"]),
         partial(train, "8B", [2048], 4, ["lora", "nf4", "checkpointed"]),
     ]
-    for run in runs:
+    runs = {
+        "decode": [partial(decode, *kind) for kind in kinds],
+        "prefill": [partial(prefill, *kind) for kind in kinds],
+        "train": training,
+    }
+    for run in (run for what in wanted for run in runs[what]):
         with cleared():
             try:
                 run()
             except Exception as error:  # the others are still worth their time
-                say(what="train", failed=str(run.args), error=repr(error)[:300])
+                say(failed=f"{run.func.__name__} {run.args}", error=repr(error)[:300])
 
 
 if __name__ == "__main__":

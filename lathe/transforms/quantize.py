@@ -109,6 +109,8 @@ class Packed(nn.Module):
         return KINDS[self.how].unpack(self._all(), self.shape[-1], dtype, which)
 
     def product(self, x: Tensor, bias: Tensor | None, one: int) -> Tensor:
+        if gpu.able(x):  # and an operation of its own would cost the host more than it does
+            return F.linear(x, _unpacked(self._all(), self.how, self.shape[-1], x.dtype, one), bias)
         return product(x, bias, self._all(), self.how, self.shape[-1], one)
 
     def _all(self) -> list[Tensor]:

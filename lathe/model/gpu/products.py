@@ -156,6 +156,8 @@ def _cut(count: int, inputs: int, outputs: int, layout: str) -> dict[str, int]:
         tall, wide, warps, stages = 32, 256, 4, 3
     else:
         tall, wide, warps, stages = 64, 128, 4, 3
+    if layout == "table":
+        stages = 1  # or what is looked up would be copied ahead, eight bytes at a time
     wide = max(min(wide, power(inputs)), 64)
     return {"many": many, "tall": tall, "wide": wide, "num_warps": warps, "num_stages": stages}
 
