@@ -142,9 +142,11 @@ def state() -> dict[str, str]:
 
 
 def due(every: list[Case], rounds: Rounds, count: int) -> Iterator[tuple[str, list[tuple[int, Case]]]]:
-    """What is still to be measured, size by size, so that models of one size are on the disk at a time."""
+    """What is still to be measured, size by size, so that models of one size are on the disk at a time. Every second
+    round goes backwards, so that nobody is always the first."""
     for size in SHAPES:
-        of = [(n, case) for n in range(count) for case in every if case.size == size and not rounds.has(case, n)]
+        turns = [(n, case) for n in range(count) for case in (every if n % 2 == 0 else every[::-1])]
+        of = [(n, case) for n, case in turns if case.size == size and not rounds.has(case, n)]
         if of:
             yield size, of
 
@@ -159,6 +161,8 @@ def run(every: list[Case], rounds: Rounds, count: int, models: Path, say: Callab
         kinds = [kind for kind in KINDS if any(case.kind == kind and case.who == "llama.cpp" for _, case in of)]
         say(f"{size}: making the models")
         make(model, SHAPES[size], kinds, litgpt=any(case.who == "LitGPT" for _, case in of))
+        if hasattr(os, "sync"):
+            os.sync()  # or the first who is measured shares the memory with what still goes to the disk
         for n, case in of:
             begun = time.perf_counter()
             figures = measured(case, model)
