@@ -260,3 +260,33 @@ def test_every_family_says_the_same(monkeypatch: pytest.MonkeyPatch, case) -> No
     same = sum(a == b for mine, theirs in zip(ours, right, strict=True) for a, b in zip(mine, theirs, strict=True))
     assert same >= 4  # of 6: of two tokens that are as likely, either, and then others follow
     assert (told - near).abs().median() < 0.02
+
+
+def test_a_card_on_which_no_kernel_runs_goes_the_plain_way(on: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Triton finds no compiler; a warning says so, once."""
+    from lathe.model.gpu import stream
+
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(stream, "gate", broken)
+    gpu.working.cache_clear()
+    x = drawn(2, 16)
+    try:
+        with pytest.warns(UserWarning, match="without kernels of its own, which is slower: Failed to find C compiler"):
+            assert torch.equal(gradients.gate("silu", x, x), F.silu(x) * x)
+        assert not gpu.able(x)
+    finally:
+        gpu.working.cache_clear()
+
+
+def test_floats_of_8_bits_are_for_cards_that_have_them(on: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = layers.Linear(64, 16).to(DEVICE, torch.float16)
+    plain.weight.data = drawn(16, 64, dtype=torch.float16)
+    packed = quantize.PackedLinear(plain, "fp8")
+    packed.take(quantize.KINDS["fp8"].pack([plain.weight], plain.weight.shape, plain.weight.device))
+    x = drawn(2, 64, dtype=torch.float16)
+    right = packed(x)
+    monkeypatch.setattr("lathe.model.gpu.products.capability", lambda device: (8, 0))
+    assert layers.few(x, None, packed) is None
+    assert_near(packed(x), right.float(), torch.float16)

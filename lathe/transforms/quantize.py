@@ -58,7 +58,8 @@ def _unpacked(parts: list[Tensor], how: str, inputs: int, dtype: torch.dtype, on
     if how in LAYOUTS and gpu.at_hand(parts[0]):
         from lathe.model.gpu import products
 
-        return products.unpacked(_matrix(parts, how, which), inputs, dtype)
+        if products.readable(parts[0]):
+            return products.unpacked(_matrix(parts, how, which), inputs, dtype)
     return KINDS[how].unpack(parts, inputs, dtype, which)
 
 

@@ -2,13 +2,14 @@
 as may be, since reading a few new tokens is a matter of launches and of the memory's speed.
 
 Each stands in for a plain formula in the module that calls it, gives the same but for rounding, and is taken where
-`able` says so: on NVIDIA's and AMD's cards, where Triton is, and where nothing is to be learned. The tests run them on
-a CPU too, through Triton's interpreter.
+`able` says so: on cards where Triton works, and where nothing is to be learned. The tests run them on a CPU too,
+through Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from functools import cache
 
 import torch
@@ -31,14 +32,33 @@ def able(*tensors: Tensor | None) -> bool:
 
 
 def at_hand(x: Tensor) -> bool:
-    """Whether x lies where kernels of ours are."""
-    return x.device.type in DEVICES and there()
+    """Whether x lies where kernels of ours are: on the process's own GPU, for Triton launches on no other."""
+    device = x.device
+    if device.type not in DEVICES or (device.type == "cuda" and device.index != torch.cuda.current_device()):
+        return False
+    return working(device)
 
 
 @cache
-def there() -> bool:
-    """Whether Triton is."""
-    return importlib.util.find_spec("triton") is not None
+def working(device: torch.device) -> bool:
+    """Whether kernels run on a device. It is tried, since Triton wants a compiler of the system's too."""
+    if importlib.util.find_spec("triton") is None or capability(device) < (8, 0):
+        return False
+    try:
+        from lathe.model.gpu import stream
+
+        some = torch.ones(1, 16, device=device)
+        stream.gate("silu", some, some)
+    except Exception as error:  # whatever Triton, a compiler or a driver may have to say
+        warnings.warn(f"Going on without kernels of its own, which is slower: {error}", stacklevel=2)
+        return False
+    return True
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """What an NVIDIA card can do: from 8.0 on bfloat16, from 8.9 on floats of 8 bits. Others say what they like."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def power(count: int) -> int:

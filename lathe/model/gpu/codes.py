@@ -13,7 +13,8 @@ from lathe.model.gpu.matrix import LAYOUTS
 NUMBERS, ROWS, GROUPS, FOURS, ZEROS, TABLE = (tl.constexpr(number) for number in range(len(LAYOUTS)))
 # Whole numbers become floats without being converted, which is slow: or'ed into the mantissa of 2^23 they stand for
 # 2^23 and themselves. Where they are not shifted to its end, they stand for themselves times a power of two, by which
-# what they are multiplied with is divided beforehand (`_spread`).
+# what they are multiplied with is divided beforehand (`_spread`). BITS are given to the kernels as a number (`magic`),
+# as only what stands in a register can be masked and or'ed by one instruction.
 MAGIC, BITS = tl.constexpr(8388608.0), 0x4B000000
 
 
@@ -37,17 +38,9 @@ def _spread(column, bits: tl.constexpr):
 
 @triton.jit
 def _wholes(
-    weight,
-    magic,
-    row,
-    start,
-    rows,
-    width,
-    bits: tl.constexpr,
-    spread: tl.constexpr,
-    tall: tl.constexpr,
-    wide: tl.constexpr,
-):
+    weight, magic, row, start, rows, width,
+    bits: tl.constexpr, spread: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
     """Whole numbers of 4 or 8 bits of rows from column `start` on, read as words: tall wide, float32. Those of 4 bits
     are less 8."""
     each: tl.constexpr = 32 // bits

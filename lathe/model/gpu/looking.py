@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lathe.model.gpu import power
 
-BLOCK = 64  # slots that are read at once
+BLOCK = 64  # slots that are read at once, of heads that take no more bytes than NARROW; else half as many, for a
+NARROW = 256  # small card's sake
 LEAST = 64  # slots of a span, at least
-WIDEST = 256  # channels of a head
+WIDEST = 512  # bytes of a head
 
 
 @triton.jit
@@ -98,7 +99,7 @@ def _join(
 
 def fits(q: Tensor, keys: Tensor, v_channels: int) -> bool:
     """Whether the kernels take these: a cache of numbers as they are, of queries' type, and heads that are not vast."""
-    return keys.dtype == q.dtype and max(q.shape[-1], v_channels) <= WIDEST
+    return keys.dtype == q.dtype and max(q.shape[-1], v_channels) * q.itemsize <= WIDEST
 
 
 def look(
@@ -124,11 +125,12 @@ def look(
     y = torch.empty(rows, heads, v_channels, dtype=q.dtype, device=q.device)
     parts = y if pieces == 1 else torch.empty(rows, heads, pieces, v_channels + 2, device=q.device)
     group, told = heads // kv_heads, y if sinks is None else sinks
+    block = BLOCK if max(channels, v_channels) * q.itemsize <= NARROW else BLOCK // 2
     _look[(rows, kv_heads, pieces)](
         y, parts, q, keys, values, slots.contiguous(), counts, told, scale, softcap or 1.0, most, span, heads,
         q.stride(0), q.stride(1), keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
         group, channels, v_channels, softcap is not None, sinks is not None,
-        pieces == 1, max(power(group), 16), max(power(channels), 16), max(power(v_channels), 16), BLOCK,
+        pieces == 1, max(power(group), 16), max(power(channels), 16), max(power(v_channels), 16), block,
     )  # fmt: skip
     if pieces > 1:
         sunk = sinks is not None

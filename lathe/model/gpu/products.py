@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lathe.model.gpu import FEW, PLAIN, power
+from lathe.model.gpu import FEW, PLAIN, capability, power
 from lathe.model.gpu.codes import BITS, ROWS, TABLE, coded, tile
 from lathe.model.gpu.matrix import LAYOUTS, Matrix
 from lathe.model.gpu.stream import ACTS, act
@@ -98,7 +98,7 @@ def fits(x: Tensor, matrices: Sequence[Matrix]) -> bool:
     first, rows = matrices[0], x.numel() // x.shape[-1]
     if not 0 < rows <= (MOST if first.layout == "numbers" else FEW) or len(matrices) > 3:
         return False
-    if x.dtype not in (torch.bfloat16, torch.float16):
+    if x.dtype not in (torch.bfloat16, torch.float16) or not readable(first.weight):
         return False
     for one in matrices:
         alike = one.layout == first.layout and (one.bias is None) == (first.bias is None)
@@ -106,6 +106,11 @@ def fits(x: Tensor, matrices: Sequence[Matrix]) -> bool:
         if not (alike and known and (one.layout != "numbers" or one.weight.dtype == x.dtype)):
             return False
     return True
+
+
+def readable(codes: Tensor) -> bool:
+    """Whether a card makes numbers of this type into others: floats of 8 bits are for newer ones."""
+    return codes.dtype != torch.float8_e4m3fn or (torch.version.hip is None and capability(codes.device) >= (8, 9))
 
 
 def product(x: Tensor, matrices: Sequence[Matrix], gated: str | None = None) -> list[Tensor]:
