@@ -34,15 +34,17 @@ def able(*tensors: Tensor | None) -> bool:
 def at_hand(x: Tensor) -> bool:
     """Whether x lies where kernels of ours are: on the process's own GPU, for Triton launches on no other."""
     device = x.device
-    if device.type not in DEVICES or (device.type == "cuda" and device.index != torch.cuda.current_device()):
+    if device.type not in DEVICES or not working(device):
         return False
-    return working(device)
+    return device.type != "cuda" or device.index == torch.cuda.current_device()
 
 
 @cache
 def working(device: torch.device) -> bool:
     """Whether kernels run on a device. It is tried, since Triton wants a compiler of the system's too."""
-    if importlib.util.find_spec("triton") is None or capability(device) < (8, 0):
+    if importlib.util.find_spec("triton") is None or (device.type == "cuda" and not torch.cuda.is_available()):
+        return False
+    if capability(device) < (8, 0):
         return False
     try:
         from lathe.model.gpu import stream
