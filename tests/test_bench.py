@@ -249,4 +249,4 @@ def test_a_run_that_was_stopped_goes_on(scripts: None, tmp_path: Path, monkeypat
     benchmark.run(cases, benchmark.Rounds(file), 2, tmp_path, lambda text: None)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     told = [(row["who"], row["round"], row["figures"]["decode"]) for row in rows]
-    assert told == [("Lathe", 0, 1), ("transformers", 0, 2), ("Lathe", 1, 4), ("transformers", 1, 5)]
+    assert told == [("Lathe", 0, 1), ("transformers", 0, 2), ("transformers", 1, 4), ("Lathe", 1, 5)]  # backwards
