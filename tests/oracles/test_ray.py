@@ -44,6 +44,8 @@ def process(model) -> Iterator[tuple[subprocess.Popen, httpx2.Client]]:
         port = bound.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
+    # Three times five seconds are not enough for Ray's proxy to begin where other tests run beside it.
+    environment["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
     words = ["--engine", "ray", "--replicas", "2", "--device", "cpu", "--port", str(port)]
     process = subprocess.Popen([str(python()), "-m", "lathe", "serve", str(model), *words], env=environment)
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
