@@ -43,7 +43,8 @@ CHUNK, LARGE = 1 << 18, 1 << 24  # numbers quantized at once, and where they are
 class Kind:
     """One way. code: the type of codes. width, scales: how many codes a row of so many inputs has, and how many numbers
     that they are multiplied by. rows: n D to both, unless it is for files alone; back: both to ... D. double: the
-    scales are packed too. others: what else there is, its name, how many of a row, and their type."""
+    scales are packed too. others: what else there is, its name, how many of a row, and their type. values: what codes
+    of 4 bits stand for, where they are places in a table."""
 
     code: torch.dtype
     width: Callable[[int], int]
@@ -53,6 +54,7 @@ class Kind:
     double: bool = False
     scale: torch.dtype = torch.float32
     others: tuple[str, Callable[[int], int], torch.dtype] | None = None
+    values: Table | None = None
 
     def blank(self, shape: torch.Size) -> dict[str, Tensor]:
         """Parts without values for a matrix, or a stack of them, of this shape."""
@@ -130,7 +132,7 @@ def _groups(inputs: int) -> int:
 
 def _table(values: Table, double: bool = False) -> Kind:
     to, back = partial(grids.to_table, values), partial(grids.from_table, values)
-    return Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), to, back, double)
+    return Kind(torch.uint8, _half, lambda inputs: -(-inputs // BLOCK), to, back, double, values=values)
 
 
 def _same(inputs: int) -> int:

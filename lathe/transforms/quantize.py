@@ -17,7 +17,7 @@ from lathe.model import gpu, kernels, layers
 from lathe.model.decoder import Decoder, Embedding
 from lathe.model.gpu.matrix import Matrix
 from lathe.model.mlps import Stacked
-from lathe.transforms.grids import FP4, NF4, pairs
+from lathe.transforms.grids import pairs
 from lathe.transforms.kinds import KINDS
 
 ALL = -1
@@ -25,7 +25,6 @@ LAYOUTS = {  # of those kinds whose codes are multiplied on a GPU as they are
     "int8": "rows", "fp8": "rows", "int8-32": "groups", "int4": "fours", "int4-zp": "zeros",
     "nf4": "table", "nf4-dq": "table", "fp4": "table", "fp4-dq": "table",
 }  # fmt: skip
-TABLES = {"nf4": NF4, "nf4-dq": NF4, "fp4": FP4, "fp4-dq": FP4}
 
 
 # Operations of their own: a compiler that looked inside would keep what is unpacked for the way back.
@@ -66,7 +65,7 @@ def _unpacked(parts: list[Tensor], how: str, inputs: int, dtype: torch.dtype, on
 def _matrix(parts: Sequence[Tensor], how: str, which: slice | int = slice(None), bias: Tensor | None = None) -> Matrix:
     """What kernels on a GPU are told of codes of the kinds in LAYOUTS."""
     codes, *others = KINDS[how].single(parts, which)
-    if (values := TABLES.get(how)) is not None:
+    if (values := KINDS[how].values) is not None:
         others.append(pairs(values, codes.device))
     return Matrix(codes, bias, LAYOUTS[how], *others)
 
